@@ -1,0 +1,130 @@
+"""A checkpoint that has been understood: its files, its config, its family, and which tensor goes where.
+
+Opening one reads headers and JSON only; everything that can be wrong without touching the weights is found here.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import architectures, rules
+from converters.architectures.family import Family
+from converters.detect import open_source
+from converters.files import read_json
+from converters.source import TensorSource
+from converters.take import Take
+from forge_jax.params import Tree, abstract
+from forge_jax.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything about a checkpoint but its weights."""
+
+    path: Path
+    source: TensorSource
+    config: Mapping[str, Any]
+    family: Family
+    spec: ModelSpec
+    found: tuple[rules.Instance, ...]
+
+    def read(self, place: Callable[[str, np.ndarray], Any]) -> Tree:
+        """Read the parameters, one tensor in host memory at a time; `place(path, values)` makes each leaf.
+
+        Raises:
+            ValueError: the bytes of a tensor are not what its header says, or a tied head that differs.
+        """
+        tree = rules.read_tree(list(self.found), self.source.read, place)
+        if self.spec.tied:
+            self.check_tied()
+        return tree
+
+    def check_tied(self) -> None:
+        """A head beside a tied embedding must be the same numbers, or one of the two would be lost.
+
+        Raises:
+            ValueError: it is not.
+        """
+        embed = next(i.theirs for i in self.found if "embed" in i.paths)
+        for name in tied_copies(self.family, self.source.tensors):
+            if not np.array_equal(self.source.read(name), self.source.read(embed)):
+                raise ValueError(
+                    f"{self.path}: the config ties the head to the embedding, but {name} differs from {embed}; "
+                    "set tie_word_embeddings to false in config.json if the head is its own"
+                )
+
+    def stored_dtypes(self) -> dict[str, str]:
+        """The storage type of each tensor, by its own name."""
+        return {name: info.dtype for name, info in self.source.tensors.items()}
+
+
+def tied_copies(family: Family, names: Iterable[str]) -> list[str]:
+    """Tensors of a tied model that repeat its embedding under the name of the head."""
+    heads = {rule.theirs for rule in family.rules if rule.ours == "head"}
+    return [name for name in names if name in heads]
+
+
+def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None = None) -> Checkpoint:
+    """Open a directory or file, find its family and account for every tensor.
+
+    Args:
+        path: a HuggingFace directory, or a GGUF / safetensors / PyTorch file (with its config.json beside it).
+        allow: config keys that may stay unread.
+        file: which file, where a directory holds several checkpoints.
+
+    Raises:
+        FileNotFoundError: nothing there, or no config.
+        ValueError: an unknown format or architecture, config keys not understood, tensors that do not fit.
+    """
+    source = open_source(path, file=file)
+    try:
+        if source.format == "gguf":
+            from converters.gguf import model
+
+            return model.understand(path, source, allow)
+        return understand(path, source, read_config(path), allow)
+    except BaseException:
+        source.close()
+        raise
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of a directory, or the one beside a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON object.
+    """
+    directory = path if path.is_dir() else path.parent
+    file = directory / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} is missing: without it the architecture of {path.name} is unknown. "
+            "Put the model's config.json beside the weights"
+        )
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
+    """Turn a config and a list of tensors into a spec and concrete rules, HuggingFace names."""
+    where = str(path / "config.json" if path.is_dir() else path)
+    family = architectures.find(config.get("model_type"), where)
+    take = Take(config, where, allow)
+    spec = family.config(take)
+    take.done()
+    stored = {name: info.shape for name, info in source.tensors.items()}
+    table = family.rules
+    if family.prefix and not any(name.startswith(family.prefix) for name in stored):
+        table = rules.without_prefix(table, family.prefix)
+    found = rules.instances(table, abstract(spec), stored)
+    buffers = [rules.pattern(name) for name in family.buffers]
+    buffers += [rules.pattern(name.removeprefix(family.prefix)) for name in family.buffers]
+    extra = set(tied_copies(family, stored)) if spec.tied else set()
+    rules.check(found, stored, lambda n: n in extra or any(b.match(n) for b in buffers), str(path))
+    return Checkpoint(path, source, config, family, spec, tuple(found))

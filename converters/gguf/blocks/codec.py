@@ -1,0 +1,106 @@
+"""`decode` and `encode`: the two directions of every type, chunk by chunk so that temporaries stay small."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import ml_dtypes
+import numpy as np
+
+from . import iquants, kquants, legacy, small_floats
+from .bits import Decoder
+from .encoders import ENCODERS
+from .types import GGMLType, lookup
+
+CHUNK = 1 << 18
+"""Elements converted at once. 1 MB of float32: the working set stays in the cache, temporaries below 16 MB."""
+
+DECODERS: Mapping[str, Decoder] = MappingProxyType(
+    {**legacy.DECODERS, **kquants.DECODERS, **iquants.DECODERS, **small_floats.DECODERS}
+)
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+def decode(type_name: str, raw: np.ndarray) -> np.ndarray:
+    """Unpack stored bytes, uint8 [..., bytes], into float32 [..., elements].
+
+    The values are those of ggml's reference code, bit for bit. Blocks with a NaN or infinite scale give NaN and
+    infinite values, as they do there.
+
+    Raises:
+        ValueError: an unknown type, integers or F64 (float32 would not hold them), or bytes that are not whole blocks.
+    """
+    kind = lookup(type_name)
+    if raw.dtype != np.uint8 or raw.ndim == 0 or raw.shape[-1] % kind.nbytes:
+        raise ValueError(f"{type_name} decodes uint8 rows of a multiple of {kind.nbytes} bytes, not {_describe(raw)}")
+    shape = (*raw.shape[:-1], raw.shape[-1] // kind.nbytes * kind.block)
+    flat = np.ascontiguousarray(raw).reshape(-1)
+    if kind.plain:
+        if type_name not in FLOATS:
+            raise ValueError(f"{type_name} values do not fit into float32; read them as {kind.values}")
+        return flat.view(kind.values).astype(np.float32).reshape(shape)
+    blocks = flat.view(kind.layout)
+    out = np.empty((len(blocks), kind.block), np.float32)
+    step = CHUNK // kind.block
+    with np.errstate(all="ignore"):  # a hostile scale may be NaN, infinite or huge
+        for start in range(0, len(blocks), step):
+            DECODERS[type_name](blocks[start : start + step], out[start : start + step])
+    return out.reshape(shape)
+
+
+def encode(type_name: str, values: np.ndarray) -> np.ndarray:
+    """Pack numbers [..., elements] into stored bytes, uint8 [..., bytes].
+
+    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 take floats, rounded as ggml's reference code does. I8 ... I64 and
+    F64 take arrays of exactly their dtype.
+
+    Raises:
+        ValueError: a type that is not written here, rows that are not whole blocks, a wrong dtype, or finite values
+            that the type cannot hold (nothing becomes infinite on the way; packed types hold no NaN either).
+    """
+    kind = lookup(type_name)
+    if values.ndim == 0:
+        raise ValueError(f"{type_name}: encoding takes rows of values, not a single one")
+    if kind.plain and type_name not in FLOATS:
+        if values.dtype != kind.values:
+            raise ValueError(f"{type_name} stores {kind.values} values, not {values.dtype}")
+        return np.ascontiguousarray(values).view(np.uint8)
+    if not kind.plain and type_name not in ENCODERS:
+        raise ValueError(f"{type_name} is read but not written; write {', '.join((*FLOATS, *ENCODERS))}")
+    if values.dtype not in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16):
+        raise ValueError(f"{type_name} encodes floating-point values, not {_describe(values)}")
+    row_bytes = kind.row_bytes(values.shape[-1])
+    source = np.ascontiguousarray(values).reshape(-1, kind.block)
+    stored = np.empty(len(source), kind.layout)
+    step = CHUNK // kind.block
+    with np.errstate(all="ignore"):  # overflow is found below, and said with its cause
+        for start in range(0, len(source), step):
+            _encode_chunk(kind, source[start : start + step], stored[start : start + step])
+    return stored.view(np.uint8).reshape(*values.shape[:-1], row_bytes)
+
+
+def _encode_chunk(kind: GGMLType, source: np.ndarray, out: np.ndarray) -> None:
+    finite = np.isfinite(source)
+    values = source.astype(np.float32)
+    if kind.plain:
+        out[...] = _bfloat16_bits(values[:, 0]) if kind.name == "BF16" else values[:, 0]
+        kept = np.isfinite(out.view(kind.values)) | ~finite[:, 0]
+    else:
+        if not finite.all():
+            raise ValueError(f"{kind.name} holds no NaN and no infinity, and {(~finite).sum()} of the values are")
+        ENCODERS[kind.name](values, out)
+        kept = np.isfinite([out[field] for field in ("d", "m") if field in (kind.layout.names or ())])
+    if not kept.all():
+        largest = np.abs(source[finite]).max()
+        raise ValueError(f"values up to {largest:.6g} are too large for {kind.name}; choose a type with a wider range")
+
+
+def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Round to nearest even; a NaN keeps its sign and upper payload and becomes quiet."""
+    bits = values.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), bits >> 16 | 64, rounded).astype(np.uint16)
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"

@@ -1,0 +1,118 @@
+"""Rotary settings of both config dialects to one `Rope`.
+
+The older dialect has `rope_theta`, `rope_scaling` and `partial_rotary_factor` side by side (with their aliases), the
+newer one nests all of it in `rope_parameters`, possibly once a layer type. Semantics as in transformers'
+modeling_rope_utils, but `truncate` is honoured in nested dicts too.
+"""
+
+import math
+from typing import Any
+
+from converters.take import Take
+from forge_jax.spec import DynamicNtk, Linear, Llama3, LongRope, Proportional, Rope, Scaling, Yarn
+
+THETA = ("rope_theta", "rotary_emb_base")
+PARTIAL = ("partial_rotary_factor", "rotary_pct", "rope_pct")
+DIALECT = (*THETA, *PARTIAL, "rope_parameters", "rope_scaling", "original_max_position_embeddings")
+
+
+def magnitude(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's temperature, 0.1 * mscale * ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def read_rope(
+    take: Take,
+    head_dim: int,
+    *,
+    interleaved: bool = False,
+    layer_type: str | None = None,
+    theta: float = 10000.0,
+    partial: float = 1.0,
+    max_len: int | None = None,
+) -> Rope:
+    """Read the rotary embedding of a config, or of one layer type where it is nested by layer type.
+
+    Args:
+        take: the model's config; every rotary key of both dialects is marked as read.
+        head_dim: features of a head; a partial factor takes that part of it from the front.
+        theta, partial: this architecture's defaults.
+        max_len: max_position_embeddings, if the config names it otherwise.
+
+    Raises:
+        ValueError: an unknown rope type, or a key inside the rope dict that nobody reads.
+    """
+    take.ignore(*DIALECT)
+    outer = take("rope_parameters", None) or take("rope_scaling", None) or {}
+    # a nested dict is keyed by layer type and its values are dicts (or null)
+    nested = bool(outer) and all(isinstance(value, dict) or value is None for value in outer.values())
+    if nested and layer_type is None:
+        raise ValueError(f"{take.where}: rope_parameters differ by layer type {sorted(outer)}; expected one dict")
+    name = f"{take.where}: rope_parameters" + (f"[{layer_type!r}]" if nested else "")
+    if nested and layer_type not in outer:
+        raise ValueError(f"{name} is missing; found {sorted(outer)}")
+    inner = Take((outer[layer_type] if nested else outer) or {}, name)
+    theta = float(inner("rope_theta", None) or take.either(*THETA, default=theta))
+    part = inner("partial_rotary_factor", None)
+    part = take.either(*PARTIAL, default=partial) if part is None else part
+    length = max_len or take("max_position_embeddings", None)
+    original = (
+        take("original_max_position_embeddings", None) or inner("original_max_position_embeddings", None) or length
+    )
+    inner.ignore("original_max_position_embeddings")
+    kind = inner.either("rope_type", "type", default="default")
+    if kind == "proportional":
+        pairs = int(part * head_dim // 2)
+        scaling: Scaling | None = Proportional(pairs, float(inner("factor", 1.0)))
+        dim = head_dim
+    else:
+        dim = int(head_dim * part)
+        scaling = read_scaling(inner, kind, length, original)
+    if dim % 2 or dim <= 0:
+        raise ValueError(f"{name}: {dim} rotated features of {head_dim}; expected an even number above 0")
+    inner.done()
+    return Rope(dim, theta, interleaved, scaling)
+
+
+def read_scaling(inner: Take, kind: str, length: Any, original: Any) -> Scaling | None:
+    """Read one scaling rule by its type."""
+    match kind:
+        case "default" | "mrope":
+            inner.ignore("factor")
+            return None
+        case "linear":
+            return Linear(float(inner("factor")))
+        case "dynamic":
+            return DynamicNtk(float(inner("factor")), int(length))
+        case "yarn":
+            return read_yarn(inner, length, original)
+        case "llama3":
+            low, high = float(inner("low_freq_factor")), float(inner("high_freq_factor"))
+            return Llama3(float(inner("factor")), low, high, int(original))
+        case "longrope" | "su":
+            factor = inner("factor", None) or length / original
+            given = inner("attention_factor", None)
+            default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+            short, long = (tuple(float(x) for x in inner(key)) for key in ("short_factor", "long_factor"))
+            return LongRope(short, long, int(original), float(default if given is None else given))
+        case _:
+            known = "default, linear, dynamic, yarn, llama3, longrope, proportional"
+            raise ValueError(f"{inner.where}: rope type {kind!r} is unknown; known are {known}")
+
+
+def read_yarn(inner: Take, length: Any, original: Any) -> Yarn:
+    """Read YaRN: the factor may follow from the lengths, the attention factor from the two mscales."""
+    factor = float(inner("factor", None) or length / original)
+    mscale, mscale_all = inner("mscale", None), inner("mscale_all_dim", None)
+    given = inner("attention_factor", None)
+    if given is None:
+        both = mscale and mscale_all
+        given = magnitude(factor, mscale) / magnitude(factor, mscale_all) if both else magnitude(factor)
+    return Yarn(
+        factor,
+        int(original),
+        float(given),
+        beta_fast=float(inner("beta_fast", None) or 32.0),
+        beta_slow=float(inner("beta_slow", None) or 1.0),
+        truncate=bool(inner("truncate", True)),
+    )

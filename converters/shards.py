@@ -1,0 +1,108 @@
+"""Which files make up one checkpoint: index files and numbered shards, for every container that has them.
+
+Knows names of files and of tensors; refuses to know what is inside a shard.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.files import read_json
+
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[A-Za-z]+)")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of one checkpoint in reading order; `index` says which tensor an index file puts where (or is None)."""
+
+    files: tuple[Path, ...]
+    index: dict[str, Path] | None = None
+
+    def check(self, names: dict[str, Path]) -> None:
+        """Raise ValueError unless every tensor that the index names was found (`names`) where the index puts it."""
+        wrong = [(name, file) for name, file in (self.index or {}).items() if names.get(name) != file]
+        if wrong:
+            name, file = wrong[0]
+            found = f"it is in {names[name].name}" if name in names else "no shard holds it"
+            raise ValueError(
+                f"{file}: the index says that tensor {name!r} is here, but {found} ({len(wrong)} such tensors); "
+                "index and shards belong to different checkpoints, download them again"
+            )
+
+
+def read_index(path: Path) -> Shards:
+    """Read `*.index.json`: {"weight_map": {tensor: shard file beside the index}}.
+
+    Raises:
+        FileNotFoundError: a shard is missing; the message says which, and how many tensors it holds.
+        ValueError: no weight_map, or a shard's name that leads out of the directory.
+    """
+    content = read_json(path)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path}: an index needs a 'weight_map' object that names a shard for each tensor")
+    held: dict[str, int] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_name(shard):
+            raise ValueError(
+                f"{path}: tensor {name!r} is said to be in {shard!r}; a shard is a file name in this directory"
+            )
+        held[shard] = held.get(shard, 0) + 1
+    missing = [shard for shard in sorted(held) if not (path.parent / shard).exists()]
+    if missing:
+        listed = ", ".join(f"{shard} (with {held[shard]} tensors)" for shard in missing[:5])
+        raise FileNotFoundError(
+            f"{path.parent}: {len(missing)} of {len(held)} shards missing: {listed}; download again"
+        )
+    return Shards(
+        files=tuple(path.parent / shard for shard in sorted(held)),
+        index={name: path.parent / shard for name, shard in weight_map.items()},
+    )
+
+
+def find_shards(directory: Path, suffix: str, usual: tuple[str, ...]) -> Shards:
+    """Find the one checkpoint in a directory: its index, or its usual file, or its only file, or a full numbered set.
+
+    Args:
+        directory: where to look; subdirectories are not searched.
+        suffix: of the files, such as ".safetensors".
+        usual: names that win over other files, such as ("model.safetensors",).
+
+    Raises:
+        FileNotFoundError: nothing there, or a numbered set with a gap.
+        ValueError: several candidates; the message lists them.
+    """
+    indexes = sorted(directory.glob(f"*{suffix}.index.json"))
+    usual_indexes = [index for index in indexes if index.name in {f"{name}.index.json" for name in usual}]
+    if len(usual_indexes or indexes) == 1:
+        return read_index((usual_indexes or indexes)[0])
+    files = sorted(file for file in directory.glob(f"*{suffix}") if file.is_file())
+    chosen = [directory / name for name in usual if directory / name in files] or files
+    if len(chosen) == 1 and not _NUMBERED.fullmatch(chosen[0].name):
+        return Shards((chosen[0],))
+    if not files:
+        raise FileNotFoundError(f"{directory}: no *{suffix} file here")
+    return Shards(_numbered_set(directory, files))
+
+
+def _numbered_set(directory: Path, files: list[Path]) -> tuple[Path, ...]:
+    matches = [_NUMBERED.fullmatch(file.name) for file in files]
+    sets = {(match["stem"], match["count"], match["suffix"]) for match in matches if match}
+    if len(sets) != 1 or None in matches:
+        listed = ", ".join(file.name for file in files[:8])
+        raise ValueError(
+            f"{directory}: {len(files)} checkpoint files and no index ({listed}); give the file that is meant"
+        )
+    stem, count, suffix = sets.pop()
+    if int(count) > 10_000:
+        raise ValueError(f"{files[0]}: a set of {count} shards cannot be meant")
+    expected = [directory / f"{stem}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+    missing = [file.name for file in expected if file not in files]
+    if missing:
+        raise FileNotFoundError(f"{directory}: {len(missing)} of {int(count)} shards missing: {', '.join(missing[:5])}")
+    return tuple(expected)
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")

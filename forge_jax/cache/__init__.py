@@ -1,0 +1,10 @@
+"""Keys and values between calls: slabs with as many slots as a layer can look back on.
+
+A cache is a pytree of two parts. `places` says which token sits in which slot; layers with equally many slots share
+one entry, so it is written once a step. `layers` holds the slabs. Masks are a function of the positions that a place
+reports and of nothing else: dense, ring, ragged and chunked use are the same attention code.
+"""
+
+from forge_jax.cache.dense import Cache, Places, Slots, init, place_key, put, required_length, rewind, slots_of
+
+__all__ = ["Cache", "Places", "Slots", "init", "place_key", "put", "required_length", "rewind", "slots_of"]

@@ -1,0 +1,205 @@
+"""The decoder: embed, run the blocks, read out. Knows no architecture, no file format and no device.
+
+`run_loop` calls one jitted block a layer: equal blocks are traced once, and neither weights nor caches are copied.
+`run_scan` scans over stacked layers: the smallest program, for training and deep models. Both give the same numbers.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax import ops
+from forge_jax.cache import Cache, Slots, slots_of
+from forge_jax.ops import Call, Context, norm
+from forge_jax.params import Tree
+from forge_jax.spec import Block, ModelSpec, segments
+from forge_jax.tensor import contract, dense, take
+
+Driver = Literal["loop", "scan"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Inputs:
+    """What enters the decoder: token ids or embeddings, and where each token stands.
+
+    tokens_BT: ids; ignored where embeds_BTD is given. order_BT: 0, 1, 2, ... along a sequence, -1 for padding.
+    coords_BTC: rotary positions where they are not the order (several axes for images and video).
+    span_BT: tokens of one span > 0 see each other in both directions; None: causal.
+    """
+
+    tokens_BT: Array | None
+    order_BT: Array
+    embeds_BTD: Array | None = None
+    coords_BTC: Array | None = None
+    span_BT: Array | None = None
+
+
+def inputs(tokens_BT: Array, start: int = 0) -> Inputs:
+    """Inputs of unpadded rows whose first token has order `start`."""
+    tokens_BT = jnp.asarray(tokens_BT, jnp.int32)
+    order = jnp.arange(start, start + tokens_BT.shape[1], dtype=jnp.int32)
+    return Inputs(tokens_BT, jnp.broadcast_to(order[None], tokens_BT.shape))
+
+
+# ------------------------------------------------------------------------------------------------ one layer
+def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """One layer. Returns (x_BTD, state).
+
+    Sequential:  x -> x + a(x) -> + m(x + a(x))        Parallel:  x -> x + a(x) + m(x)
+    """
+    shared = norm(spec.pre, params["pre"], x_BTD) if spec.pre else None
+    entry, new_state = x_BTD, dict(state) if state is not None else None
+    for branch in spec.branches:
+        p = params[branch.name]
+        source = entry if spec.parallel else x_BTD
+        if shared is not None:
+            source = shared
+        y = norm(branch.pre, p.get("pre", {}), source) if branch.pre else source
+        base = y if spec.residual == "normed" else x_BTD
+        memory = state.get(branch.name) if state is not None else None
+        y, memory = ops.apply(branch.op, p, y, memory, call, ctx)
+        if new_state is not None and memory is not None:
+            new_state[branch.name] = memory
+        if branch.post:
+            y = norm(branch.post, p.get("post", {}), y)
+        x_BTD = base + (y if branch.scale == 1.0 else y * branch.scale)
+        if branch.after:
+            x_BTD = norm(branch.after, p.get("after", {}), x_BTD)
+    return x_BTD, new_state
+
+
+# ------------------------------------------------------------------------------------------------ drivers
+jitted_block = partial(jax.jit, static_argnums=(0, 5))(block)
+
+
+def run_loop(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
+    """Every layer in turn. Returns (x_BTD, the layers' new slabs)."""
+    out = []
+    for i, layer in enumerate(spec.layers):
+        state = cache.layers[i] if cache is not None else None
+        x_BTD, state = jitted_block(layer, layers[str(i)], x_BTD, state, call, ctx)
+        out.append(state)
+    return x_BTD, tuple(out)
+
+
+def run_scan(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
+    """The same, scanning over runs of equal layers, whose weights and slabs are stacked first."""
+    out: list[Any] = [None] * len(spec.layers)
+    for segment in segments(spec.layers):
+        width = len(segment.period)
+        starts = range(segment.start, segment.start + width * segment.repeats, width)
+
+        def stacked(items: Any, j: int, starts: range = starts) -> Any:
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[items(start + j) for start in starts])
+
+        weights = [stacked(lambda i: layers[str(i)], j) for j in range(width)]
+        states = [stacked(lambda i: cache.layers[i], j) for j in range(width)] if cache is not None else None
+
+        def body(x: Array, step: Any, period: tuple[Block, ...] = segment.period):
+            params, states = step
+            new = []
+            for j, layer in enumerate(period):
+                x, state = block(layer, params[j], x, states[j] if states is not None else None, call, ctx)
+                new.append(state)
+            return x, new
+
+        x_BTD, new = jax.lax.scan(body, x_BTD, (weights, states))
+        for k, start in enumerate(starts):
+            for j in range(width):
+                out[start + j] = jax.tree.map(lambda leaf, k=k: leaf[k], new[j])
+    return x_BTD, tuple(out)
+
+
+# ------------------------------------------------------------------------------------------------ ends
+def embed(spec: ModelSpec, params: Tree, inputs: Inputs, ctx: Context) -> Array:
+    """Token ids, or embeddings given, to the stream x_BTD."""
+    if inputs.embeds_BTD is not None:
+        x = inputs.embeds_BTD
+    elif inputs.tokens_BT is None:
+        raise ValueError("forward: neither tokens_BT nor embeds_BTD is given")
+    else:
+        x = lookup(params["embed"], inputs.tokens_BT, ctx)
+        x = x if spec.embed_scale == 1.0 else x * jnp.asarray(spec.embed_scale, x.dtype)
+    if spec.embed_norm is not None:
+        x = norm(spec.embed_norm, params.get("embed_norm", {}), x)
+    if "embed_in" in params:
+        x = contract("BTE,ED->BTD", x, params["embed_in"])
+    if spec.positions is not None:
+        x = x + take(params["positions"], jnp.maximum(inputs.order_BT, 0) + spec.positions.offset).astype(x.dtype)
+    return x
+
+
+def lookup(table: Any, ids_BT: Array, ctx: Context) -> Array:
+    """Rows of the embedding; where the vocabulary is split, each device adds the rows it has."""
+    if ctx.axis is None:
+        return take(table, ids_BT)
+    rows = table.shape[0]
+    local = ids_BT - jax.lax.axis_index(ctx.axis) * rows
+    here = (local >= 0) & (local < rows)
+    x = take(table, jnp.where(here, local, 0))
+    return ctx.psum(jnp.where(here[..., None], x, jnp.zeros((), x.dtype)))
+
+
+def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context()) -> Array:
+    """The stream to float32 logits [B, T, V]."""
+    x = norm(spec.final_norm, params.get("final_norm", {}), x_BTD) if spec.final_norm else x_BTD
+    if "embed_out" in params:
+        x = contract("BTD,DE->BTE", x, params["embed_out"])
+    z = contract("BTD,VD->BTV", x, params["embed"]) if spec.tied else contract("BTD,DV->BTV", x, params["head"])
+    z = z.astype(jnp.float32)
+    if spec.head_bias:
+        z = z + dense(params["head_bias"]).astype(jnp.float32)[None, None]
+    if ctx.axis is not None:
+        z = jax.lax.all_gather(z, ctx.axis, axis=2, tiled=True)[..., : spec.vocab_size]
+    if spec.logit_scale != 1.0:
+        z = z * spec.logit_scale
+    if spec.logit_softcap is not None:
+        z = spec.logit_softcap * jnp.tanh(z / spec.logit_softcap)
+    return z
+
+
+def hidden(
+    spec: ModelSpec,
+    params: Tree,
+    inputs: Inputs,
+    cache: Cache | None = None,
+    ctx: Context = Context(),
+    *,
+    driver: Driver = "loop",
+) -> tuple[Array, Cache | None]:
+    """The stream after the last layer, and the advanced cache."""
+    order = inputs.order_BT
+    coords = order[..., None] if inputs.coords_BTC is None else inputs.coords_BTC
+    span = jnp.zeros_like(order) if inputs.span_BT is None else inputs.span_BT
+    slots: dict[str, Slots] = {}
+    if cache is not None:
+        slots = {key: slots_of(places, order, span) for key, places in cache.places.items()}
+    call = Call(order, jnp.maximum(coords, 0), span, slots)
+    run = run_loop if driver == "loop" else run_scan
+    x, layers = run(spec, params["layers"], embed(spec, params, inputs, ctx), cache, call, ctx)
+    if cache is None:
+        return x, None
+    return x, replace(cache, places={key: s.places for key, s in slots.items()}, layers=layers)
+
+
+def forward(
+    spec: ModelSpec,
+    params: Tree,
+    inputs: Inputs,
+    cache: Cache | None = None,
+    ctx: Context = Context(),
+    *,
+    driver: Driver = "loop",
+) -> tuple[Array, Cache | None]:
+    """Logits [B, T, V] in float32 for every token, and the advanced cache. Pure.
+
+    Without a cache the tokens see each other; with one they also see what it holds. Computed in the dtype of the
+    parameters, softmax and norms in float32.
+    """
+    x, cache = hidden(spec, params, inputs, cache, ctx, driver=driver)
+    return readout(spec, params, x, ctx), cache

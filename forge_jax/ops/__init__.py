@@ -1,0 +1,21 @@
+"""The mathematics of a layer, one file an op. `apply` is the only door: (op, params, x, state, call) to (y, state)."""
+
+from jax import Array
+
+from forge_jax.ops.attention import attention
+from forge_jax.ops.call import Call, Context
+from forge_jax.ops.mlp import mlp
+from forge_jax.ops.norm import norm
+from forge_jax.params import Tree
+from forge_jax.spec import Attention, Mlp, Op
+
+__all__ = ["Call", "Context", "apply", "norm"]
+
+
+def apply(op: Op, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """Run one op. Returns (y_BTD, new state); ops without memory hand back the state they got."""
+    match op:
+        case Attention():
+            return attention(op, params, x_BTD, state, call, ctx)
+        case Mlp():
+            return mlp(op, params, x_BTD, ctx), state

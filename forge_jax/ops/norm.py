@@ -1,0 +1,42 @@
+"""Root-mean-square and layer normalisation, in float32 whatever comes in."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax.ops.call import Context
+from forge_jax.params import Tree
+from forge_jax.spec import Norm
+
+WHOLE = Context()
+
+
+def norm(spec: Norm, params: Tree, x: Array, *, features: int = 1, total: int = 0, ctx: Context = WHOLE) -> Array:
+    """Normalise `x` over its last `features` axes.
+
+    `total` is the true number of features where the axes are split over the mesh (or padded for it): the moments are
+    then summed over the devices. The weights have the shape of the axes normalised, or of any trailing ones.
+    """
+    axes = tuple(range(x.ndim - features, x.ndim))
+    size = total or math.prod(x.shape[axis] for axis in axes)
+
+    def mean(values: Array) -> Array:
+        whole = values.sum(axes, keepdims=True)
+        return (ctx.psum(whole) if total else whole) / size
+
+    y = x.astype(jnp.float32)
+    if spec.kind == "layer":
+        y = y - mean(y)
+    y = y * jax.lax.rsqrt(mean(y * y) + spec.eps)
+    if spec.scale:
+        y = y * (spec.offset + widen(params["scale"], x.ndim))
+    if spec.bias:
+        y = y + widen(params["bias"], x.ndim)
+    return y.astype(x.dtype)
+
+
+def widen(weight: Array, ndim: int) -> Array:
+    """A float32 weight with leading axes of 1, so that it broadcasts to rank `ndim` by intent and not by promotion."""
+    return weight.astype(jnp.float32).reshape((1,) * (ndim - weight.ndim) + weight.shape)

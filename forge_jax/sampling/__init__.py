@@ -1,0 +1,18 @@
+"""Sampling: logits processors as a chain of pure functions, and one draw a row that its seed alone decides."""
+
+from forge_jax.sampling.params import SamplingParams, build
+from forge_jax.sampling.sampler import distribution, process, sample
+from forge_jax.sampling.state import History, SamplerPlan, SamplerValues, start_history, update_history
+
+__all__ = [
+    "History",
+    "SamplerPlan",
+    "SamplerValues",
+    "SamplingParams",
+    "build",
+    "distribution",
+    "process",
+    "sample",
+    "start_history",
+    "update_history",
+]

@@ -1,0 +1,24 @@
+"""Strict settings for every test: no silent promotion, eight fake devices, warnings are errors (pyproject.toml)."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(os.environ.get("FORGE_JAX_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference checkpoints that lies beside the checkout (FORGE_JAX_SHARED overrides)."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference checkpoints are not at {SHARED}; set FORGE_JAX_SHARED to their folder")
+    return SHARED
