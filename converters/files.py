@@ -73,6 +73,18 @@ class BoundedFile:
         self._file.close()
 
 
+def quote(name: Any) -> str:
+    """A name from a file as an error message shows it: at most 200 characters; what is no text by its type."""
+    return repr(name[:200]) if isinstance(name, str) else f"<{type(name).__name__}>"
+
+
+def typed(raw: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """See a contiguous uint8 array as `dtype`; ValueError for a bool that is neither 0 nor 1."""
+    if dtype == np.bool_ and raw.size and raw.max() > 1:
+        raise ValueError(f"{where} is BOOL and holds a byte {raw.max()}; only 0 and 1 are allowed")
+    return raw.reshape(-1).view(dtype)
+
+
 def parse_json(raw: bytes, where: str, *, file_size: int) -> Any:
     """Parse JSON that a stranger wrote: no duplicate keys, no NaN, bounded depth, memory bounded before it is spent.
 
@@ -93,7 +105,7 @@ def parse_json(raw: bytes, where: str, *, file_size: int) -> Any:
         if len(out) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise ValueError(f"the key {twice[:200]!r} appears twice")
+            raise ValueError(f"the key {quote(twice)} appears twice")
         return out
 
     def no_constant(name: str) -> Any:
@@ -217,7 +229,7 @@ def _full_disk_named(path: Path, size: int | None) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         free = shutil.disk_usage(path.parent).free
-        needed = "unknown number of" if size is None else str(size)
+        needed = "more" if size is None else str(size)
         text = (
             f"disk full: {needed} bytes are needed, {free} are free; the unfinished file was removed ({error.strerror})"
         )

@@ -6,6 +6,7 @@ modeling_rope_utils, but `truncate` is honoured in nested dicts too.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converters.take import Take
@@ -21,6 +22,11 @@ def magnitude(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
+def rope_dict(take: Take) -> Mapping[str, Any]:
+    """The nested dict of either dialect, empty where there is none."""
+    return take("rope_parameters", None) or take("rope_scaling", None) or {}
+
+
 def read_rope(
     take: Take,
     head_dim: int,
@@ -30,6 +36,7 @@ def read_rope(
     theta: float = 10000.0,
     partial: float = 1.0,
     max_len: int | None = None,
+    beside: Iterable[str] = (),
 ) -> Rope:
     """Read the rotary embedding of a config, or of one layer type where it is nested by layer type.
 
@@ -38,12 +45,13 @@ def read_rope(
         head_dim: features of a head; a partial factor takes that part of it from the front.
         theta, partial: this architecture's defaults.
         max_len: max_position_embeddings, if the config names it otherwise.
+        beside: keys of the rope dict that are not about the rope; the architecture reads them itself.
 
     Raises:
         ValueError: an unknown rope type, or a key inside the rope dict that nobody reads.
     """
     take.ignore(*DIALECT)
-    outer = take("rope_parameters", None) or take("rope_scaling", None) or {}
+    outer = rope_dict(take)
     # a nested dict is keyed by layer type and its values are dicts (or null)
     nested = bool(outer) and all(isinstance(value, dict) or value is None for value in outer.values())
     if nested and layer_type is None:
@@ -59,7 +67,7 @@ def read_rope(
     original = (
         take("original_max_position_embeddings", None) or inner("original_max_position_embeddings", None) or length
     )
-    inner.ignore("original_max_position_embeddings")
+    inner.ignore("original_max_position_embeddings", *beside)
     kind = inner.either("rope_type", "type", default="default")
     if kind == "proportional":
         pairs = int(part * head_dim // 2)

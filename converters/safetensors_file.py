@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from converters.files import BoundedFile, atomic_write, parse_json
+from converters.files import BoundedFile, atomic_write, parse_json, quote, typed
 from converters.shards import Shards, find_shards, read_index
 from converters.source import TensorInfo
 
@@ -83,7 +83,7 @@ class SafetensorsSource:
         tensors, metadata, data_start = read_header(file)
         for info, begin in tensors:
             if info.name in self.tensors:
-                raise ValueError(f"{path}: tensor {info.name!r} is also in {self.tensors[info.name].file.name}")
+                raise ValueError(f"{path}: tensor {quote(info.name)} is also in {self.tensors[info.name].file.name}")
             self.tensors[info.name] = info
             self._places[info.name] = (file, data_start + begin)
         self.metadata = metadata | self.metadata  # shards repeat the same entries; the first one speaks
@@ -94,17 +94,13 @@ class SafetensorsSource:
         bits, dtype = _DTYPES[info.dtype]
         if dtype is None:
             raise ValueError(
-                f"{info.file}: tensor {name!r} is {info.dtype}; its packing is not standardised, so it is not read"
+                f"{info.file}: tensor {quote(name)} is {info.dtype}; its packing is not standardised, so it is not read"
             )
         file, offset = self._places[name]
         raw = file.read_array(offset, info.nbytes)
         if bits == 4:  # the low half of a byte comes first
             raw = np.stack([raw & 15, raw >> 4], axis=-1)
-        if dtype == np.bool_ and raw.size and raw.max() > 1:
-            raise ValueError(
-                f"{info.file}: tensor {name!r} is BOOL and holds a byte {raw.max()}; only 0 and 1 are allowed"
-            )
-        return raw.reshape(-1).view(dtype).reshape(info.shape)
+        return typed(raw, dtype, f"{info.file}: tensor {quote(name)}").reshape(info.shape)
 
     def close(self) -> None:
         """Close all shards."""
@@ -164,12 +160,12 @@ def read_header(file: BoundedFile) -> tuple[list[tuple[TensorInfo, int]], dict[s
 
 def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, int]:
     """Check one header entry by itself; return it with its offset."""
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {quote(name)}"
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where}: needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ValueError(f"{where}: dtype {dtype!r} is unknown; known are {', '.join(_DTYPES)}")
+        raise ValueError(f"{where}: dtype {quote(dtype)} is unknown; known are {', '.join(_DTYPES)}")
     if not _is_sizes(shape) or len(shape) > MAX_DIMS:
         raise ValueError(f"{where}: shape must be a list of at most {MAX_DIMS} sizes")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -195,7 +191,7 @@ def _check_layout(tensors: list[tuple[TensorInfo, int]], data_bytes: int, where:
         if begin != expected:
             fault = "overlaps the tensor before it" if begin < expected else "leaves a hole before it"
             raise ValueError(
-                f"{where}: tensor {info.name!r} begins at byte {begin} of the data and {fault}; expected {expected}"
+                f"{where}: tensor {quote(info.name)} begins at byte {begin} of the data, not {expected}: it {fault}"
             )
         expected += info.nbytes
     if expected != data_bytes:
@@ -227,7 +223,7 @@ def write_safetensors(path: Path, tensors: Iterable[Entry], metadata: Mapping[st
     end = 0
     for entry in entries:
         if entry.name in header or entry.name == "__metadata__":
-            raise ValueError(f"{path}: cannot write a tensor named {entry.name!r}: the name is taken")
+            raise ValueError(f"{path}: cannot write a tensor named {quote(entry.name)}: the name is taken")
         begin, end = end, end + _entry_bytes(entry)
         header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
@@ -287,7 +283,7 @@ def _entry_bytes(entry: Entry) -> int:
     bits *= math.prod(entry.shape)
     if dtype is None or bits % 8:
         raise ValueError(
-            f"tensor {entry.name!r}: shape {entry.shape} of {entry.dtype!r} cannot be written to safetensors"
+            f"tensor {quote(entry.name)}: shape {entry.shape} of {quote(entry.dtype)} cannot be written to safetensors"
         )
     return bits // 8
 
@@ -297,7 +293,7 @@ def _stored(entry: Entry, array: np.ndarray) -> np.ndarray:
     bits, dtype = _DTYPES[entry.dtype]
     if array.shape != tuple(entry.shape) or array.dtype != dtype:
         raise ValueError(
-            f"tensor {entry.name!r}: announced as {entry.dtype} {entry.shape}, got {array.dtype} {array.shape}"
+            f"tensor {quote(entry.name)}: announced as {entry.dtype} {entry.shape}, got {array.dtype} {array.shape}"
         )
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return raw[0::2] | raw[1::2] << 4 if bits == 4 else raw

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters.files import read_json
+from converters.files import quote, read_json
 
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[A-Za-z]+)")
 
@@ -26,7 +26,7 @@ class Shards:
             name, file = wrong[0]
             found = f"it is in {names[name].name}" if name in names else "no shard holds it"
             raise ValueError(
-                f"{file}: the index says that tensor {name!r} is here, but {found} ({len(wrong)} such tensors); "
+                f"{file}: the index says that tensor {quote(name)} is here, but {found} ({len(wrong)} such tensors); "
                 "index and shards belong to different checkpoints, download them again"
             )
 
@@ -46,7 +46,7 @@ def read_index(path: Path) -> Shards:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_plain_name(shard):
             raise ValueError(
-                f"{path}: tensor {name!r} is said to be in {shard!r}; a shard is a file name in this directory"
+                f"{path}: tensor {quote(name)} is in {quote(shard)}; a shard is a file name in this directory"
             )
         held[shard] = held.get(shard, 0) + 1
     missing = [shard for shard in sorted(held) if not (path.parent / shard).exists()]
@@ -62,25 +62,26 @@ def read_index(path: Path) -> Shards:
 
 
 def find_shards(directory: Path, suffix: str, usual: tuple[str, ...]) -> Shards:
-    """Find the one checkpoint in a directory: its index, or its usual file, or its only file, or a full numbered set.
+    """Find the one checkpoint in a directory: its usual file, or its index, or its only file, or a full numbered set.
 
     Args:
         directory: where to look; subdirectories are not searched.
         suffix: of the files, such as ".safetensors".
-        usual: names that win over other files, such as ("model.safetensors",).
+        usual: names that win over all others, such as ("model.safetensors",).
 
     Raises:
         FileNotFoundError: nothing there, or a numbered set with a gap.
         ValueError: several candidates; the message lists them.
     """
-    indexes = sorted(directory.glob(f"*{suffix}.index.json"))
-    usual_indexes = [index for index in indexes if index.name in {f"{name}.index.json" for name in usual}]
-    if len(usual_indexes or indexes) == 1:
-        return read_index((usual_indexes or indexes)[0])
     files = sorted(file for file in directory.glob(f"*{suffix}") if file.is_file())
-    chosen = [directory / name for name in usual if directory / name in files] or files
-    if len(chosen) == 1 and not _NUMBERED.fullmatch(chosen[0].name):
+    indexes = sorted(directory.glob(f"*{suffix}.index.json"))
+    if chosen := [file for file in files if file.name in usual]:
         return Shards((chosen[0],))
+    usual_indexes = [index for index in indexes if index.name.removesuffix(".index.json") in usual] or indexes
+    if len(usual_indexes) == 1:
+        return read_index(usual_indexes[0])
+    if len(files) == 1 and not _NUMBERED.fullmatch(files[0].name):
+        return Shards((files[0],))
     if not files:
         raise FileNotFoundError(f"{directory}: no *{suffix} file here")
     return Shards(_numbered_set(directory, files))

@@ -59,6 +59,13 @@ class Take:
             raise ValueError(f"{self.where}: {key!r} is missing and has no default; the config is incomplete")
         return default[0]
 
+    def assume(self, defaults: Mapping[str, Any]) -> None:
+        """Fill in keys that are absent, with what the architecture's own config class takes then.
+
+        A null stays null: where absence means 4096, null means "none".
+        """
+        self.config = {**defaults, **self.config}
+
     def either(self, *keys: str, default: Any) -> Any:
         """The first of several names of one setting that is present."""
         values = [self(key, None) for key in keys]

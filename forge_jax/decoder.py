@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax import ops
-from forge_jax.cache import Cache, Slots, slots_of
+from forge_jax.cache import Cache, assign
 from forge_jax.ops import Call, Context, norm
 from forge_jax.params import Tree
 from forge_jax.spec import Block, ModelSpec, segments
@@ -176,15 +176,13 @@ def hidden(
     order = inputs.order_BT
     coords = order[..., None] if inputs.coords_BTC is None else inputs.coords_BTC
     span = jnp.zeros_like(order) if inputs.span_BT is None else inputs.span_BT
-    slots: dict[str, Slots] = {}
-    if cache is not None:
-        slots = {key: slots_of(places, order, span) for key, places in cache.places.items()}
-    call = Call(order, jnp.maximum(coords, 0), span, slots)
+    assigned = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}
+    call = Call(order, jnp.maximum(coords, 0), span, {key: slots for key, (slots, _) in assigned.items()})
     run = run_loop if driver == "loop" else run_scan
     x, layers = run(spec, params["layers"], embed(spec, params, inputs, ctx), cache, call, ctx)
     if cache is None:
         return x, None
-    return x, replace(cache, places={key: s.places for key, s in slots.items()}, layers=layers)
+    return x, replace(cache, places={key: after for key, (_, after) in assigned.items()}, layers=layers)
 
 
 def forward(

@@ -4,6 +4,7 @@ A leaf of a parameter tree is a jax.Array, a `QTensor` (integer codes with scale
 low-rank update). Everything else in the library treats leaves as opaque.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,14 +93,33 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
             return contract(eq, x, base) + scale * contract(update, low, b)
         case QTensor(codes, scale) if per_output(eq, codes.shape, scale.shape):
             # one scale an output feature: multiply the product, not the weight
-            y = jnp.einsum(eq, x, codes.astype(x.dtype))
+            y = product(eq, x, codes.astype(x.dtype))
             outputs = tuple(n for n, s in zip(scale.shape, subscripts(eq)[1], strict=True) if s in subscripts(eq)[2])
             factor = scale.reshape((1,) * (y.ndim - len(outputs)) + outputs)
             return y * factor.astype(x.dtype)
         case QTensor():
-            return jnp.einsum(eq, x, w.dense().astype(x.dtype))
+            return product(eq, x, w.dense().astype(x.dtype))
         case _:
-            return jnp.einsum(eq, x, w.astype(x.dtype))
+            return product(eq, x, w.astype(x.dtype))
+
+
+def product(eq: str, x: Array, w: Array) -> Array:
+    """einsum(eq, x, w) as one product of matrices.
+
+    Folding the axes here keeps XLA from transposing a weight whose sum runs over two axes, which costs a second copy.
+    """
+    xs, ws, ys = subscripts(eq)
+    inputs = "".join(c for c in ws if c not in ys)
+    outputs = "".join(c for c in ws if c in ys)
+    rows = xs.removesuffix(inputs)
+    if rows + inputs != xs or rows + outputs != ys or ws not in (inputs + outputs, outputs + inputs):
+        return jnp.einsum(eq, x, w)
+    lead, size = x.shape[: len(rows)], math.prod(x.shape[len(rows) :])
+    flat = x.reshape(math.prod(lead), size)
+    if ws == inputs + outputs:
+        return (flat @ w.reshape(size, -1)).reshape(lead + w.shape[len(inputs) :])
+    y = jnp.einsum("ik,jk->ij", flat, w.reshape(-1, size))
+    return y.reshape(lead + w.shape[: len(outputs)])
 
 
 def take(w: Weight, ids: Array) -> Array:

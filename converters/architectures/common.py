@@ -1,10 +1,13 @@
 """Pieces that many families share: naming tables and small readers. No family's name stands here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from converters.rope import read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Activation, Attention, Block, Branch, Mlp, Norm
+from forge_jax.spec import Activation, Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 
 # theirs -> ours for a linear layer stored [out, in], as PyTorch does
 HEADS_OUT = "(n h) d -> d n h"
@@ -20,6 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
     "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "relu2": "relu2",
@@ -27,6 +31,33 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": "sigmoid",
     "linear": "identity",
 }
+
+
+# common name -> the name it has in the GPT-2 line of configs
+GPT_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+# settings of a classification head that is not part of a language model
+SUMMARY = ("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj")
+
+
+def rename(take: Take, names: Mapping[str, str]) -> None:
+    """Read settings that a family calls otherwise under their common names, {common: theirs}.
+
+    Raises:
+        ValueError: both names are there and disagree.
+    """
+    for common, theirs in names.items():
+        value = take(theirs, None)
+        if value is None:
+            continue
+        if take.has(common) and take.config[common] != value:
+            raise ValueError(f"{take.where}: {theirs} = {value!r}, but {common} = {take.config[common]!r}; remove one")
+        take.config[common] = value
 
 
 def activation(take: Take, *keys: str, default: str | None = None) -> Activation:
@@ -46,6 +77,43 @@ def head_dim(take: Take) -> int:
     return int(take("head_dim", None) or take("hidden_size") // take("num_attention_heads"))
 
 
+def grouped_attention(take: Take, rope: Rope | None = None) -> Attention:
+    """Grouped attention over everything before, scores divided by sqrt(head_dim), no biases.
+
+    A family `replace`s what differs. Without num_key_value_heads, every head has its own.
+
+    Raises:
+        ValueError: the heads cannot be grouped.
+    """
+    heads, size = take("num_attention_heads"), head_dim(take)
+    kv_heads = take("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ValueError(f"{take.where}: {heads} attention heads cannot share {kv_heads} key-value heads")
+    return Attention(heads, kv_heads, size, size**-0.5, rope)
+
+
+def rotary_attention(take: Take) -> Attention:
+    """`grouped_attention` with a rotary embedding over whole heads, in halves."""
+    return grouped_attention(take, read_rope(take, head_dim(take)))
+
+
+def gated_mlp(take: Take, act: str = "hidden_act") -> Mlp:
+    """A gated feed-forward layer without biases; `act` is the key that names its activation."""
+    return Mlp(take("intermediate_size"), activation(take, act))
+
+
+def decoder(take: Take, layers: Iterable[Block], norm: Norm) -> ModelSpec:
+    """Embedding, layers, final norm and head. A family `replace`s what differs."""
+    return ModelSpec(
+        take("vocab_size"),
+        take("hidden_size"),
+        tuple(layers),
+        take("max_position_embeddings"),
+        norm,
+        tied=take("tie_word_embeddings", False),
+    )
+
+
 def layer_types(take: Take, count: int, default: Sequence[str]) -> tuple[str, ...]:
     """The kind of each layer, "full_attention" or "sliding_attention", where the config gives it or else `default`.
 
@@ -60,9 +128,34 @@ def layer_types(take: Take, count: int, default: Sequence[str]) -> tuple[str, ..
     return kinds
 
 
+def windows(take: Take, kinds: Sequence[str], size: int | None) -> tuple[int | None, ...]:
+    """The window of each layer: `size` where its kind is sliding, else None.
+
+    Raises:
+        ValueError: a layer slides and there is no size.
+    """
+    if size is None and "sliding_attention" in kinds:
+        raise ValueError(
+            f"{take.where}: layer {kinds.index('sliding_attention')} is sliding_attention, no sliding_window"
+        )
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
 def pre_norm(attention: Attention, mlp: Mlp, norm: Norm, scale: float = 1.0) -> Block:
     """The common block: x + attention(norm(x)), then + mlp(norm(x))."""
     return Block((Branch("attention", attention, pre=norm, scale=scale), Branch("mlp", mlp, pre=norm, scale=scale)))
+
+
+def parallel(attention: Attention, mlp: Mlp, norm: Norm) -> Block:
+    """Both branches on one norm of the layer's input: x + attention(norm(x)) + mlp(norm(x))."""
+    return Block((Branch("attention", attention), Branch("mlp", mlp)), parallel=True, pre=norm)
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """One slope a head, a geometric series (arXiv:2108.12409); past a power of two, every other of a finer one."""
+    whole = 1 << (heads.bit_length() - 1)
+    coarse, fine = (float(np.float32(2.0 ** -(8.0 / count))) for count in (whole, 2 * whole))
+    return (*(coarse**i for i in range(1, whole + 1)), *(fine**i for i in range(1, 2 * (heads - whole), 2)))
 
 
 def sandwich(attention: Attention, mlp: Mlp, norm: Norm) -> Block:
@@ -104,6 +197,21 @@ def attention_rules(theirs: str, q: str = "q_proj", k: str = "k_proj", v: str = 
     )
 
 
+def grouped_qkv_rules(theirs: str) -> tuple[Rule, ...]:
+    """q, k, v in one tensor: for each key-value head its queries, its key, its value, whatever the grouping."""
+    parts = tuple(f"layers.{{l}}.attention.{part}" for part in "qkv")
+    one, one_bias = "k one h d -> d k one h", "k one h -> k one h"
+    return (
+        Rule(parts, f"{theirs}.weight", ("k g h d -> d (k g) h", one, one), cat="(k c h) d"),
+        Rule(
+            tuple(f"{part}_bias" for part in parts),
+            f"{theirs}.bias",
+            ("k g h -> (k g) h", one_bias, one_bias),
+            cat="(k c h)",
+        ),
+    )
+
+
 def mlp_rules(theirs: str, **names: str) -> tuple[Rule, ...]:
     """Feed-forward weights [out, in] with biases; keywords rename: up="fc1"."""
     named = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"} | names
@@ -112,6 +220,11 @@ def mlp_rules(theirs: str, **names: str) -> tuple[Rule, ...]:
         for mine, name in named.items()
         for rule in weight_and_bias(f"layers.{{l}}.mlp.{mine}", f"{theirs}.{name}", TRANSPOSED)
     )
+
+
+def fused_gate_up(theirs: str) -> Rule:
+    """Gate and up in one tensor, one after the other."""
+    return Rule(("layers.{l}.mlp.gate", "layers.{l}.mlp.up"), f"{theirs}.weight", "(q f) d -> q d f")
 
 
 def pre_norm_rules(layer: str, first: str = "input_layernorm", second: str = "post_attention_layernorm"):
@@ -126,3 +239,14 @@ LAYER = "model.layers.{l}"
 
 # embed, separate projections, gated mlp, two norms before: the most common names
 COMMON = (*end_rules(), *attention_rules(f"{LAYER}.self_attn"), *mlp_rules(f"{LAYER}.mlp"), *pre_norm_rules(LAYER))
+
+# the same with a norm before and after each branch
+SANDWICH = (
+    *end_rules(),
+    *attention_rules(f"{LAYER}.self_attn"),
+    *mlp_rules(f"{LAYER}.mlp"),
+    *norm_rules("layers.{l}.attention.pre", f"{LAYER}.input_layernorm"),
+    *norm_rules("layers.{l}.attention.post", f"{LAYER}.post_attention_layernorm"),
+    *norm_rules("layers.{l}.mlp.pre", f"{LAYER}.pre_feedforward_layernorm"),
+    *norm_rules("layers.{l}.mlp.post", f"{LAYER}.post_feedforward_layernorm"),
+)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..source import TensorInfo
 from .blocks import REMOVED_TYPES, TYPES_BY_ID, GGMLType
-from .values import ARRAY, BOOL, NUMBER_CODES, STRING, TYPE_NAMES
+from .values import ARRAY, BOOL, NUMBER_CODES, STRING, TYPE_IDS
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -95,6 +95,11 @@ class Cursor:
     def number(self, code: str, what: str) -> Any:
         return struct.unpack(self.order + code, self.take(struct.calcsize(self.order + code), what))[0]
 
+    def scalar(self, code: str, what: str) -> Any:
+        """A number of a NumPy type, as a plain Python one."""
+        dtype = np.dtype(code).newbyteorder(self.order)
+        return np.frombuffer(self.take(dtype.itemsize, what), dtype)[0].item()
+
     def count(self, what: str, item_bytes: int) -> int:
         """A count of items that take at least `item_bytes` each."""
         start = self.offset
@@ -120,8 +125,14 @@ class Cursor:
     def text(self, what: str) -> str:
         """A string value. Bytes that are not UTF-8 become surrogates, so that writing gives the same bytes."""
         length = self.count(f"the length of {what}", 1)
-        self.charge(4 * length)
-        return self.take(length, what).decode(errors="surrogateescape")
+        if length <= WINDOW:
+            value = self.take(length, what).decode(errors="surrogateescape")
+            self.charge(getsizeof(value))
+            return value
+        stored = self.numbers("u1", length, what)
+        widest = stored.max()
+        self.charge(length * (4 if widest >= 0xF0 else 2 if widest >= 0x80 else 1))
+        return str(stored.data, "utf-8", "surrogateescape")
 
     def texts(self, count: int, what: str) -> list[str]:
         """An array of strings: one pass over the window, refilled when a string reaches beyond it."""
@@ -147,17 +158,21 @@ class Cursor:
         return result
 
     def numbers(self, code: str, count: int, what: str) -> np.ndarray:
-        """An array of numbers, read straight into its own memory."""
+        """An array of numbers; a long one is read straight into its own memory."""
         dtype = np.dtype(code)
         nbytes = count * dtype.itemsize
         left = self.size - self.offset
         if nbytes > left:
             raise self.error(f"{what} takes {nbytes} bytes, but {left} are left in the file")
         self.charge(nbytes)
-        self._file.seek(self.offset)
-        values = read_exactly(self._file, nbytes, self.path).view(dtype.newbyteorder(self.order))
-        self._base, self._data, self._at = self.offset + nbytes, b"", 0
-        return values.astype(dtype, copy=False)
+        if nbytes <= WINDOW:
+            stored = np.frombuffer(bytearray(self.take(nbytes, what)), np.uint8)
+        else:
+            start = self.offset
+            self._file.seek(start)
+            stored = read_exactly(self._file, nbytes, self.path)
+            self._base, self._data, self._at = start + nbytes, b"", 0
+        return stored.view(dtype.newbyteorder(self.order)).astype(dtype, copy=False)
 
 
 def read_exactly(file: io.FileIO, nbytes: int, path: Path) -> np.ndarray:
@@ -222,7 +237,7 @@ def _value(cursor: Cursor, key: str) -> tuple[str, Any]:
     id = cursor.number("I", f"the type of {key!r}")
     if id in NUMBER_CODES:
         name, code = NUMBER_CODES[id]
-        return name, cursor.number(np.dtype(code).char, what)
+        return name, cursor.scalar(code, what)
     if id == STRING:
         return "string", cursor.text(what)
     if id == BOOL:
@@ -230,19 +245,17 @@ def _value(cursor: Cursor, key: str) -> tuple[str, Any]:
     if id != ARRAY:
         raise cursor.error(f"{key!r} has the value type {id}, expected 0 ... 12", start)
     id = cursor.number("I", f"the element type of {key!r}")
-    if id not in TYPE_NAMES:
+    if id not in TYPE_IDS.values():
         raise cursor.error(
             f"{key!r} is an array of the type {id}, expected a type 0 ... 12 that is no array", start + 4
         )
-    element = TYPE_NAMES[id]
-    least = {STRING: struct.calcsize(cursor.order + cursor.count_code), BOOL: 1}.get(id)
-    width = np.dtype(NUMBER_CODES[id][1]).itemsize if least is None else least
-    count = cursor.count(f"the number of elements of {key!r}", width)
+    number_of = f"the number of elements of {key!r}"
     if id == STRING:
-        return "string[]", cursor.texts(count, repr(key))
+        return "string[]", cursor.texts(cursor.count(number_of, struct.calcsize(f"={cursor.count_code}")), repr(key))
     if id == BOOL:
-        return "bool[]", _booleans(cursor, count, what)
-    return f"{element}[]", cursor.numbers(NUMBER_CODES[id][1], count, what)
+        return "bool[]", _booleans(cursor, cursor.count(number_of, 1), what)
+    name, code = NUMBER_CODES[id]
+    return f"{name}[]", cursor.numbers(code, cursor.count(number_of, np.dtype(code).itemsize), what)
 
 
 def _booleans(cursor: Cursor, count: int, what: str) -> np.ndarray:

@@ -33,8 +33,6 @@ TYPE_IDS: Mapping[str, int] = MappingProxyType(
 )
 """Name of an element type -> GGUF type id."""
 
-TYPE_NAMES: Mapping[int, str] = MappingProxyType({id: name for name, id in TYPE_IDS.items()})
-
 
 @dataclass(frozen=True)
 class Typed:

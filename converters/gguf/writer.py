@@ -140,7 +140,10 @@ def _elements(key: str, element: str, values: Any) -> bytes:
         wrong = next((value for value in values if not isinstance(value, expected)), None)
         if wrong is not None:
             raise ValueError(f"metadata {key!r}: found {wrong!r}, expected a {element}")
-        return bytes(map(bool, values)) if id == BOOL else b"".join(map(_string, values))
+        try:
+            return bytes(map(bool, values)) if id == BOOL else b"".join(map(_string, values))
+        except UnicodeEncodeError as error:
+            raise ValueError(f"metadata {key!r}: a string that is not Unicode text: {error}") from None
     wanted = np.dtype(NUMBER_CODES[id][1])
     given = np.asarray(values)
     if given.ndim != 1 or (given.size and given.dtype.kind not in ("fiu" if wanted.kind == "f" else "iu")):

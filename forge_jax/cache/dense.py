@@ -39,10 +39,13 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Where this call's tokens go in slabs of one size: slot_BT, S (out of range, hence dropped) for padding."""
+    """Where this call's tokens go in slabs of one size, and what the slabs hold before they are written.
+
+    slot_BT is S, which is out of range and hence dropped, for padding and for what would not survive the call.
+    """
 
     slot_BT: Array
-    places: Places
+    past: Places
 
 
 def place_key(op: Attention) -> str:
@@ -50,20 +53,15 @@ def place_key(op: Attention) -> str:
     return "full" if op.window is None else f"window{op.window}"
 
 
-def required_length(op: Attention, length: int, chunk: int) -> int:
-    """Slots a layer needs for sequences of `length` tokens that arrive at most `chunk` at a time."""
-    return length if op.window is None else min(length, op.window + chunk - 1)
+def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
+    """An empty cache for `batch` sequences of up to `length` tokens.
 
-
-def init(spec: ModelSpec, batch: int, length: int, *, chunk: int, dtype: DTypeLike = jnp.float32) -> Cache:
-    """An empty cache for `batch` sequences of up to `length` tokens, written at most `chunk` tokens at a time.
-
-    Layers with a window get window + chunk - 1 slots: every query of a chunk still finds its whole window.
+    Layers with a window get window + slack slots, the others `length`. `slack` is how many tokens may be rewound.
     """
     places: dict[str, Places] = {}
 
     def slab(op: Attention) -> dict[str, Array]:
-        slots = required_length(op, length, chunk)
+        slots = length if op.window is None else min(length, op.window + slack)
         empty = jnp.full((batch, slots), -1, jnp.int32)
         places[place_key(op)] = Places(empty, jnp.zeros_like(empty))
         shape = (batch, op.kv_heads, slots, op.head_dim)
@@ -76,37 +74,49 @@ def init(spec: ModelSpec, batch: int, length: int, *, chunk: int, dtype: DTypeLi
     return Cache(places, layers)
 
 
-def slots_of(places: Places, order_BT: Array, span_BT: Array) -> Slots:
-    """Assign slots to new tokens and record them. Padding (order -1) is not recorded.
+def assign(places: Places, order_BT: Array, span_BT: Array) -> tuple[Slots, Places]:
+    """Assign slots to new tokens. Returns the slots, and the places as they are once the tokens are written.
 
-    Raises:
-        ValueError: more tokens at once than there are slots: some would overwrite others of the same call.
+    Padding (order -1) gets no slot, nor does a token that a later one of the same call would overwrite.
     """
     size = places.order_BS.shape[1]
-    if order_BT.shape[1] > size:
-        raise ValueError(
-            f"cache: {order_BT.shape[1]} tokens at once into {size} slots; "
-            "make the cache with a larger `chunk`, or pass fewer tokens a call"
-        )
-    slot_BT = jnp.where(order_BT >= 0, order_BT % size, size)
+    lasting = order_BT > order_BT.max(1, keepdims=True) - size
+    slot_BT = jnp.where((order_BT >= 0) & lasting, order_BT % size, size)
     rows = jnp.arange(order_BT.shape[0])[:, None]
-    record = Places(
+    after = Places(
         places.order_BS.at[rows, slot_BT].set(order_BT, mode="drop"),
         places.span_BS.at[rows, slot_BT].set(span_BT, mode="drop"),
     )
-    return Slots(slot_BT, record)
+    return Slots(slot_BT, places), after
 
 
-def put(slab_BKSH: Array, slot_BT: Array, new_BTKH: Array) -> Array:
-    """Write new tokens into their slots; a slot out of range is dropped."""
-    rows = jnp.arange(slot_BT.shape[0])[:, None]
-    return slab_BKSH.at[rows, :, slot_BT].set(new_BTKH.astype(slab_BKSH.dtype), mode="drop")
+def put(slab_BKSH: Array, slot_BT: Array, new_BKTH: Array, *, fresh: bool = False) -> Array:
+    """Write new tokens into their slots; a slot out of range is dropped.
+
+    `fresh`: the slab is empty and token t of every row has order t (or is padding at the end): one block copy.
+    """
+    size = slab_BKSH.shape[2]
+    new_BKTH = new_BKTH.astype(slab_BKSH.dtype)
+    batch, _, tokens, _ = new_BKTH.shape
+    if fresh and tokens <= size:
+        return jax.lax.dynamic_update_slice(slab_BKSH, new_BKTH, (0, 0, 0, 0))
+    if tokens > 1 or batch > 16:
+        rows = jnp.arange(batch)[:, None]
+        return slab_BKSH.at[rows, :, slot_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
+    # decoding: XLA turns a scatter into a loop that copies the slab, but updates these slices in place
+    for row in range(batch):
+        slot = slot_BT[row, 0]
+        at = (row, 0, jnp.minimum(slot, size - 1), 0)
+        old = jax.lax.dynamic_slice(slab_BKSH, at, (1, *new_BKTH.shape[1:]))
+        new = jnp.where(slot < size, new_BKTH[row : row + 1], old)
+        slab_BKSH = jax.lax.dynamic_update_slice(slab_BKSH, new, at)
+    return slab_BKSH
 
 
 def rewind(cache: Cache, length_B: Array) -> Cache:
     """Forget every token whose order is not below `length_B`, a limit a row. The slabs stay where they are.
 
-    In a ring, tokens that were overwritten before are gone: rewind by less than the `chunk` it was made with.
+    In a ring, tokens that were overwritten before are gone: rewind by no more than the `slack` it was made with.
     """
 
     def forget(places: Places) -> Places:

@@ -3,6 +3,10 @@
 Head counts are read from the weights, never from the spec: under shard_map they are local.
 """
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -19,7 +23,7 @@ HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which 
 
 
 def visible(order_BT: Array, span_BT: Array, key_order_BS: Array, key_span_BS: Array, window: int | None) -> Array:
-    """[B, T, S]: which stored tokens each new token sees: itself and what came before, within the window, or its span."""
+    """[B, T, S]: which stored tokens each new token sees: itself and what came before it within the window, or its span."""
     q, k = order_BT[:, :, None], key_order_BS[:, None, :]
     seen = k <= q
     if window is not None:
@@ -28,65 +32,81 @@ def visible(order_BT: Array, span_BT: Array, key_order_BS: Array, key_span_BS: A
     return seen & (k >= 0)
 
 
-def alibi_bias(alibi: Alibi, key_order_BS: Array, heads: int, ctx: Context) -> Array:
-    """[B, N, 1, S]: slope times key position, added to the scores."""
-    slopes = ctx.local(jnp.asarray(np.asarray(alibi.slopes, np.float32)), heads)
+def alibi_bias(alibi: Alibi, key_order_BS: Array, heads: tuple[int, ...], ctx: Context) -> Array:
+    """[B, N, 1, S]: slope times key position, added to the scores. `heads` says which head is in which slot."""
+    whole = np.append(np.asarray(alibi.slopes, np.float32), np.float32(0))  # the zero is for padding, slot -1
+    slopes = ctx.local(jnp.asarray(whole[list(heads)]))
     if alibi.rounded:
         slopes = slopes.astype(jnp.bfloat16)
     bias = slopes[None, :, None, None] * key_order_BS[:, None, None, :].astype(slopes.dtype)
     return bias.astype(jnp.float32) * alibi.scale
 
 
+@dataclass(frozen=True)
+class Keys:
+    """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores."""
+
+    k_BKSH: Array
+    v_BKSH: Array
+    seen_BTS: Array
+    bias_BN1S: Array | None = None
+
+
 def attend(
-    q_BTNH: Array,
-    k_BKSH: Array,
-    v_BKSH: Array,
-    seen_BTS: Array,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    bias_BN1S: Array | None = None,
-    sinks_N: Array | None = None,
+    q_BTNH: Array, parts: Sequence[Keys], *, scale: float, softcap: float | None = None, sinks_N: Array | None = None
 ) -> Array:
-    """softmax(scale * q k^T + bias) v for grouped heads, softmax in float32. Returns [B, T, N, H]."""
+    """softmax(scale * q k^T + bias) v over the tokens of all parts together, for grouped heads: [B, T, N, H].
+
+    The parts (what a cache holds, what is new) are never copied into one array. Softmax is float32.
+    """
     b, t, n, h = q_BTNH.shape
-    heads, s = k_BKSH.shape[1], k_BKSH.shape[2]
+    heads = parts[0].k_BKSH.shape[1]
     group = n // heads
     # one matrix product a kv head: rows are (group, token), so that decoding has G rows and not 1
-    q = q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
-    scores = jnp.einsum("BKQH,BKSH->BKQS", q, k_BKSH, preferred_element_type=jnp.float32) * scale
-    scores = scores.reshape(b, heads, group, t, s)
-    if bias_BN1S is not None:
-        scores = scores + bias_BN1S.reshape(b, heads, group, 1, s)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(seen_BTS[:, None, None], scores, HIDDEN)
-    top = scores.max(-1, keepdims=True)
-    sink = None
+    q_BKQH = q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
+
+    def score(part: Keys) -> Array:
+        s = part.k_BKSH.shape[2]
+        z = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, part.k_BKSH, preferred_element_type=jnp.float32) * scale
+        z = z.reshape(b, heads, group, t, s)
+        if part.bias_BN1S is not None:
+            z = z + part.bias_BN1S.reshape(b, heads, group, 1, s)
+        if softcap is not None:
+            z = softcap * jnp.tanh(z / softcap)
+        return jnp.where(part.seen_BTS[:, None, None], z, HIDDEN)
+
+    scores = [score(part) for part in parts]
+    top = functools.reduce(jnp.maximum, [z.max(-1, keepdims=True) for z in scores])
+    total = jnp.zeros_like(top)
     if sinks_N is not None:
         sink = sinks_N.astype(jnp.float32).reshape(1, heads, group, 1, 1)
         top = jnp.maximum(top, sink)
-    weight = jnp.exp(scores - top)
-    total = weight.sum(-1, keepdims=True)
-    if sink is not None:
-        total = total + jnp.exp(sink - top)
-    # divide the [.., H] product instead of the [.., S] weights
-    y = jnp.einsum("BKQS,BKSH->BKQH", weight.reshape(b, heads, group * t, s).astype(v_BKSH.dtype), v_BKSH)
-    y = y.reshape(b, heads, group, t, v_BKSH.shape[-1]) / total.astype(y.dtype)
-    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, v_BKSH.shape[-1])
+        total = jnp.exp(sink - top)
+    y = jnp.zeros((), q_BTNH.dtype)
+    for part, z in zip(parts, scores, strict=True):
+        weight = jnp.exp(z - top)
+        total = total + weight.sum(-1, keepdims=True)
+        weight = weight.reshape(b, heads, group * t, -1).astype(part.v_BKSH.dtype)
+        y = y + jnp.einsum("BKQS,BKSH->BKQH", weight, part.v_BKSH)
+    # dividing here, and not the weights, costs H and not S operations a query
+    y = y.reshape(b, heads, group, t, -1) / total.astype(y.dtype)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1)
 
 
-def normed(op: Attention, params: Tree, x_BTNH: Array, heads: int, ctx: Context) -> Array:
-    """Query or key normalisation, over a head's features or over all heads together."""
+def normed(op: Attention, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
+    """Query or key normalisation, over a head's features or over all heads together.
+
+    `heads` says which head is in which slot over all devices: repeated ones count as often as they are there, padding
+    does not count.
+    """
     if op.qk_norm is None:
         return x_BTNH
     if op.qk_norm_over != "all":
         return norm(op.qk_norm, params, x_BTNH)
-    if ctx.axis is None:
-        return norm(op.qk_norm, params, x_BTNH, features=2)
-    # heads repeated for the mesh count as often as they are there; heads of padding are zero and do not
-    there = min(x_BTNH.shape[2] * ctx.shards(), max(op.heads, heads))
-    return norm(op.qk_norm, params, x_BTNH, features=2, total=there * op.head_dim, ctx=ctx)
+    real_N = np.asarray(heads) >= 0
+    real_N1 = None if real_N.all() else ctx.local(jnp.asarray(real_N[:, None], jnp.float32))
+    total = int(real_N.sum()) * op.head_dim
+    return norm(op.qk_norm, params, x_BTNH, features=2, total=total, real=real_N1, ctx=ctx)
 
 
 def project(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
@@ -96,47 +116,46 @@ def project(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
 
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """Apply the op. Returns (y_BTD, state with the new keys and values)."""
-    position_BT = call.coords_BTC[..., 0]
-    q = normed(op, params.get("q_norm", {}), project(op, params, "q", x_BTD), op.heads, ctx)
-    k = normed(op, params.get("k_norm", {}), project(op, params, "k", x_BTD), op.kv_heads, ctx)
-    v = project(op, params, "v", x_BTD)
+    """Apply the op. Returns (y_BTD, state with the new keys and values).
 
-    rope, length_B = op.rope, None
+    The past is read from the cache and the present from the call, then the present is written.
+    """
+    position_BT = call.coords_BTC[..., 0]
+    heads = ctx.heads(op)
+    q = normed(op, params.get("q_norm", {}), project(op, params, "q", x_BTD), heads.queries, ctx)
+    k = normed(op, params.get("k_norm", {}), project(op, params, "k", x_BTD), heads.kvs, ctx)
+    v_BKTH = project(op, params, "v", x_BTD).transpose(0, 2, 1, 3)
+
+    rope = op.rope
+    # where frequencies depend on the length, the angle of an old key changes: keys are kept unrotated
+    late = rope is not None and rope.varies
+    length_B = call.order_BT.max(1) + 1 if late else None
     if rope is not None:
-        length_B = call.order_BT.max(1) + 1 if rope.varies else None
         q = rotate(rope, q, position_BT, length_B)
-        if not rope.varies:
-            k = rotate(rope, k, position_BT)
+        k = k if late else rotate(rope, k, position_BT)
     if op.query_scaling is not None:
         turns = jnp.floor(position_BT.astype(jnp.float32) / op.query_scaling.original_len)
         q = q * (1 + op.query_scaling.beta * jnp.log1p(turns)).astype(q.dtype)[:, :, None, None]
+    k_BKTH = k.transpose(0, 2, 1, 3)
 
+    def keys(k_BKSH: Array, v_BKSH: Array, order_BS: Array, span_BS: Array) -> Keys:
+        if late and rope is not None:
+            unrotated = k_BKSH.transpose(0, 2, 1, 3)
+            k_BKSH = rotate(rope, unrotated, jnp.maximum(order_BS, 0), length_B).transpose(0, 2, 1, 3)
+        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window)
+        return Keys(k_BKSH, v_BKSH, seen, alibi_bias(op.alibi, order_BS, heads.queries, ctx) if op.alibi else None)
+
+    parts = [keys(k_BKTH, v_BKTH, call.order_BT, call.span_BT)]
     slots = call.slots[place_key(op)] if state is not None else None
-    if state is not None and slots is not None:
-        state = {"k": put(state["k"], slots.slot_BT, k), "v": put(state["v"], slots.slot_BT, v)}
-    if state is None or slots is None or ctx.fresh:
-        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        key_order_BS, key_span_BS = call.order_BT, call.span_BT
-        if state is not None:  # see what a later call would read back
-            keys, values = (x.astype(state["k"].dtype).astype(q.dtype) for x in (keys, values))
-    else:
-        keys, values = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
-        key_order_BS, key_span_BS = slots.places.order_BS, slots.places.span_BS
-    if rope is not None and rope.varies:
-        # stored unrotated, because the angle of an old key changes when the sequence grows
-        stored_BSKH = rotate(rope, keys.transpose(0, 2, 1, 3), jnp.maximum(key_order_BS, 0), length_B)
-        keys = stored_BSKH.transpose(0, 2, 1, 3)
+    if state is not None and slots is not None and not ctx.fresh:
+        past = (state[name].astype(q.dtype) for name in ("k", "v"))
+        parts.insert(0, keys(*past, slots.past.order_BS, slots.past.span_BS))
+    y = attend(q, parts, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
 
-    y = attend(
-        q,
-        keys,
-        values,
-        visible(call.order_BT, call.span_BT, key_order_BS, key_span_BS, op.window),
-        scale=op.scale,
-        softcap=op.softcap,
-        bias_BN1S=alibi_bias(op.alibi, key_order_BS, q.shape[2], ctx) if op.alibi else None,
-        sinks_N=params["sinks"] if op.sinks else None,
-    )
+    if state is not None and slots is not None:
+        # the slots wait for y, or XLA would copy the slab to read and write it at the same time
+        slot_BT = slots.slot_BT + (y[:, :, 0, 0].astype(jnp.float32) > jnp.inf).astype(jnp.int32)
+        new = {"k": k_BKTH, "v": v_BKTH}
+        state = {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     return (out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out), state

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Slots
+from forge_jax.spec import Attention
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,16 @@ class Context:
         """How many pieces a split axis has."""
         return 1 if self.axis is None else jax.lax.axis_size(self.axis)
 
-    def local(self, whole: Array, size: int) -> Array:
-        """This device's `size` leading entries of an array that every device holds whole, zeros past its end."""
+    def local(self, whole: Array) -> Array:
+        """This device's share of the leading axis of an array that every device holds whole."""
         if self.axis is None:
             return whole
-        missing = size * self.shards() - whole.shape[0]
-        padded = jnp.pad(whole, [(0, missing)] + [(0, 0)] * (whole.ndim - 1))
-        return jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(self.axis) * size, size)
+        size = whole.shape[0] // self.shards()
+        return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(self.axis) * size, size)
+
+    def heads(self, op: Attention) -> "HeadSlots":
+        """Which heads of an op sit where over all devices together."""
+        return head_slots(op.heads, op.kv_heads, self.shards())
 
 
 @jax.tree_util.register_dataclass
@@ -52,3 +55,37 @@ class Call:
     coords_BTC: Array
     span_BT: Array
     slots: dict[str, Slots]
+
+
+@dataclass(frozen=True)
+class HeadSlots:
+    """The head that each slot of the query and kv axes holds, -1 where it is padding.
+
+    Slot i of the queries attends with slot i // (len(queries) // len(kvs)) of the kvs. Padded heads have zero weights.
+    """
+
+    queries: tuple[int, ...]
+    kvs: tuple[int, ...]
+
+
+def head_slots(heads: int, kv_heads: int, shards: int) -> HeadSlots:
+    """Arrange grouped heads so that `shards` equal cuts each hold whole groups: a kv head and its queries.
+
+    Each kv head is repeated r times, r the same for all, and its queries are dealt to the copies; the last copies are
+    filled up with padding, and padded kv heads fill the last cut. The r that needs the fewest slots is taken, then the
+    one with the fewest kv slots, because those have a cache. One shard keeps the heads as they are.
+    """
+    group = heads // kv_heads
+
+    def slots(r: int) -> tuple[int, int, int]:
+        kvs, share = -(-kv_heads * r // shards) * shards, -(-group // r)
+        return kvs * share, kvs, share
+
+    repeat = min(range(1, group + 1), key=lambda r: (sum(slots(r)[:2]), slots(r)[1]))
+    total, kvs, share = slots(repeat)
+    width = repeat * share  # query slots of one kv head
+    place = [divmod(i, width) for i in range(total)]
+    return HeadSlots(
+        tuple(kv * group + i if kv < kv_heads and i < group else -1 for kv, i in place),
+        tuple(i // repeat if i < kv_heads * repeat else -1 for i in range(kvs)),
+    )

@@ -13,17 +13,27 @@ from forge_jax.spec import Norm
 WHOLE = Context()
 
 
-def norm(spec: Norm, params: Tree, x: Array, *, features: int = 1, total: int = 0, ctx: Context = WHOLE) -> Array:
+def norm(
+    spec: Norm,
+    params: Tree,
+    x: Array,
+    *,
+    features: int = 1,
+    total: int = 0,
+    real: Array | None = None,
+    ctx: Context = WHOLE,
+) -> Array:
     """Normalise `x` over its last `features` axes.
 
-    `total` is the true number of features where the axes are split over the mesh (or padded for it): the moments are
-    then summed over the devices. The weights have the shape of the axes normalised, or of any trailing ones.
+    `total` is the true number of features where the axes are split over the mesh: the moments are then summed over
+    the devices. `real` is 0 for padding, which stays out of them. The weights have the shape of the axes normalised,
+    or of any trailing ones.
     """
     axes = tuple(range(x.ndim - features, x.ndim))
     size = total or math.prod(x.shape[axis] for axis in axes)
 
     def mean(values: Array) -> Array:
-        whole = values.sum(axes, keepdims=True)
+        whole = (values if real is None else values * widen(real, x.ndim)).sum(axes, keepdims=True)
         return (ctx.psum(whole) if total else whole) / size
 
     y = x.astype(jnp.float32)

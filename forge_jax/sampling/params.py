@@ -34,7 +34,7 @@ class SamplingParams:
         bad_words: token sequences that must not be completed; one that is a single stop id bans stopping with it.
         min_tokens: no stop id before so many tokens were generated.
         seed: the row draws the same tokens in any batch; None derives one from the base seed and the row number.
-        logprobs: report this many best tokens a step; None reports none.
+        logprobs: report this many best tokens a step, beside the drawn one; None reports neither.
     """
 
     temperature: float = 1.0
@@ -69,8 +69,7 @@ class SamplingParams:
         check_whole("min_tokens", self.min_tokens)
         check_whole("seed", 0 if self.seed is None else self.seed, below=2**64)
         check_whole("logprobs", 0 if self.logprobs is None else self.logprobs)
-        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias or ()
-        for token, bias in pairs:
+        for token, bias in self.bias_pairs:
             check_whole("logit_bias", token, what="token id")
             check_real("logit_bias", bias, -inf <= _real(bias) < inf, f"below inf (bias of token {token})")
         for word in self.bad_words:
@@ -78,8 +77,13 @@ class SamplingParams:
                 raise ValueError(f"SamplingParams.bad_words: found an empty sequence in {self.bad_words!r}; remove it")
             for token in word:
                 check_whole("bad_words", token, what="token id")
-        object.__setattr__(self, "logit_bias", tuple((int(token), float(bias)) for token, bias in pairs) or None)
-        object.__setattr__(self, "bad_words", tuple(tuple(int(token) for token in word) for word in self.bad_words))
+        object.__setattr__(self, "logit_bias", self.bias_pairs or None)
+        object.__setattr__(self, "bad_words", tuple(tuple(word) for word in self.bad_words))
+
+    @property
+    def bias_pairs(self) -> tuple[tuple[int, float], ...]:
+        """The logit biases as (token id, bias)."""
+        return tuple(self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias or ())
 
 
 def build(
@@ -111,7 +115,7 @@ def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence
     repetition = any(p.repetition_penalty != 1 for p in asked)
     counts = any(p.presence_penalty or p.frequency_penalty for p in asked)
     processors = (
-        any(p.logit_bias for p in asked),
+        any(p.bias_pairs for p in asked),
         repetition,
         counts,
         any(p.bad_words for p in asked),
@@ -131,7 +135,7 @@ def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence
         processors=tuple(f for f, active in zip(chain.PROCESSORS, processors, strict=True) if active),
         truncations=tuple(f for f, active in zip(chain.TRUNCATIONS, truncations, strict=True) if active),
         candidates=fitting[0] if fitting else None,
-        logprobs=max((p.logprobs or 0 for p in asked), default=0),
+        logprobs=max((p.logprobs for p in asked if p.logprobs is not None), default=None),
         needs_seen=repetition,
         needs_counts=counts,
     )
@@ -139,7 +143,7 @@ def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence
 
 def values_of(asked: Sequence[SamplingParams], stop_ids: Sequence[int], base_seed: int) -> SamplerValues:
     """The arrays of every row; their lengths are powers of two, so that one more id seldom compiles again."""
-    biases = [p.logit_bias or () for p in asked]
+    biases = [p.bias_pairs for p in asked]
     prefixes, last = word_arrays([p.bad_words for p in asked])
     return SamplerValues(
         key_B=row_keys([p.seed for p in asked], base_seed),
@@ -176,13 +180,15 @@ def row_keys(seeds: Sequence[int | None], base_seed: int) -> jax.Array:
     """One PRNG key a row [B]; rows without a seed get (base_seed, row number), which no given seed collides with."""
     chosen = [(base_seed, row + 1) if seed is None else (seed, 0) for row, seed in enumerate(seeds)]
     words = np.array([(seed & 0xFFFFFFFF, seed >> 32, stream) for seed, stream in chosen], np.uint32).reshape(-1, 3)
+    return fold_words(jnp.asarray(words))
 
-    def key(words_3: jax.Array) -> jax.Array:
-        # threefry by name: the other generators are not independent across a vmapped batch
-        low = jax.random.key(words_3[0], impl="threefry2x32")
-        return jax.random.fold_in(jax.random.fold_in(low, words_3[1]), words_3[2])
 
-    return jax.vmap(key)(jnp.asarray(words))
+@jax.jit
+@jax.vmap
+def fold_words(words_3: jax.Array) -> jax.Array:
+    """The PRNG key of three words; threefry by name, as other generators are not independent in a vmapped batch."""
+    low = jax.random.key(words_3[0], impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(low, words_3[1]), words_3[2])
 
 
 def floats(numbers: Any) -> jax.Array:
@@ -208,7 +214,7 @@ def check_ids(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequen
     """Every id that a row or the stop condition names must be in the vocabulary, and logprobs no larger than it."""
     named = [("stop_ids", token) for token in stop_ids]
     for p in asked:
-        named += [("logit_bias", token) for token, _ in p.logit_bias or ()]
+        named += [("logit_bias", token) for token, _ in p.bias_pairs]
         named += [("bad_words", token) for word in p.bad_words for token in word]
         named += [("logprobs", p.logprobs - 1)] if p.logprobs else []
     wrong = [f"{field} {token}" for field, token in named if not 0 <= token < vocab_size]

@@ -31,7 +31,7 @@ def penalise_repetition(logits_BV: Array, values: SamplerValues, history: Histor
 
 
 def penalise_counts(logits_BV: Array, values: SamplerValues, history: History) -> Array:
-    """Subtract frequency * count, and presence where the count is not 0; generated tokens only (OpenAI's definition)."""
+    """Subtract frequency * count, and presence where count > 0; generated tokens only (OpenAI's definition)."""
     if history.counts_BV is None:
         raise ValueError("penalise_counts: the history has no counts_BV; start it with the plan that is sampled with")
     counts_BV = history.counts_BV.astype(jnp.float32)
@@ -79,7 +79,8 @@ def keep_top_k(logits_BM: Array, values: SamplerValues) -> Array:
 
 def keep_top_p(logits_BM: Array, values: SamplerValues) -> Array:
     """Keep the smallest set of best tokens whose probabilities sum to p, at least one (arXiv:1904.09751)."""
-    return cut(logits_BM, nearest(below_best(logits_BM), jax.nn.softmax(logits_BM, axis=1), values.top_p_B))
+    target_B = jnp.maximum(values.top_p_B, jnp.finfo(jnp.float32).tiny)  # a p of 0 keeps one
+    return cut(logits_BM, nearest(below_best(logits_BM), jax.nn.softmax(logits_BM, axis=1), target_B))
 
 
 def keep_min_p(logits_BM: Array, values: SamplerValues) -> Array:
@@ -120,12 +121,11 @@ def nearest(distance_BM: Array, weight_BM: Array, target_B: Array) -> Array:
 
 
 def border(distance_BM: Array, weight_BM: Array, target_B: Array) -> Array:
-    """The smallest distance within which the weights sum to at least `target_B`; inf if they never do.
+    """The smallest distance within which the weights sum to at least `target_B` > 0; inf if they never do.
 
     Bisection bit by bit: floats that are not negative order like their bits read as integers.
     """
     bits_BM = jax.lax.bitcast_convert_type(distance_BM, jnp.int32)
-    target_B = jnp.maximum(target_B, jnp.finfo(jnp.float32).tiny)  # a target of 0 keeps one
 
     def narrow(i: Array, found_B: Array) -> Array:
         trial_B = found_B | jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)

@@ -12,12 +12,14 @@ from forge_jax.sampling.processors import scale
 from forge_jax.sampling.state import History, SamplerPlan, SamplerValues
 
 
-def sample(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, history: History) -> tuple[Array, dict[str, Array]]:
+def sample(
+    plan: SamplerPlan, values: SamplerValues, logits_BV: Array, history: History
+) -> tuple[Array, dict[str, Array]]:
     """Draw the next token of every row, int32 [B], for the position `history.length_B`.
 
     The second result reports, by the model's own distribution, log_softmax of `logits_BV` before any processing:
         "logprob" [B]: of the drawn token.
-        "top_ids", "top_logprobs" [B, plan.logprobs]: the best tokens, best first (absent where plan.logprobs is 0).
+        "top_ids", "top_logprobs" [B, plan.logprobs]: the best tokens, best first (absent where plan.logprobs is None).
         "nan" [B]: no token could be drawn (a NaN or +inf among the logits, or every token banned); the token of
             such a row is a valid id without meaning.
     """
@@ -33,7 +35,7 @@ def sample(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, history: 
         # XLA's maximum may skip NaN on CPU, so it is looked for by itself
         "nan": jnp.any(jnp.isnan(scores_BV), axis=1) | ~jnp.isfinite(jnp.max(scores_BV, axis=1)),
     }
-    if plan.logprobs:
+    if plan.logprobs is not None:
         top_BN, info["top_ids"] = jax.lax.top_k(logits_BV, plan.logprobs)
         info["top_logprobs"] = top_BN - total_B[:, None]
     return token_B, info

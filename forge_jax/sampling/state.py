@@ -71,14 +71,14 @@ class SamplerPlan:
 
     `greedy`: every row takes the best token, nothing after the processors is computed. `candidates`: the draw looks
     at this many best tokens only, which top-k makes exact; None looks at the whole vocabulary. `logprobs`: how many
-    best tokens are reported a step (0: none). A processor of your own may be added with `dataclasses.replace`.
+    best tokens are reported a step; 0 reports the drawn token alone, None nothing. A processor of your own may be added with `dataclasses.replace`.
     """
 
     greedy: bool = False
     processors: tuple[Processor, ...] = ()
     truncations: tuple[Truncation, ...] = ()
     candidates: int | None = None
-    logprobs: int = 0
+    logprobs: int | None = None
     needs_seen: bool = False
     needs_counts: bool = False
 

@@ -1,0 +1,183 @@
+"""GGUF metadata as the config of the same model on HuggingFace, so that one `config()` per family serves both.
+
+What llama.cpp keeps in tensors (biases by their presence, rope factors, a tied head by its absence) is read from them.
+The tables are in `archs`; here is what cannot be copied key by key.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from converters.gguf.archs import ARCHS, Arch
+from converters.gguf.reading import Reading
+from converters.gguf.rope import read_rope
+from converters.source import TensorSource
+from forge_jax.spec import Activation
+
+Config = dict[str, Any]
+
+ACTIVATIONS: Mapping[Activation, str] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+}
+
+
+def read_config(source: TensorSource, where: str, allow: Iterable[str] = ()) -> tuple[str, Config, frozenset[str]]:
+    """Understand the metadata of an opened GGUF file.
+
+    Args:
+        source: the file; small tensors that belong to the config are read.
+        where: what errors begin with.
+        allow: keys that may stay unread, with or without the architecture's prefix.
+
+    Returns:
+        The architecture, the config with its model_type, and the tensors that are thereby used up.
+
+    Raises:
+        ValueError: no model, an unknown architecture, or metadata that is missing, impossible or not understood.
+    """
+    arch = architecture(source.metadata, where)
+    facts = ARCHS[arch]
+    reading = Reading(arch, source.metadata, source.tensors, source.read, where, allow)
+    config = read_common(facts, reading)
+    config |= EXTRAS[arch](reading, config) if arch in EXTRAS else {}
+    reading.take.done()
+    return arch, config, frozenset(reading.used)
+
+
+def architecture(metadata: Mapping[str, Any], where: str) -> str:
+    """The value of general.architecture, if it is one that can be read and the file is a whole model."""
+    kind, arch = metadata.get("general.type", "model"), metadata.get("general.architecture")
+    if kind != "model":
+        raise ValueError(f"{where}: general.type is {kind!r}, expected a model")
+    if arch not in ARCHS:
+        raise ValueError(
+            f"{where}: general.architecture is {arch!r}, which is not implemented; known are {', '.join(ARCHS)}"
+        )
+    return arch
+
+
+def read_common(facts: Arch, reading: Reading) -> Config:
+    """Everything that the tables say."""
+    take = reading.take
+    embedding = reading.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ValueError(f"{take.where}: there is no matrix token_embd.weight: the file holds a vocabulary, no model")
+    for key in ("expert_count", "expert_used_count"):
+        take.require(key, 0)
+    take.require("attention.causal", True)
+    layers, width, heads = (reading.count(k) for k in ("block_count", "embedding_length", "attention.head_count"))
+    if layers > len(reading.tensors):
+        raise ValueError(f"{take.where}: block_count is {layers}, but there are {len(reading.tensors)} tensors")
+    size = reading.count("attention.key_length", width // heads)
+    if reading.count("attention.value_length", size) != size:
+        raise ValueError(f"{take.where}: attention.value_length differs from key_length {size}; not implemented")
+    known = {"attention.key_length": size, "attention.head_count_kv": reading.count("attention.head_count_kv", heads)}
+    config: Config = {
+        "model_type": facts.model_type,
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": not reading.has("output.weight"),
+        **facts.fixed,
+    }
+    config |= {theirs: known[key] if key in known else reading.value(key) for key, theirs in facts.keys.items()}
+    config |= {theirs: reading.value(key) for key, theirs in facts.optional.items() if take.has(key)}
+    config |= {theirs: reading.has(tensor) for theirs, tensor in facts.present.items()}
+    act, named = facts.act
+    if named is not None:
+        config[named] = take("hidden_activation", ACTIVATIONS[act])
+    if facts.rope:
+        config["rope_parameters"] = read_rope(reading, size, reading.count("context_length"))
+    return config
+
+
+def sliding(reading: Reading, layers: int, period: int) -> list[str]:
+    """The kind of each layer: all but every period-th one have a window, none if the period is 1, all if it is 0."""
+    given = reading.take("attention.sliding_window_pattern", period)
+    if isinstance(given, list):
+        slides = [bool(item) for item in given]
+    else:
+        slides = [given == 0 or i % given < given - 1 for i in range(layers)]
+    if len(slides) != layers:
+        raise ValueError(f"{reading.take.where}: sliding_window_pattern has {len(slides)} entries for {layers} layers")
+    return ["sliding_attention" if slide else "full_attention" for slide in slides]
+
+
+# ------------------------------------------------------------------------------------------------ one by one
+def mistral3(reading: Reading, config: Config) -> Config:
+    """Queries that grow with the position: HuggingFace keeps it in the rope dict."""
+    beta = reading.number("attention.temperature_scale", 0.0)
+    return {"rope_parameters": config["rope_parameters"] | ({"llama_4_scaling_beta": beta} if beta else {})}
+
+
+def gemma2(reading: Reading, config: Config) -> Config:
+    """Scores scaled by the head's size, or in the 27B (known by its depth) by the width that is a head's share."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    share = config["hidden_size"] // heads
+    return {
+        "query_pre_attn_scalar": share if layers == 46 else config["head_dim"],
+        "layer_types": sliding(reading, layers, 2),
+    }
+
+
+def gemma3(reading: Reading, config: Config) -> Config:
+    """As Gemma 2, and layers with a window have their own rope, which is never scaled."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    windowed = bool(config.get("sliding_window"))
+    theta = reading.number("rope.freq_base_swa", 10000.0)
+    local = {"rope_type": "default", "rope_theta": theta}
+    local["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"]
+    share = config["hidden_size"] // heads
+    return {
+        "query_pre_attn_scalar": share if layers == 62 else config["head_dim"],
+        "layer_types": sliding(reading, layers, 6 if windowed else 1),
+        "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
+    }
+
+
+def phi3(reading: Reading, config: Config) -> Config:
+    """No window is written as 0."""
+    return {"sliding_window": config.get("sliding_window") or None}
+
+
+def granite(reading: Reading, config: Config) -> Config:
+    """llama.cpp's defaults are not HuggingFace's."""
+    reading.take.require("rope.scaling.finetuned", True)
+    return {
+        "attention_multiplier": config.get("attention_multiplier") or config["head_dim"] ** -0.5,
+        "residual_multiplier": config.get("residual_multiplier") or 1.0,
+        "embedding_multiplier": config.get("embedding_multiplier") or 1.0,
+    }
+
+
+def olmo2(reading: Reading, config: Config) -> Config:
+    """OLMo 3 uses the same name and has windows."""
+    window = reading.take("attention.sliding_window", 0)
+    if not window:
+        return {}
+    kinds = sliding(reading, config["num_hidden_layers"], 4)
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": kinds}
+
+
+def smollm3(reading: Reading, config: Config) -> Config:
+    """Every fourth layer is not rotated."""
+    return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])]}
+
+
+def cohere2(reading: Reading, config: Config) -> Config:
+    """Layers with a window are rotated, the others not."""
+    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    return {"layer_types": sliding(reading, config["num_hidden_layers"], 4)}
+
+
+EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    "mistral3": mistral3,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "phi3": phi3,
+    "granite": granite,
+    "olmo2": olmo2,
+    "smollm3": smollm3,
+    "cohere2": cohere2,
+}
+"""Architecture -> what its tables leave open."""

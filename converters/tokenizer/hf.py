@@ -1,0 +1,184 @@
+"""Tokenizers described by a tokenizer.json, with the settings that a Hugging Face directory keeps beside it.
+
+The segmentation is the tokenizers package's; which ids go around a text, which end a turn and which template a chat
+uses is read here. The class named in tokenizer_config.json is not looked at: the JSON says all.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, models
+
+from converters.tokenizer.base import Lexicon, Roles, Tokenizer, check_text
+from converters.tokenizer.bpe import BYTE_TO_CHAR, CHAR_TO_BYTE, UTF8_BYTES
+from converters.tokenizer.export import gguf_metadata, save_files
+from converters.tokenizer.spelling import Spelling
+from converters.tokenizer.turns import end_ids
+
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_MOST_HOLES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What lies beside a tokenizer.json: the parsed JSON files (empty if absent) and the chat templates by name."""
+
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    special: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+    def token(self, role: str) -> str | None:
+        """The text of a role's token ("bos_token"), which files give as a string or as an object with its content."""
+        value = self.tokenizer.get(role, self.special.get(role))
+        value = value.get("content") if isinstance(value, Mapping) else value
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"tokenizer_config.json: {role} is {value!r}, expected a string or null")
+        return value
+
+    def ids(self, key: str) -> list[int]:
+        """Ids of generation_config.json, else of config.json: one, a list, or none."""
+        value = self.generation.get(key, self.model.get(key))
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
+            raise ValueError(f"generation_config.json: {key} is {value!r}, expected an id or a list of ids")
+        return values
+
+
+class HFTokenizer(Tokenizer):
+    """A tokenizers object with its settings."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, settings: Settings) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        _add_tokens(backend, settings)
+        lexicon = _lexicon(backend)
+        roles = _roles(backend, settings, lexicon.ids)
+        super().__init__(lexicon, roles, settings.templates)
+        self._backend = backend
+        self._settings = settings
+        # Either key present: the two replace what tokenizer.json puts around a text (as transformers 5 does).
+        config = settings.tokenizer
+        self._frame_given = "add_bos_token" in config or "add_eos_token" in config
+        self._before = _framing(lexicon.ids, roles, config, "bos_token")
+        self._after = _framing(lexicon.ids, roles, config, "eos_token")
+        self._gaps = _uncovered_bytes(backend, lexicon.ids)
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        check_text(text)
+        if self._gaps:
+            self._check(text)
+        backend = self._backend if parse_special else self._literal
+        try:
+            ids = backend.encode(text, add_special_tokens=add_special and not self._frame_given).ids
+        except Exception as error:  # the package raises nothing more special
+            raise ValueError(f"the vocabulary cannot express the text: {error}") from error
+        return [*self._before, *ids, *self._after] if add_special and self._frame_given else ids
+
+    @cached_property
+    def _literal(self) -> tokenizers.Tokenizer:
+        """A copy that reads special tokens as ordinary text."""
+        copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+    def _check(self, text: str) -> None:
+        """ValueError for text that the backend would drop in silence."""
+        normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
+        plain = normalizer.normalize_str(text) if normalizer else text
+        parts = [part for part, _ in pre_tokenizer.pre_tokenize_str(plain)] if pre_tokenizer else [plain]
+        for char in sorted(set("".join(parts)) - self._lexicon.ids.keys()):
+            lost = self._gaps.intersection(char.encode("utf-8")) if char not in CHAR_TO_BYTE else {CHAR_TO_BYTE[char]}
+            if lost:
+                raise ValueError(
+                    f"the vocabulary cannot express {char!r}: it has no token for it, nor for byte 0x{min(lost):02X}, "
+                    "and no unknown token"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """The tokenizer.json as parsed JSON, with all added tokens."""
+        return json.loads(self._backend.to_str())
+
+    def save(self, directory: str | PathLike[str]) -> list[str]:
+        config = {**self._settings.special, **self._settings.tokenizer}
+        return save_files(directory, self._backend.to_str(pretty=True), config, self.chat_templates)
+
+    def to_gguf_metadata(self) -> dict[str, Any]:
+        return gguf_metadata(self, self.describe(), bool(self._before), bool(self._after))
+
+
+def _lexicon(backend: tokenizers.Tokenizer) -> Lexicon:
+    vocab = backend.get_vocab(with_added_tokens=True)
+    size = max(vocab.values(), default=-1) + 1
+    if size > len(vocab) + _MOST_HOLES:
+        raise ValueError(f"tokenizer.json: the largest id is {size - 1}, but there are only {len(vocab)} tokens")
+    tokens: list[str | None] = [None] * size
+    for token, i in vocab.items():
+        tokens[i] = token
+    spelling = Spelling(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
+    pieces = tuple(None if token is None else spelling(token) for token in tokens)
+    return Lexicon(tuple(tokens), pieces, spelling.lead)
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, settings: Settings) -> None:
+    """Add what tokenizer_config.json names and tokenizer.json lacks: added tokens by their ids, then named roles."""
+    declared = settings.tokenizer.get("added_tokens_decoder", {})
+    known = backend.get_added_tokens_decoder()
+    for i, entry in sorted((int(i), entry) for i, entry in declared.items()):
+        if i in known:
+            continue
+        flags = {name: bool(entry[name]) for name in _TOKEN_FLAGS if name in entry}
+        backend.add_tokens([AddedToken(entry["content"], **flags)])
+        if backend.token_to_id(entry["content"]) != i:
+            raise ValueError(
+                f"tokenizer_config.json: added token {entry['content']!r} has the id {i}, but in the vocabulary "
+                f"it is {backend.token_to_id(entry['content'])}"
+            )
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    named = [text for role in _ROLES if (text := settings.token(role)) is not None and text not in added]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in dict.fromkeys(named)])
+
+
+def _roles(backend: tokenizers.Tokenizer, settings: Settings, ids: Mapping[str, int]) -> Roles:
+    names = {role: text for role in _ROLES if (text := settings.token(role)) is not None}
+    hidden = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+
+    def first(role: str) -> int | None:
+        found = [ids[names[role]]] if role in names else settings.ids(f"{role}_id")
+        return found[0] if found else None
+
+    generation_ends = settings.ids("eos_token_id")
+    ends = [i for i in (first("eos_token"),) if i is not None] + (generation_ends or end_ids(_only(ids, hidden), hidden))
+    return Roles(
+        bos=first("bos_token"),
+        eos=tuple(dict.fromkeys(ends)),
+        pad=first("pad_token"),
+        unk=first("unk_token"),
+        hidden=hidden,
+        names=names,
+    )
+
+
+def _only(ids: Mapping[str, int], allowed: frozenset[int]) -> dict[str, int]:
+    return {token: i for token, i in ids.items() if i in allowed}
+
+
+def _framing(ids: Mapping[str, int], roles: Roles, config: Mapping[str, Any], role: str) -> list[int]:
+    """The ids that `add_bos_token` or `add_eos_token` puts around a text; none where the token itself is null."""
+    return [ids[roles.names[role]]] if config.get(f"add_{role}") and role in roles.names else []
+
+
+def _uncovered_bytes(backend: tokenizers.Tokenizer, ids: Mapping[str, int]) -> frozenset[int]:
+    """Bytes that a BPE model without an unknown token would drop."""
+    model = backend.model
+    if not isinstance(model, models.BPE) or model.unk_token is not None:
+        return frozenset()
+    spelled = (lambda byte: f"<0x{byte:02X}>") if model.byte_fallback else BYTE_TO_CHAR.__getitem__
+    return frozenset(byte for byte in UTF8_BYTES if spelled(byte) not in ids)

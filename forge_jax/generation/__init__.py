@@ -1,0 +1,10 @@
+"""From prompts to tokens: prefill in buckets, one jitted loop to decode, the same step for streams and batches.
+
+Knows token ids only; text, stop strings and templates belong to the front.
+"""
+
+from forge_jax.generation.loop import State, advance, prefill, step
+from forge_jax.generation.session import Session, generate, stream
+from forge_jax.generation.sizes import bucket, capacity
+
+__all__ = ["Session", "State", "advance", "bucket", "capacity", "generate", "prefill", "step", "stream"]

@@ -1,0 +1,114 @@
+"""The pure functions of generation: `prefill` reads a prompt, `step` makes one token, `advance` loops over steps.
+
+All positions and limits are data: a program is compiled for a batch, a cache size and a sampler's plan, never for a
+length. The last token of a row is pending: chosen, in the history, not yet in the cache.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax.cache import Cache
+from forge_jax.decoder import Inputs, hidden, readout
+from forge_jax.ops import Context
+from forge_jax.params import Tree
+from forge_jax.sampling import History, SamplerPlan, SamplerValues, sample, update_history
+from forge_jax.spec import ModelSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Record:
+    """What was reported of each generated token, by its place in the history: [B, S] and [B, S, plan.logprobs]."""
+
+    logprob_BS: Array
+    top_ids_BSN: Array
+    top_logprobs_BSN: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Everything that generation carries from token to token.
+
+    history: prompt and output of each row; its last token is pending. limit_B: the length at which a row ends.
+    done_B: rows that have ended; they neither change nor write. nan_B: rows for which no token could be chosen.
+    """
+
+    cache: Cache
+    history: History
+    limit_B: Array
+    done_B: Array
+    nan_B: Array
+    record: Record | None = None
+
+
+def prefill(
+    spec: ModelSpec, params: Tree, cache: Cache, tokens_BT: Array, order_BT: Array, logits_BV: Array, ctx: Context
+) -> tuple[Array, Cache]:
+    """Read one piece of the prompts into the cache.
+
+    Args:
+        order_BT: the place of each token in its row, -1 for padding, which is at the end.
+        logits_BV: what earlier pieces gave; kept for rows that have no token in this one.
+
+    Returns:
+        The logits after each row's last token so far, and the cache.
+    """
+    x_BTD, new = hidden(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
+    if new is None:
+        raise ValueError("prefill needs a cache")
+    count_B = (order_BT >= 0).sum(1)
+    last_B1 = jnp.maximum(count_B - 1, 0)[:, None]
+    logits = readout(spec, params, jnp.take_along_axis(x_BTD, last_B1[:, :, None], axis=1), ctx)[:, 0]
+    return jnp.where((count_B > 0)[:, None], logits, logits_BV), new
+
+
+def choose(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, state: State) -> State:
+    """Draw the next token of every row that is not done; it becomes the row's pending token."""
+    token_B, info = sample(plan, values, logits_BV, state.history)
+    active_B = ~state.done_B
+    nan_B = state.nan_B | (active_B & info["nan"])
+    place_B = jnp.where(active_B, state.history.length_B, state.history.tokens_BS.shape[1])
+    history = update_history(state.history, token_B, active_B)
+    stopped_B = (values.stop_ids_BE == token_B[:, None]).any(1)
+    done_B = state.done_B | nan_B | stopped_B | (history.length_B >= state.limit_B)
+    record = state.record
+    if record is not None:
+        rows = jnp.arange(token_B.shape[0])
+        record = Record(
+            record.logprob_BS.at[rows, place_B].set(info["logprob"], mode="drop"),
+            record.top_ids_BSN.at[rows, place_B].set(info["top_ids"], mode="drop"),
+            record.top_logprobs_BSN.at[rows, place_B].set(info["top_logprobs"], mode="drop"),
+        )
+    return replace(state, history=history, done_B=done_B, nan_B=nan_B, record=record)
+
+
+def step(spec: ModelSpec, plan: SamplerPlan, params: Tree, values: SamplerValues, state: State, ctx: Context) -> State:
+    """Put each row's pending token through the model and choose the next one."""
+    history = state.history
+    last_B = jnp.maximum(history.length_B - 1, 0)
+    pending_B1 = jnp.take_along_axis(history.tokens_BS, last_B[:, None], axis=1)
+    order_B1 = jnp.where(state.done_B, -1, last_B)[:, None]
+    x_B1D, cache = hidden(spec, params, Inputs(pending_B1, order_B1), state.cache, ctx)
+    if cache is None:
+        raise ValueError("step needs a cache")
+    return choose(plan, values, readout(spec, params, x_B1D, ctx)[:, 0], replace(state, cache=cache))
+
+
+def advance(
+    spec: ModelSpec, plan: SamplerPlan, params: Tree, values: SamplerValues, state: State, count: Array, ctx: Context
+) -> State:
+    """Make up to `count` tokens a row in one loop, which ends early when every row is done."""
+
+    def unfinished(carry: tuple[Array, State]) -> Array:
+        made, state = carry
+        return (made < count) & ~state.done_B.all()
+
+    def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+        made, state = carry
+        return made + 1, step(spec, plan, params, values, state, ctx)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]

@@ -1,0 +1,351 @@
+"""One batch of texts in the making, on the host: which program to call next, and what came out.
+
+A session holds the only reference to its state, which every call donates, so there is never a second cache. An
+interrupt never falls between a call and the storing of its result: a session that was interrupted can go on.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from forge_jax import cache as caches
+from forge_jax.generation import loop
+from forge_jax.generation.loop import Record, State
+from forge_jax.generation.sizes import capacity, chunks
+from forge_jax.ops import Context
+from forge_jax.params import Tree
+from forge_jax.sampling import SamplerPlan, SamplingParams, build, start_history
+from forge_jax.spec import ModelSpec
+
+BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
+
+FIRST = 256  # new tokens that a cache has room for before it must grow
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one row gave: the new ids (the stop id, if one ended it, is the last), why it ended, and its logprobs."""
+
+    ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[dict[int, float], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled functions a session calls. `LOCAL` runs on one device; forge_jax.parallel makes others."""
+
+    prefill: Callable[..., tuple[Array, caches.Cache]]
+    choose: Callable[..., State]
+    advance: Callable[..., State]
+    new_cache: Callable[..., caches.Cache]
+
+
+LOCAL = Programs(
+    prefill=jax.jit(loop.prefill, static_argnames=("spec", "ctx"), donate_argnames=("cache", "logits_BV")),
+    choose=jax.jit(loop.choose, static_argnames=("plan",)),  # hands on what it does not change, without a copy
+    advance=jax.jit(loop.advance, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",)),
+    new_cache=jax.jit(caches.init, static_argnames=("spec", "batch", "length", "slack", "dtype")),
+)
+
+
+class Session:
+    """Prompts in, tokens out, more prompts in, ...
+
+    >>> session = Session(spec, params, [[1, 2, 3]], max_new_tokens=20)   # doctest: +SKIP
+    >>> session.advance()                                                 # doctest: +SKIP
+    >>> session.outputs()[0].ids                                          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Tree,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int | Sequence[int] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(temperature=0),  # noqa: B008  frozen
+        stop_ids: Sequence[int] = (),
+        n: int = 1,
+        seed: int = 0,
+        cache_dtype: DTypeLike | None = None,
+        programs: Programs = LOCAL,
+    ) -> None:
+        """Read the prompts and choose the first token of each row.
+
+        Args:
+            prompts: ids of each row; lengths may differ.
+            max_new_tokens: for all rows, or one a row; None: until the context is full.
+            sampling: for all rows, or one a row (of `n` times the prompts).
+            stop_ids: ids that end a row.
+            n: continuations of each prompt, in neighbouring rows; the prompt is read once.
+            seed: for rows whose sampling has none.
+            cache_dtype: of the keys and values; None: that of the parameters.
+
+        Raises:
+            ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
+        """
+        self.spec, self.params, self.programs = spec, params, programs
+        rows = [list(map(int, prompt)) for prompt in prompts]
+        check_prompts(rows, spec.vocab_size, n)
+        self.batch = len(rows) * n
+        self.plan, self.values = build(sampling, self.batch, spec.vocab_size, stop_ids, seed)
+        self.stop_ids = frozenset(int(i) for i in stop_ids)
+        self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
+        size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
+        cache = programs.new_cache(spec, len(rows), size, slack=BURST, dtype=self.cache_dtype)
+        logits, cache = self.read(cache, rows, [0] * len(rows), fresh=True)
+        if n > 1:
+            logits, cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (logits, cache))
+        self.begin(cache, [row for row in rows for _ in range(n)], new_tokens, logits)
+
+    def room(self, rows: list[list[int]], max_new_tokens: int | Sequence[int] | None) -> tuple[int, list[int]]:
+        """The cache size to begin with, and the new tokens of each row. More room is made when it is needed."""
+        new_tokens = wanted(max_new_tokens, list(map(len, rows)), self.spec.max_seq_len)
+        for row, new in zip(rows, new_tokens, strict=True):
+            capacity(len(row) + new, self.spec.max_seq_len)  # all of it must fit the context in the end
+        first = max(len(row) + min(new, FIRST) for row, new in zip(rows, new_tokens, strict=True))
+        return capacity(first, self.spec.max_seq_len), new_tokens
+
+    def begin(self, cache: caches.Cache, rows: list[list[int]], new_tokens: list[int], logits: Array) -> None:
+        """Start the history after the prompts `rows`, and choose the first token of each."""
+        size = cache.length
+        tokens = np.zeros((self.batch, size), np.int32)
+        for buffer, row in zip(tokens, rows, strict=True):
+            buffer[: len(row)] = row
+        self.start_lengths = np.array(list(map(len, rows)), np.int32)
+        history = start_history(self.plan, jnp.asarray(tokens), jnp.asarray(self.start_lengths), self.spec.vocab_size)
+        limit = jnp.asarray(self.start_lengths + np.array(new_tokens, np.int32))
+        done = limit <= history.length_B
+        state = State(cache, history, limit, done, jnp.zeros_like(done), new_record(self.plan, self.batch, size))
+        self.state = self.programs.choose(self.plan, self.values, logits, state)
+        self.check()
+
+    # -------------------------------------------------------------------------------------------- reading
+    def read(
+        self, cache: caches.Cache, rows: list[list[int]], starts: Sequence[int], *, fresh: bool
+    ) -> tuple[Array, caches.Cache]:
+        """Put tokens of every row through the model, from the order `starts` on. Returns the last logits, the cache."""
+        logits = jnp.zeros((len(rows), self.spec.vocab_size), jnp.float32)
+        at = 0
+        for size in chunks(max(map(len, rows)), cache.length):
+            tokens, order = np.zeros((len(rows), size), np.int32), np.full((len(rows), size), -1, np.int32)
+            for i, row in enumerate(rows):
+                piece = row[at : at + size]
+                tokens[i, : len(piece)] = piece
+                order[i, : len(piece)] = np.arange(len(piece)) + starts[i] + at
+            ctx = Context(fresh=fresh and at == 0)
+            logits, cache = self.programs.prefill(self.spec, self.params, cache, tokens, order, logits, ctx)
+            at += size
+        return logits, cache
+
+    # -------------------------------------------------------------------------------------------- decoding
+    def advance(self, count: int | None = None) -> bool:
+        """Make up to `count` more tokens a row (None: to the end). Returns whether a row is still unfinished.
+
+        Raises:
+            ValueError: the logits of a row are not numbers.
+        """
+        left = self.spec.max_seq_len if count is None else count
+        while left > 0 and not self.done:
+            burst = min(left, BURST)
+            with uninterrupted():
+                self.make_room(burst)
+                self.state = self.programs.advance(
+                    self.spec, self.plan, self.params, self.values, self.state, np.int32(burst), Context()
+                )
+            self.check()
+            left -= burst
+        return not self.done
+
+    def make_room(self, count: int) -> None:
+        """Double the cache if the next `count` tokens would not fit."""
+        size = self.state.history.tokens_BS.shape[1]
+        unfinished = np.where(np.asarray(self.state.done_B), 0, np.asarray(self.state.history.length_B))
+        limit = np.asarray(self.state.limit_B)
+        need = int(np.minimum(unfinished + count, limit).max())
+        if need > size:
+            self.widen(capacity(need, self.spec.max_seq_len))
+
+    def widen(self, size: int) -> None:
+        """Copy the state into a larger one. Slots keep their tokens: a dense slab that is not full, and a ring that
+        has not turned, have token p in slot p at any size."""
+        old = self.state
+        cache = self.programs.new_cache(self.spec, self.batch, size, slack=BURST, dtype=self.cache_dtype)
+        empty = np.zeros((self.batch, size), np.int32)
+        history = replace(old.history, tokens_BS=jnp.asarray(empty))
+        wider = replace(old, cache=cache, history=history, record=new_record(self.plan, self.batch, size))
+
+        def copy(new: Array, old: Array) -> Array:
+            return old if old.shape == new.shape else jax.lax.dynamic_update_slice(new, old, (0,) * new.ndim)
+
+        self.state = jax.tree.map(copy, wider, old)
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return bool(np.asarray(self.state.done_B).all())
+
+    def check(self) -> None:
+        """Raise ValueError if a row's logits were not numbers."""
+        bad = np.flatnonzero(np.asarray(self.state.nan_B))
+        if bad.size:
+            raise ValueError(
+                f"generation: rows {bad.tolist()} gave NaN or infinite logits, or every token is banned: the weights "
+                "or the dtype are at fault (try float32), or the sampling leaves no token"
+            )
+
+    # -------------------------------------------------------------------------------------------- results
+    def ids(self) -> list[list[int]]:
+        """The new ids of every row so far."""
+        tokens, lengths = np.asarray(self.state.history.tokens_BS), np.asarray(self.state.history.length_B)
+        return [tokens[i, s:e].tolist() for i, (s, e) in enumerate(zip(self.start_lengths, lengths, strict=True))]
+
+    def outputs(self) -> list[Output]:
+        """Every row's new ids, reason to end, and log-probabilities if they were asked for."""
+        done = np.asarray(self.state.done_B)
+        record = self.state.record and jax.tree.map(np.asarray, self.state.record)
+        out = []
+        for i, ids in enumerate(self.ids()):
+            stopped = bool(ids) and ids[-1] in self.stop_ids
+            reason: FinishReason | None = None if not done[i] else "stop" if stopped else "length"
+            if record is None:
+                out.append(Output(tuple(ids), reason))
+                continue
+            at = slice(self.start_lengths[i], self.start_lengths[i] + len(ids))
+            tops = zip(record.top_ids_BSN[i, at].tolist(), record.top_logprobs_BSN[i, at].tolist(), strict=True)
+            best = tuple(dict(zip(t, p, strict=True)) for t, p in tops)
+            out.append(Output(tuple(ids), reason, tuple(record.logprob_BS[i, at].tolist()), best))
+        return out
+
+    # -------------------------------------------------------------------------------------------- editing
+    def finish(self, row: int, count: int) -> None:
+        """End a row after its first `count` new tokens; what came later is forgotten, in the cache too."""
+        length = np.asarray(self.state.history.length_B).copy()
+        length[row] = min(length[row], self.start_lengths[row] + count)
+        done = np.asarray(self.state.done_B).copy()
+        done[row] = True
+        with uninterrupted():
+            history = replace(self.state.history, length_B=jnp.asarray(length))
+            cache = caches.rewind(self.state.cache, jnp.asarray(length - 1))
+            self.state = replace(self.state, cache=cache, history=history, done_B=jnp.asarray(done))
+
+    def extend(self, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int] | None = None) -> None:
+        """Append more prompt tokens to every row and make it unfinished again; the cache is kept.
+
+        Raises:
+            ValueError: as for a new session.
+        """
+        rows = [list(map(int, prompt)) for prompt in prompts]
+        if len(rows) != self.batch:
+            raise ValueError(f"generation: {len(rows)} prompts for a session of {self.batch} rows")
+        check_prompts(rows, self.spec.vocab_size, 1)
+        tokens, lengths = np.asarray(self.state.history.tokens_BS), np.asarray(self.state.history.length_B)
+        whole = [tokens[i, : lengths[i]].tolist() + row for i, row in enumerate(rows)]
+        size, new_tokens = self.room(whole, max_new_tokens)
+        with uninterrupted():
+            if size > tokens.shape[1]:
+                self.widen(size)
+            # the last token was pending: it is read together with what follows
+            pending = [text[length - 1 :] for text, length in zip(whole, lengths, strict=True)]
+            logits, cache = self.read(self.state.cache, pending, (lengths - 1).tolist(), fresh=False)
+            self.begin(cache, whole, new_tokens, logits)
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+def check_prompts(rows: list[list[int]], vocab_size: int, n: int) -> None:
+    """Raise ValueError for no prompts, an empty one, or ids outside the vocabulary."""
+    if not rows or n < 1:
+        raise ValueError(f"generation: {len(rows)} prompts and n = {n}; both must be at least 1")
+    for i, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"generation: prompt {i} is empty; give at least one token, for example the bos id")
+        if min(row) < 0 or max(row) >= vocab_size:
+            odd = next(t for t in row if not 0 <= t < vocab_size)
+            raise ValueError(
+                f"generation: prompt {i} has the id {odd}, outside the model's vocabulary of {vocab_size}; "
+                "the tokenizer belongs to another model"
+            )
+
+
+def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit: int) -> list[int]:
+    """New tokens of each row: as asked, or as many as the context still holds.
+
+    Raises:
+        ValueError: a prompt that fills the context, a negative number, or too few numbers.
+    """
+    if over := [length for length in lengths if length > limit]:
+        raise ValueError(f"generation: a prompt of {over[0]} tokens is longer than the model's context of {limit}")
+    if max_new_tokens is None:
+        return [limit - length for length in lengths]
+    new = [int(max_new_tokens)] * len(lengths) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(new) != len(lengths) or min(new) < 0:
+        raise ValueError(f"generation: max_new_tokens = {max_new_tokens!r} for {len(lengths)} rows; expected 0 or more")
+    return new
+
+
+def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
+    """An empty record, if the plan reports log-probabilities."""
+    if not plan.logprobs:
+        return None
+    shape = (batch, size, plan.logprobs)
+    return Record(jnp.zeros((batch, size)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+
+
+def compute_dtype(params: Tree) -> Any:
+    """The dtype that activations have: that of the embedding, or of its scales."""
+    return jax.tree.leaves(params["embed"])[-1].dtype
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done. Outside the main thread signals do not arrive anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def generate(spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any) -> list[Output]:
+    """Complete every prompt. Options are those of `Session`."""
+    session = Session(spec, params, prompts, **options)
+    session.advance()
+    return session.outputs()
+
+
+def stream(
+    spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any
+) -> Iterator[list[int | None]]:
+    """Yield each step's new id of every row, None for rows that have ended. The same tokens as `generate`."""
+    session = Session(spec, params, prompts, **options)
+    given = 0
+    while True:
+        rows = session.ids()
+        made = max(map(len, rows))
+        for at in range(given, made):
+            yield [row[at] if at < len(row) else None for row in rows]
+        given = made
+        if not session.advance(1):
+            break
+    rows = session.ids()
+    for at in range(given, max(map(len, rows))):
+        yield [row[at] if at < len(row) else None for row in rows]

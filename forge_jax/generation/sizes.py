@@ -1,0 +1,29 @@
+"""The few sizes that programs are compiled for, so that no length of a prompt or a text compiles again."""
+
+CHUNK = 512  # prompts longer than this are read in pieces of this length
+
+
+def bucket(length: int, smallest: int = 16) -> int:
+    """The smallest power of two that is at least `length` and at least `smallest`."""
+    return max(smallest, 1 << max(length - 1, 0).bit_length())
+
+
+def chunks(length: int, limit: int) -> list[int]:
+    """Padded sizes of the pieces in which a prompt of `length` tokens is read, none larger than `limit`."""
+    whole, rest = divmod(length, CHUNK)
+    sizes = [CHUNK] * whole + ([bucket(rest)] if rest else [])
+    return [min(size, limit) for size in sizes]
+
+
+def capacity(length: int, limit: int) -> int:
+    """The slots of a cache for `length` tokens of a model that can look at `limit`.
+
+    Raises:
+        ValueError: the tokens do not fit the model's context.
+    """
+    if length > limit:
+        raise ValueError(
+            f"{length} tokens (prompt and what is to be generated) do not fit the model's context of {limit}; "
+            "shorten the prompt, ask for fewer tokens, or extend the context with a rope scaling"
+        )
+    return min(bucket(length, 256), limit)

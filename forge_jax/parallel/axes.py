@@ -1,0 +1,94 @@
+"""From the logical axes of parameters to the axes of a mesh, as data that can be printed.
+
+Knows names of axes and kinds of leaves; nothing about ops, devices or what is computed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import PartitionSpec
+
+from forge_jax.params import Param, Tree, abstract, flatten, unflatten
+from forge_jax.spec import ModelSpec
+from forge_jax.tensor import Lora, QTensor
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Pairs of (logical axis, mesh axis); None as the mesh axis replicates. The first pair that matches wins."""
+
+    pairs: tuple[tuple[str | None, str | None], ...]
+
+    def mesh_axis(self, logical: str | None) -> str | None:
+        """The mesh axis that a logical axis is split over, None if every device holds it whole.
+
+        Raises:
+            ValueError: no rule names the axis.
+        """
+        for name, mesh_axis in self.pairs:
+            if name == logical:
+                return mesh_axis
+        known = ", ".join(str(name) for name, _ in self.pairs)
+        raise ValueError(f"sharding rules: no rule for the logical axis {logical!r} (there are {known}); add a pair")
+
+    def __str__(self) -> str:
+        """A line a rule."""
+        width = max(len(str(name)) for name, _ in self.pairs)
+        return "\n".join(f"{name!s:{width}} -> {axis or 'replicated'}" for name, axis in self.pairs)
+
+
+SPLIT = ("vocab", "heads", "kv_heads", "ff")
+WHOLE = ("embed", "head", None)
+
+
+def tensor_rules(axis: str = "model") -> Rules:
+    """The rules of tensor parallelism: vocabulary, heads and feed-forward features are split over one mesh axis."""
+    return Rules(tuple((name, axis) for name in SPLIT) + tuple((name, None) for name in WHOLE))
+
+
+def lora_axes(param: Param) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+    """The logical axes of the two factors of a low-rank update: the rank is split over nothing."""
+    inputs = max(param.inputs, 1)  # a table is indexed by its first axis
+    return (*param.axes[:inputs], None), (None, *param.axes[inputs:])
+
+
+def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
+    """The PartitionSpec of each array of one leaf, in a copy of the leaf. A scale's axis of size 1 is not split."""
+    match leaf:
+        case QTensor(codes, scale):
+            split = [None if small == 1 else axis for axis, small in zip(param.axes, scale.shape, strict=True)]
+            return QTensor(array_spec(codes, param.axes, rules), array_spec(scale, tuple(split), rules))
+        case Lora(base, a, b, scale):
+            into, out = lora_axes(param)
+            return Lora(leaf_specs(base, param, rules), array_spec(a, into, rules), array_spec(b, out, rules), scale)
+        case _:
+            return array_spec(leaf, param.axes, rules)
+
+
+def array_spec(array: Any, axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
+    """The PartitionSpec of one array."""
+    if len(array.shape) != len(axes):
+        raise ValueError(f"sharding: an array of shape {array.shape} cannot have the axes {axes}")
+    return PartitionSpec(*(rules.mesh_axis(axis) for axis in axes))
+
+
+def described(spec: ModelSpec, params: Tree) -> dict[str, tuple[Any, Param]]:
+    """Each leaf of a parameter tree with the description of its path.
+
+    Raises:
+        ValueError: the tree lacks leaves of the spec or has others; they are named.
+    """
+    leaves, expected = dict(flatten(params)), dict(flatten(abstract(spec)))
+    if leaves.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - leaves.keys()), sorted(leaves.keys() - expected.keys())
+        raise ValueError(
+            f"parameters: the tree does not belong to this spec; {len(missing)} leaves are missing {missing[:5]}, "
+            f"{len(extra)} are not in the spec {extra[:5]}"
+        )
+    return {path: (leaf, expected[path]) for path, leaf in leaves.items()}
+
+
+def partition_specs(spec: ModelSpec, params: Tree, rules: Rules | None = None) -> Tree:
+    """The tree of PartitionSpecs for a parameter tree, prepared or not; its leaves may be arrays, QTensor or Lora."""
+    rules = rules or tensor_rules()
+    return unflatten({path: leaf_specs(leaf, param, rules) for path, (leaf, param) in described(spec, params).items()})

@@ -1,0 +1,148 @@
+"""Making every split axis divisible by the number of shards, without changing what the model computes.
+
+Feed-forward features and vocabulary rows are padded with zeros, heads are arranged as `forge_jax.ops.call.head_slots`
+says: kv heads repeated, padding with zero weights. Knows shapes and kinds of leaves, no mesh and no device.
+"""
+
+from dataclasses import replace
+from functools import partial
+from math import gcd
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from forge_jax.ops.call import head_slots
+from forge_jax.params import Param, Tree, unflatten
+from forge_jax.parallel.axes import described, lora_axes
+from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Op
+from forge_jax.tensor import Lora, QTensor
+
+Slots = dict[str | None, np.ndarray]
+"""For each split axis the entry that each slot holds, -1 where it is padding."""
+
+
+def padded(size: int, shards: int) -> np.ndarray:
+    """The slots of an axis that is padded at its end to a multiple of `shards`."""
+    slots = np.arange(-(-size // shards) * shards)
+    return np.where(slots < size, slots, -1)
+
+
+def op_slots(op: Op, shards: int) -> Slots:
+    """The slots of the split axes of one op."""
+    match op:
+        case Attention():
+            heads = head_slots(op.heads, op.kv_heads, shards)
+            return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
+        case Mlp():
+            return {"ff": padded(op.dim, shards)}
+
+
+def path_slots(spec: ModelSpec, path: str, shards: int) -> Slots:
+    """The slots of the split axes of the parameter at "layers.0.attention.q"."""
+    if shards < 1:
+        raise ValueError(f"sharding: {shards} shards; expected at least 1")
+    match path.split("."):
+        case ["layers", layer, name, *_]:
+            ops = [branch.op for branch in spec.layers[int(layer)].branches if branch.name == name]
+            return op_slots(ops[0], shards) if ops else {}
+        case _:
+            return {"vocab": padded(spec.vocab_size, shards)}
+
+
+# ------------------------------------------------------------------------------------------------ the spec
+def widened(spec: ModelSpec, shards: int) -> ModelSpec:
+    """The spec whose `abstract` has the shapes of the prepared parameters, and whose caches fit them.
+
+    It describes storage (shapes, memory, caches). What is run is always the model's own spec.
+    """
+
+    def op(old: Op) -> Op:
+        slots = {axis: len(entries) for axis, entries in op_slots(old, shards).items()}
+        match old:
+            case Attention():
+                return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
+            case Mlp():
+                return replace(old, dim=slots["ff"])
+
+    def block(old: Block) -> Block:
+        return replace(old, branches=tuple(replace(branch, op=op(branch.op)) for branch in old.branches))
+
+    return replace(
+        spec, vocab_size=len(padded(spec.vocab_size, shards)), layers=tuple(block(layer) for layer in spec.layers)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the arrays
+def arrange(x: Any, axis: int, slots: np.ndarray) -> Any:
+    """x[slots] along one axis, zeros for padding; numpy in numpy out. An arrangement that is none copies nothing."""
+    if np.array_equal(slots, np.arange(x.shape[axis])):
+        return x
+    xp = np if isinstance(x, np.ndarray) else jnp
+    keep = np.expand_dims(slots >= 0, [i for i in range(len(x.shape)) if i != axis])
+    return xp.where(keep, xp.take(x, np.maximum(slots, 0), axis=axis), xp.zeros((), x.dtype))
+
+
+def arrange_axes(x: Any, axes: tuple[str | None, ...], slots: Slots) -> Any:
+    """Arrange every axis of an array that has slots."""
+    for i, axis in enumerate(axes):
+        if axis in slots:
+            x = arrange(x, i, slots[axis])
+    return x
+
+
+def scale_slots(slots: np.ndarray, tile: int, shards: int) -> np.ndarray:
+    """The slots of a scale that has one entry for `tile` entries of the axis; finer where a tile would be cut."""
+    shared = gcd(tile, len(slots) // shards)
+    entries = slots.reshape(-1, shared) // tile  # padding stays -1
+    whole = bool((entries == entries[:, :1]).all())
+    return entries[:, 0] if whole else slots // tile
+
+
+def arrange_leaf(leaf: Any, param: Param, slots: Slots, shards: int) -> Any:
+    """Arrange a leaf of any kind."""
+    match leaf:
+        case QTensor(codes, scale):
+            for i, (axis, big, small) in enumerate(zip(param.axes, codes.shape, scale.shape, strict=True)):
+                if axis in slots and small > 1:
+                    scale = arrange(scale, i, scale_slots(slots[axis], big // small, shards))
+            return QTensor(arrange_axes(codes, param.axes, slots), scale)
+        case Lora(base, a, b, scale):
+            into, out = lora_axes(param)
+            base = arrange_leaf(base, param, slots, shards)
+            return Lora(base, arrange_axes(a, into, slots), arrange_axes(b, out, slots), scale)
+        case _:
+            return arrange_axes(leaf, param.axes, slots)
+
+
+def prepare_leaf(spec: ModelSpec, path: str, param: Param, leaf: Any, shards: int) -> Any:
+    """One leaf of `prepare`: the parameter at `path`, described by `param` in `abstract(spec)`.
+
+    Host arrays stay on the host, arrays of jax on their device; of jax.ShapeDtypeStruct only the shape is worked out.
+
+    Raises:
+        ValueError: the leaf does not have the shape that the spec gives it.
+    """
+    if tuple(leaf.shape) != param.shape:
+        prepared = tuple(leaf.shape) == prepared_shape(spec, path, param, shards)
+        raise ValueError(
+            f"{path}: found shape {tuple(leaf.shape)}, the spec asks {param.shape}"
+            + (f"; it is prepared for {shards} shards already, pass the original" if prepared else "")
+        )
+    arranged = partial(arrange_leaf, param=param, slots=path_slots(spec, path, shards), shards=shards)
+    if any(isinstance(part, jax.ShapeDtypeStruct) for part in jax.tree.leaves(leaf)):
+        return jax.eval_shape(arranged, leaf)
+    return arranged(leaf)
+
+
+def prepared_shape(spec: ModelSpec, path: str, param: Param, shards: int) -> tuple[int, ...]:
+    """The shape of a parameter after `prepare`."""
+    slots = path_slots(spec, path, shards)
+    return tuple(len(slots[axis]) if axis in slots else n for axis, n in zip(param.axes, param.shape, strict=True))
+
+
+def prepare(spec: ModelSpec, params: Tree, shards: int) -> Tree:
+    """Parameters of the same function in which every split axis is divisible by `shards`, a leaf at a time."""
+    leaves = described(spec, params).items()
+    return unflatten({path: prepare_leaf(spec, path, param, leaf, shards) for path, (leaf, param) in leaves})

@@ -1,0 +1,175 @@
+"""Tensor parallelism: heads, feed-forward features and vocabulary split over one axis of a mesh, by shard_map.
+
+`shard` places parameters, `init_cache` makes a cache that lies beside them, `shard_mapped` runs any pure function of
+the library on them. What a function computes does not change; it finds its local head counts in the weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from forge_jax import cache as caches
+from forge_jax.cache import Cache
+from forge_jax.decoder import Driver, Inputs, forward
+from forge_jax.ops import Context
+from forge_jax.params import Param, Tree, abstract, flatten, unflatten
+from forge_jax.parallel.axes import described, leaf_specs, partition_specs, tensor_rules
+from forge_jax.parallel.prepare import prepare_leaf, prepared_shape, widened
+from forge_jax.spec import ModelSpec
+
+REPLICATED = PartitionSpec()
+
+
+def make_mesh(shards: int, *, axis: str = "model", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis over the first `shards` devices.
+
+    Raises:
+        ValueError: there are fewer devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if not 1 <= shards <= len(devices):
+        raise ValueError(
+            f"mesh: {shards} shards asked, {len(devices)} devices found; ask for 1 to {len(devices)} "
+            "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N set before jax starts gives N devices)"
+        )
+    return jax.make_mesh((shards,), (axis,), (AxisType.Auto,), devices=devices[:shards])
+
+
+def shards_of(mesh: Mesh, axis: str) -> int:
+    """How many pieces a mesh cuts its axis into.
+
+    Raises:
+        ValueError: it has no such axis.
+    """
+    if axis not in mesh.shape:
+        raise ValueError(
+            f"mesh: found the axes {tuple(mesh.axis_names)}, expected {axis!r}; "
+            "make one with parallel.make_mesh(shards), or name the axis to split over with axis=..."
+        )
+    return mesh.shape[axis]
+
+
+# ------------------------------------------------------------------------------------------------ placing
+def shard_leaf(spec: ModelSpec, path: str, param: Param, leaf: Any, mesh: Mesh, *, axis: str = "model") -> Any:
+    """Prepare one leaf and place it on the mesh, each device getting its part of it and no more."""
+    leaf = prepare_leaf(spec, path, param, leaf, shards_of(mesh, axis))
+    specs = leaf_specs(leaf, param, tensor_rules(axis))
+    return jax.tree.map(lambda array, p: jax.device_put(array, NamedSharding(mesh, p)), leaf, specs)
+
+
+def shard(spec: ModelSpec, params: Tree, mesh: Mesh, *, axis: str = "model") -> Tree:
+    """Prepare parameters and place them on the mesh, a leaf at a time: at most one leaf is in memory twice.
+
+    Raises:
+        ValueError: the tree is not one of this spec, or the mesh lacks the axis.
+    """
+    leaves = described(spec, params).items()
+    return unflatten({path: shard_leaf(spec, path, param, leaf, mesh, axis=axis) for path, (leaf, param) in leaves})
+
+
+def placer(spec: ModelSpec, mesh: Mesh, *, axis: str = "model") -> Callable[[str, Any], Any]:
+    """The function (path, values) -> leaf with which a loader places each tensor that it has read."""
+    expected = dict(flatten(abstract(spec)))
+    return lambda path, leaf: shard_leaf(spec, path, expected[path], leaf, mesh, axis=axis)
+
+
+def init_cache(
+    spec: ModelSpec,
+    batch: int,
+    length: int,
+    *,
+    mesh: Mesh,
+    slack: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    axis: str = "model",
+) -> Cache:
+    """An empty cache (see `forge_jax.cache.init`) for prepared parameters; each device makes its own kv heads."""
+    wide = widened(spec, shards_of(mesh, axis))
+    make = partial(caches.init, wide, batch, length, slack=slack, dtype=dtype)
+    specs = split_caches(jax.eval_shape(make), axis)
+    return jax.jit(make, out_shardings=jax.tree.map(partial(NamedSharding, mesh), specs))()
+
+
+# ------------------------------------------------------------------------------------------------ running
+def split_caches(tree: Any, axis: str) -> Any:
+    """The PartitionSpecs of anything: the slabs [B, K, ...] of caches in it split over kv heads, all else replicated."""
+
+    def specs(node: Any) -> Any:
+        if not isinstance(node, Cache):
+            return REPLICATED
+        return replace(
+            node,
+            places=jax.tree.map(lambda _: REPLICATED, node.places),
+            layers=jax.tree.map(lambda _: PartitionSpec(None, axis), node.layers),
+        )
+
+    return jax.tree.map(specs, tree, is_leaf=lambda node: isinstance(node, Cache))
+
+
+def check_prepared(spec: ModelSpec, params: Tree, shards: int) -> None:
+    """Refuse parameters that do not have the shapes that `shards` devices need.
+
+    Raises:
+        ValueError: some leaf differs; the first is named.
+    """
+    for path, (leaf, param) in described(spec, params).items():
+        expected = prepared_shape(spec, path, param, shards)
+        if tuple(leaf.shape) != expected:
+            raise ValueError(
+                f"{path}: found shape {tuple(leaf.shape)}, expected {expected} on {shards} shards; "
+                "prepare and place the parameters with parallel.shard(spec, params, mesh)"
+            )
+
+
+def shard_mapped(
+    function: Callable[..., Any],
+    spec: ModelSpec,
+    mesh: Mesh,
+    *,
+    ctx: Context = Context(),
+    axis: str = "model",
+) -> Callable[..., Any]:
+    """The function (params, *args) that runs `function(spec, params, *args, ctx=ctx)` on every device of the mesh.
+
+    Parameters come from `shard`. Caches, wherever they stand in arguments and results, are split over their kv heads;
+    all else is whole on every device, logits too. Options of `function` are bound with functools.partial. Jit it.
+
+    Raises:
+        ValueError: the mesh lacks the axis, or (when called) the parameters are not prepared for it.
+    """
+    shards = shards_of(mesh, axis)
+    body = partial(function, spec, ctx=replace(ctx, axis=axis))
+
+    def mapped(params: Tree, *args: Any) -> Any:
+        check_prepared(spec, params, shards)
+        in_specs = (partition_specs(spec, params, tensor_rules(axis)), *split_caches(args, axis))
+        run = partial(jax.shard_map, body, mesh=mesh, in_specs=in_specs, check_vma=False)
+        # traced once for the structure of the results, to find the caches among them
+        out_specs = split_caches(jax.eval_shape(run(out_specs=REPLICATED), params, *args), axis)
+        return run(out_specs=out_specs)(params, *args)
+
+    return mapped
+
+
+def sharded_forward(
+    spec: ModelSpec,
+    mesh: Mesh,
+    *,
+    ctx: Context = Context(),
+    driver: Driver = "loop",
+    axis: str = "model",
+) -> Callable[..., tuple[Array, Cache | None]]:
+    """`forge_jax.decoder.forward` on a mesh, jitted: (params, inputs, cache=None) to (logits, cache)."""
+    run = jax.jit(shard_mapped(partial(forward, driver=driver), spec, mesh, ctx=ctx, axis=axis))
+
+    def call(params: Tree, inputs: Inputs, cache: Cache | None = None) -> tuple[Array, Cache | None]:
+        return run(params, inputs, cache)
+
+    return call
