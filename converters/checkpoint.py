@@ -14,10 +14,12 @@ from converters import architectures, rules
 from converters.architectures.family import Family
 from converters.detect import open_source
 from converters.files import read_json
-from converters.source import TensorSource
+from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
 from forge_jax.params import Tree, abstract
 from forge_jax.spec import ModelSpec
+
+UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,22 @@ class Checkpoint:
     spec: ModelSpec
     found: tuple[rules.Instance, ...]
 
-    def read(self, place: Callable[[str, np.ndarray], Any]) -> Tree:
+    def read(self, place: Callable[[str, np.ndarray], Any], watch: Watch = UNWATCHED) -> Tree:
         """Read the parameters, one tensor in host memory at a time; `place(path, values)` makes each leaf.
 
         Raises:
             ValueError: the bytes of a tensor are not what its header says, or a tied head that differs.
         """
-        tree = rules.read_tree(list(self.found), self.source.read, place)
+
+        def values(name: str) -> np.ndarray:
+            with watch.stage("reading"):
+                raw = self.source.raw(name)
+            with watch.stage("decoding"):
+                out = self.source.decode(name, raw)
+            watch.advance(self.source.tensors[name].nbytes)
+            return out
+
+        tree = rules.read_tree(list(self.found), values, place)
         if self.spec.tied:
             self.check_tied()
         return tree

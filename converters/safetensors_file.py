@@ -65,8 +65,10 @@ class SafetensorsSource:
 
     def __init__(self, shards: Shards):
         """Open every shard and check every header; nothing stays open if one is wrong."""
-        self.tensors: dict[str, TensorInfo] = {}
-        self.metadata: dict[str, Any] = {}
+        self._tensors: dict[str, TensorInfo] = {}
+        self._metadata: dict[str, Any] = {}
+        self.tensors: Mapping[str, TensorInfo] = self._tensors
+        self.metadata: Mapping[str, Any] = self._metadata
         self._places: dict[str, tuple[BoundedFile, int]] = {}
         self._files: list[BoundedFile] = []
         try:
@@ -84,20 +86,28 @@ class SafetensorsSource:
         for info, begin in tensors:
             if info.name in self.tensors:
                 raise ValueError(f"{path}: tensor {quote(info.name)} is also in {self.tensors[info.name].file.name}")
-            self.tensors[info.name] = info
+            self._tensors[info.name] = info
             self._places[info.name] = (file, data_start + begin)
-        self.metadata = metadata | self.metadata  # shards repeat the same entries; the first one speaks
+        for key, value in metadata.items():
+            self._metadata.setdefault(key, value)  # shards repeat the same entries; the first one speaks
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor into new memory; float4 gives one value a byte. Errors as in `TensorSource.read`."""
+        return self.decode(name, self.raw(name))
+
+    def raw(self, name: str) -> np.ndarray:
+        """The stored bytes of one tensor."""
+        file, offset = self._places[name]
+        return file.read_array(offset, self.tensors[name].nbytes)
+
+    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The values that the bytes `raw` of one tensor stand for."""
         info = self.tensors[name]
         bits, dtype = _DTYPES[info.dtype]
         if dtype is None:
             raise ValueError(
                 f"{info.file}: tensor {quote(name)} is {info.dtype}; its packing is not standardised, so it is not read"
             )
-        file, offset = self._places[name]
-        raw = file.read_array(offset, info.nbytes)
         if bits == 4:  # the low half of a byte comes first
             raw = np.stack([raw & 15, raw >> 4], axis=-1)
         return typed(raw, dtype, f"{info.file}: tensor {quote(name)}").reshape(info.shape)

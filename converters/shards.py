@@ -92,9 +92,7 @@ def _numbered_set(directory: Path, files: list[Path]) -> tuple[Path, ...]:
     sets = {(match["stem"], match["count"], match["suffix"]) for match in matches if match}
     if len(sets) != 1 or None in matches:
         listed = ", ".join(file.name for file in files[:8])
-        raise ValueError(
-            f"{directory}: {len(files)} checkpoint files and no index ({listed}); give the file that is meant"
-        )
+        raise ValueError(f"{directory}: {len(files)} checkpoint files, no index ({listed}); name one with file=…")
     stem, count, suffix = sets.pop()
     if int(count) > 10_000:
         raise ValueError(f"{files[0]}: a set of {count} shards cannot be meant")

@@ -5,6 +5,7 @@ Nothing that a header claims is believed before it has been checked against the 
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,6 +29,29 @@ class TensorInfo:
     file: Path
 
 
+class Watch(Protocol):
+    """Someone who follows a load: bytes done, and the stage that the time goes to."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a block as "reading", "decoding", ..."""
+        ...
+
+    def advance(self, nbytes: int) -> None:
+        """Count bytes as done."""
+        ...
+
+
+class Unwatched:
+    """Nobody follows."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
+
+    def advance(self, nbytes: int) -> None:
+        """Do nothing."""
+
+
 @runtime_checkable
 class TensorSource(Protocol):
     """A checkpoint that has been opened: headers are parsed and checked, tensors are read one at a time."""
@@ -40,6 +64,14 @@ class TensorSource(Protocol):
 
     metadata: Mapping[str, Any]
     """The container's own key-values (GGUF metadata, the safetensors __metadata__ dict), plain Python values."""
+
+    def raw(self, name: str) -> np.ndarray:
+        """The stored bytes of one tensor, uint8: the part of `read` that waits for the disk. Errors as in `read`."""
+        ...
+
+    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The values of one tensor from its bytes: the part of `read` that computes. Errors as in `read`."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """The values of one tensor as an array of `tensors[name].shape`.

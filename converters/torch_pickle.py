@@ -6,7 +6,7 @@ Formats: torch/serialization.py (_save, _legacy_save).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,8 +59,10 @@ class TorchSource:
 
     def __init__(self, shards: Shards, key: str | None = None):
         """Interpret every shard's pickle and check every tensor; nothing stays open if one is wrong."""
-        self.tensors: dict[str, TensorInfo] = {}
-        self.metadata: dict[str, Any] = {}
+        self._tensors: dict[str, TensorInfo] = {}
+        self._metadata: dict[str, Any] = {}
+        self.tensors: Mapping[str, TensorInfo] = self._tensors
+        self.metadata: Mapping[str, Any] = self._metadata
         self._places: dict[str, tuple[BoundedFile, _Content, Tensor]] = {}
         self._files: list[BoundedFile] = []
         try:
@@ -82,10 +84,10 @@ class TorchSource:
                 self._add(name, value, file, content)
             else:
                 plain = _plain(value, content.cursor, f"{path}: entry {quote(str(name))}", None)
-                self.metadata.setdefault(str(name), plain)
+                self._metadata.setdefault(str(name), plain)
         for name, value in others.items():
             plain = _plain(value, content.cursor, f"{path}: entry {quote(str(name))}", "<tensor>")
-            self.metadata.setdefault(str(name), plain)
+            self._metadata.setdefault(str(name), plain)
 
     def _add(self, name: Any, tensor: Tensor, file: BoundedFile, content: _Content) -> None:
         if type(name) is not str:
@@ -94,11 +96,15 @@ class TorchSource:
             raise ValueError(f"{file.path}: tensor {quote(name)} is also in {self.tensors[name].file.name}")
         nbytes = tensor.size * tensor.dtype.itemsize
         _check_stored(tensor, nbytes, content, file, f"{file.path}: tensor {quote(name)}")
-        self.tensors[name] = TensorInfo(name, tensor.shape, dtype_name(tensor.dtype), nbytes, file.path)
+        self._tensors[name] = TensorInfo(name, tensor.shape, dtype_name(tensor.dtype), nbytes, file.path)
         self._places[name] = (file, content, tensor)
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor into new, contiguous memory. Errors as in `TensorSource.read`."""
+        return self.decode(name, self.raw(name))
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes that one tensor spans in its storage."""
         file, content, tensor = self._places[name]
         where = f"{file.path}: tensor {quote(name)}"
         stored = content.storages[tensor.storage.key]
@@ -107,6 +113,13 @@ class TorchSource:
         raw = file.read_array(stored.offset + begin, tensor.span)
         if stored.entry and raw.size == stored.size:
             stored.entry.check(raw, where)
+        return raw
+
+    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The values that the bytes `raw` of one tensor stand for."""
+        file, content, tensor = self._places[name]
+        where = f"{file.path}: tensor {quote(name)}"
+        itemsize = tensor.dtype.itemsize
         if content.big_endian:
             width = itemsize // 2 if tensor.dtype.kind == "c" else itemsize
             raw = np.ascontiguousarray(raw.reshape(-1, width)[:, ::-1])
@@ -162,6 +175,11 @@ def _open_content(file: BoundedFile) -> _Content:
 def is_legacy(start: bytes) -> bool:
     """Whether a file that begins so is in the format that torch used before 1.6, in any pickle protocol."""
     return start[:1] == b"\x80" and start.find(_LEGACY_MARK, 0, START_BYTES) >= 2
+
+
+def is_pickle_entry(name: str) -> bool:
+    """Whether a zip entry called so is the pickle of a torch checkpoint."""
+    return _PICKLE_NAME.fullmatch(name) is not None
 
 
 def _open_zip(file: BoundedFile) -> _Content:

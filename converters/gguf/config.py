@@ -136,8 +136,52 @@ def gemma3(reading: Reading, config: Config) -> Config:
 
 
 def phi3(reading: Reading, config: Config) -> Config:
-    """No window is written as 0."""
-    return {"sliding_window": config.get("sliding_window") or None}
+    """No window is written as 0, and the length before scaling stands beside the rope dict."""
+    original = config["rope_parameters"].get("original_max_position_embeddings")
+    return {
+        "sliding_window": config.get("sliding_window") or None,
+        "original_max_position_embeddings": original or config["max_position_embeddings"],
+    }
+
+
+def gptj(reading: Reading, config: Config) -> Config:
+    """The rotated features are counted, and nothing else about the rope can be chosen."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] != "default" or rope["rope_theta"] != 10000.0:
+        raise ValueError(f"{reading.take.where}: {rope} is not implemented; only the default rope is")
+    size = config["n_embd"] // config["n_head"]
+    return {"rope_parameters": None, "rotary_dim": int(size * rope["partial_rotary_factor"])}
+
+
+def starcoder(reading: Reading, config: Config) -> Config:
+    """One key-value head for all queries, or one for each."""
+    heads = reading.count("attention.head_count_kv", config["n_head"])
+    if heads not in (1, config["n_head"]):
+        raise ValueError(f"{reading.take.where}: {heads} key-value heads for {config['n_head']}; expected 1 or all")
+    return {"multi_query": heads == 1}
+
+
+def bloom(reading: Reading, config: Config) -> Config:
+    """What others may choose is always the same here."""
+    reading.take.require("feed_forward_length", 4 * config["hidden_size"])
+    reading.take.require("attention.max_alibi_bias", 8.0)
+    return {}
+
+
+def falcon(reading: Reading, config: Config) -> Config:
+    """llama.cpp runs only parallel branches with rotary positions; those of the 40B have a norm each."""
+    reading.take.require("tensor_data_layout", "jploski")
+    norms, grouped = 2 if reading.has("blk.0.attn_norm_2.weight") else 1, config["num_kv_heads"] > 1
+    if norms == 1 and not grouped:
+        return {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True}
+    return {"new_decoder_architecture": True, "num_ln_in_parallel_attn": norms}
+
+
+def stablelm(reading: Reading, config: Config) -> Config:
+    """The branches are parallel exactly if they share a norm; the key only repeats that."""
+    parallel = not reading.has("blk.0.ffn_norm.weight")
+    reading.take.require("use_parallel_residual", parallel)
+    return {"use_parallel_residual": parallel}
 
 
 def granite(reading: Reading, config: Config) -> Config:
@@ -175,6 +219,11 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "gemma2": gemma2,
     "gemma3": gemma3,
     "phi3": phi3,
+    "gptj": gptj,
+    "starcoder": starcoder,
+    "bloom": bloom,
+    "falcon": falcon,
+    "stablelm": stablelm,
     "granite": granite,
     "olmo2": olmo2,
     "smollm3": smollm3,

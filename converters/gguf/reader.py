@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..source import TensorInfo
-from .blocks import decode
+from .blocks import decode as decode_blocks
 from .header import Entry, Header, read_exactly, read_header
 from .values import Typed
 
@@ -100,9 +100,12 @@ class GGUFSource:
             KeyError: no such tensor.
             ValueError: the source is closed, or the file has been truncated since it was opened.
         """
+        return self.decode(name, self.raw(name))
+
+    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The values that the bytes `raw` of one tensor stand for."""
         _, entry = self._find(name)
-        raw = self.raw(name)
-        values = raw.reshape(-1).view(entry.kind.values) if entry.kind.plain else decode(entry.kind.name, raw)
+        values = raw.reshape(-1).view(entry.kind.values) if entry.kind.plain else decode_blocks(entry.kind.name, raw)
         return values.reshape(entry.info.shape)
 
     def close(self) -> None:

@@ -153,7 +153,7 @@ def _elements(key: str, element: str, values: Any) -> bytes:
     if wanted.kind == "f":
         kept = np.isfinite(stored) | ~np.isfinite(given)
     else:
-        kept = (stored == given) & ((stored < 0) == (given < 0))
+        kept = stored == given  # NumPy compares int64 with uint64 exactly
     if not kept.all():
         raise ValueError(f"metadata {key!r}: {given[~kept][0]} does not fit into {element}")
     return stored.astype(wanted.newbyteorder("<")).tobytes()

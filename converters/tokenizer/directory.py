@@ -14,7 +14,14 @@ from converters.files import read_json
 from converters.tokenizer.base import Tokenizer
 from converters.tokenizer.hf import HFTokenizer, Settings
 
-_MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+_MODEL_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def from_directory(path: str | PathLike[str]) -> Tokenizer:

@@ -1,3 +1,9 @@
 """stub"""
-def save_files(*a): raise NotImplementedError
-def gguf_metadata(*a): raise NotImplementedError
+
+
+def save_files(*a):
+    raise NotImplementedError
+
+
+def gguf_metadata(*a):
+    raise NotImplementedError

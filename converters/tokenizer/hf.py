@@ -155,7 +155,9 @@ def _roles(backend: tokenizers.Tokenizer, settings: Settings, ids: Mapping[str, 
         return found[0] if found else None
 
     generation_ends = settings.ids("eos_token_id")
-    ends = [i for i in (first("eos_token"),) if i is not None] + (generation_ends or end_ids(_only(ids, hidden), hidden))
+    ends = [i for i in (first("eos_token"),) if i is not None] + (
+        generation_ends or end_ids(_only(ids, hidden), hidden)
+    )
     return Roles(
         bos=first("bos_token"),
         eos=tuple(dict.fromkeys(ends)),

@@ -14,7 +14,7 @@ A deadline backs them up. An environment serves one rendering: it carries the co
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import wraps
 from types import MappingProxyType
@@ -29,10 +29,11 @@ from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_environment
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
 MAX_TEXT = 10_000_000
 """Characters of the rendered text."""
-MAX_STEPS = 1_000_000
+MAX_STEPS = 300_000
 _MAX_WRITTEN = 4 * MAX_TEXT  # captured blocks and macros write the same text again
 _MAX_NODES = 100_000
 _MAX_DEPTH = 64
@@ -42,19 +43,22 @@ _MAX_WIDTH = 1000
 _CHARS_PER_STEP = 256
 _STEPS_BETWEEN_LOOKS = 64
 
+_TEXT_METHODS = frozenset(
+    "startswith endswith strip lstrip rstrip split rsplit splitlines partition rpartition upper lower title "
+    "capitalize casefold swapcase find rfind index rindex count replace join format ljust rjust center zfill "
+    "removeprefix removesuffix isalpha isalnum isdigit isdecimal isnumeric isspace isupper islower istitle "
+    "isascii isidentifier".split()
+)
 _METHODS: Mapping[type, frozenset[str]] = MappingProxyType(
     {
-        str: frozenset(
-            "startswith endswith strip lstrip rstrip split rsplit splitlines partition rpartition upper lower title "
-            "capitalize casefold swapcase find rfind index rindex count replace join format ljust rjust center zfill "
-            "removeprefix removesuffix isalpha isalnum isdigit isdecimal isnumeric isspace isupper islower istitle "
-            "isascii isidentifier".split()
-        ),
-        dict: frozenset("get items keys values copy".split()),
-        list: frozenset("index count copy".split()),
-        tuple: frozenset("index count".split()),
-        int: frozenset("bit_length".split()),
-        float: frozenset("is_integer".split()),
+        str: _TEXT_METHODS,
+        Markup: _TEXT_METHODS,
+        dict: frozenset(("get", "items", "keys", "values", "copy")),
+        list: frozenset(("index", "count", "copy")),
+        tuple: frozenset(("index", "count")),
+        int: frozenset(("bit_length",)),
+        float: frozenset(("is_integer",)),
+        bool: frozenset(),
     }
 )
 _PADDING_METHODS = frozenset(("ljust", "rjust", "center", "zfill"))
@@ -115,6 +119,11 @@ class _Instrument(NodeTransformer):
 
     visit_List = visit_Dict = visit_Tuple = _checked
 
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, " each")  # counts items that a condition leaves out, and empty bodies
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), " tilde")
@@ -151,8 +160,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._room = MAX_TEXT + given
         self._end = time.monotonic() + _MAX_SECONDS
         self.filters = {name: self._guarded(f) for name, f in FILTERS.items() if name not in _LEFT_OUT_FILTERS}
-        self.filters |= {" step": self._step, " grown": self.grown, " tilde": self._tilde}
+        self.filters |= {" step": self._step, " grown": self.grown, " tilde": self._tilde, " each": self._each}
         self.filters |= {"tojson": self._tojson, "join": self._join_filter(), "sum": self._sum_filter()}
+        self.filters["replace"] = self._replace
         self.globals = {
             "range": self._range,
             "dict": self._dict,
@@ -172,6 +182,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Count one statement that writes some constant text."""
         self._chars += chars
         self._spend(1)
+
+    def _each(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self._spend(1)
+            yield item
 
     def _spend(self, steps: int) -> None:
         self._steps += steps
@@ -252,7 +267,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if re.search(r"\d{4}|\*|:[^{}]*\{", template):
             raise OutOfBounds("it formats to a width beyond any use")
         found, chars = _weigh(values)
-        self._fits(len(template) + fields * (4 * (found + chars) + _MAX_WIDTH))
+        self._fits(len(template) + fields * (6 * (found + chars) + _MAX_WIDTH))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self._spend(1)
@@ -261,20 +276,24 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError(f"{__obj!r} is not safely callable")
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            __self._check_method(owner, __obj.__name__, args)
+            args = __self._checked_method(owner, __obj.__name__, args)
         return __self.grown_call(super().call(__context, __obj, *args, **kwargs))
 
     def grown_call(self, value: Any) -> Any:
         """Check the result of a call; a namespace may pass here."""
         return value if isinstance(value, Namespace) else self.grown(value)
 
-    def _check_method(self, text: str, name: str, args: tuple[Any, ...]) -> None:
+    def _checked_method(self, text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a str method, after a look at how much text it would give."""
         if name == "replace" and len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
             self._check_replace(text, args[0], args[1])
         elif name == "join" and args:
-            self._fits(_joined(text, args[0]))
+            parts = list(args[0])
+            self._fits(sum(len(part) for part in parts if isinstance(part, str)) + len(text) * len(parts))
+            return (parts, *args[1:])
         elif name in _PADDING_METHODS and args and isinstance(args[0], int):
             self._fits(args[0])
+        return args
 
     def _check_replace(self, text: str, old: str, new: str) -> None:
         self._fits(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
@@ -297,10 +316,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"the attribute {attribute!r} of a {type(obj).__name__} may not be used")
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        for kind, allowed in _METHODS.items():
-            if isinstance(obj, kind):
-                return attr in allowed
-        return super().is_safe_attribute(obj, attr, value)
+        allowed = _METHODS.get(type(obj))
+        return super().is_safe_attribute(obj, attr, value) if allowed is None else attr in allowed
 
     # -- filters and functions -------------------------------------------------------------------------------------
 
@@ -319,21 +336,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return guarded
 
     def _check_filter(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        values = [value for value in (*args, *kwargs.values()) if isinstance(value, str | int)]
         if any(isinstance(value, Namespace) for value in args) and name != "do_default":
             raise SecurityError("a namespace can not be filtered")
-        if name in ("do_replace", "do_indent", "do_center", "do_format", "do_round"):
-            texts = [value for value in values if isinstance(value, str)]
-            numbers = [abs(value) for value in values if isinstance(value, int)]
+        if name in ("do_indent", "do_center", "do_round"):
+            numbers = [abs(value) for value in (*args[1:], *kwargs.values()) if isinstance(value, int)]
             if max(numbers, default=0) > _MAX_WIDTH:
                 raise OutOfBounds(f"it gives a filter the number {max(numbers)}")
-            if name == "do_replace" and len(texts) == 3:
-                self._check_replace(*texts)
-            elif name == "do_format" and texts:
-                self._check_format(texts[0], texts[0].count("%"), [list(args[1:]), dict(kwargs)])
-            elif texts:
-                width = sum(numbers) + sum(map(len, texts[1:]))
-                self._fits(len(texts[0]) + (texts[0].count("\n") + 1) * width)
+        if name == "do_indent" and args and isinstance(args[0], str):
+            pads = [len(pad) if isinstance(pad, str) else int(pad) for pad in (*args[1:], *kwargs.values())]
+            self._fits(len(args[0]) + (args[0].count("\n") + 1) * max(pads, default=4))
+        if name == "do_format" and args and isinstance(args[0], str):
+            self._check_format(args[0], args[0].count("%"), [list(args[1:]), dict(kwargs)])
+
+    def _replace(self, s: Any, old: Any, new: Any, count: int | None = None) -> str:
+        text, old, new = (value if isinstance(value, str) else self._text(value) for value in (s, old, new))
+        self._check_replace(text, old, new)
+        return text.replace(old, new, -1 if count is None else count)
 
     def _tojson(
         self,
@@ -358,7 +376,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def join(environment: Sandbox, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
             items = list(value) if attribute is None else list(map(make_attrgetter(environment, attribute), value))
             texts = [item if isinstance(item, str) else self._text(item) for item in items]
-            self._fits(_joined(str(d), texts))
+            self._fits(sum(map(len, texts)) + len(str(d)) * len(texts))
             return str(d).join(texts)
 
         return join
@@ -405,11 +423,6 @@ def _weigh(value: Any) -> tuple[int, int]:
         elif isinstance(item, Namespace):
             raise SecurityError("a namespace can neither be written out nor be put into a list")
     return found, chars
-
-
-def _joined(separator: str, items: Any) -> int:
-    texts = [item for item in items if isinstance(item, str)] if isinstance(items, list | tuple | dict | str) else []
-    return sum(map(len, texts)) + len(separator) * len(texts)
 
 
 def _raise_exception(message: str) -> None:

@@ -196,7 +196,11 @@ class Session:
     @property
     def done(self) -> bool:
         """Whether every row has ended."""
-        return bool(np.asarray(self.state.done_B).all())
+        return all(self.done_rows())
+
+    def done_rows(self) -> list[bool]:
+        """Which rows have ended."""
+        return np.asarray(self.state.done_B).tolist()
 
     def check(self) -> None:
         """Raise ValueError if a row's logits were not numbers."""

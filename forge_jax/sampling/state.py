@@ -71,7 +71,8 @@ class SamplerPlan:
 
     `greedy`: every row takes the best token, nothing after the processors is computed. `candidates`: the draw looks
     at this many best tokens only, which top-k makes exact; None looks at the whole vocabulary. `logprobs`: how many
-    best tokens are reported a step; 0 reports the drawn token alone, None nothing. A processor of your own may be added with `dataclasses.replace`.
+    best tokens are reported a step; 0 reports the drawn one alone, None nothing. A processor of your own may be
+    added with `dataclasses.replace`.
     """
 
     greedy: bool = False

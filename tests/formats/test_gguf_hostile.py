@@ -167,6 +167,23 @@ def test_text_that_takes_far_more_memory_than_file_is_refused(tmp_path: Path, mo
     assert peak < 2 * path.stat().st_size + (17 << 20)  # the window of a megabyte holds 8 MB of such strings
 
 
+def test_one_wide_character_in_a_long_text_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python stores a string with one emoji in 4 bytes a character."""
+    monkeypatch.setattr(header, "ALLOWANCE", 1 << 20)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(model([key(b"k", 8, string(b"x" * (8 << 20) + "🦙".encode()))], []))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="bytes of memory"):
+        open_gguf(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * path.stat().st_size
+    path.write_bytes(model([key(b"k", 8, string(b"x" * (8 << 20)))], []))
+    source = open_gguf(path)
+    assert len(source.metadata["k"]) == 8 << 20
+    source.close()
+
+
 @pytest.mark.parametrize("part", ["tensors", "booleans", "strings"])
 def test_many_small_entries_read_the_file_once(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     count, read = 3_000, []

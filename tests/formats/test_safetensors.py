@@ -300,7 +300,7 @@ def test_bad_index(sharded, text):
 def test_several_unrelated_files_are_not_guessed_between(tmp_path):
     for name in ("a", "b"):
         safetensors.numpy.save_file({name: np.zeros(1)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=r"2 checkpoint files and no index \(a.safetensors, b.safetensors\)"):
+    with pytest.raises(ValueError, match=r"2 checkpoint files, no index \(a.safetensors, b.safetensors\)"):
         open_safetensors(tmp_path)
     safetensors.numpy.save_file({"c": np.zeros(1)}, tmp_path / "model.safetensors")
     assert list(open_safetensors(tmp_path).tensors) == ["c"]  # the usual name wins

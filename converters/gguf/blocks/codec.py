@@ -12,7 +12,7 @@ from .encoders import ENCODERS
 from .types import GGMLType, lookup
 
 CHUNK = 1 << 18
-"""Elements converted at once. 1 MB of float32: the working set stays in the cache, temporaries below 16 MB."""
+"""Elements converted at once. 1 MB of float32: the working set stays in the cache, temporaries below 3 MB."""
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {**legacy.DECODERS, **kquants.DECODERS, **iquants.DECODERS, **small_floats.DECODERS}

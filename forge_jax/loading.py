@@ -1,0 +1,170 @@
+"""From a path or a hub id to a model: find the files, understand them, place the weights. Part of the front.
+
+Weights go tensor by tensor from the file to the device in the dtype asked for; the host never holds the whole model.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.files import read_json
+from converters.tokenizer import Tokenizer, from_directory, from_gguf
+from forge_jax.hub import resolve
+from forge_jax.params import Tree, count
+from forge_jax.progress import Progress
+from forge_jax.spec import ModelSpec
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it was loaded: immutable, its parameters a plain pytree.
+
+    config: the HuggingFace-style config it was understood from. generation: the checkpoint's own sampling defaults.
+    stored: the storage type of each parameter in the checkpoint, by our path; what an export goes back to.
+    """
+
+    spec: ModelSpec
+    params: Tree
+    tokenizer: Tokenizer | None
+    config: Mapping[str, Any]
+    path: Path | None = None
+    format: str = "huggingface"
+    stored: Mapping[str, str] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Kind, size, dtype and where from."""
+        sizes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params)) / 1e6
+        kinds = ", ".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.params)}))
+        return (
+            f"Model({self.config.get('model_type')}, {count(self.spec):,} parameters in {len(self.spec.layers)} layers, "
+            f"{kinds}, {sizes:,.0f} MB, context {self.spec.max_seq_len}, from {self.path})"
+        )
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: DTypeLike | str = "auto",
+    revision: str | None = None,
+    subfolder: str | None = None,
+    file: str | None = None,
+    allow: Iterable[str] = (),
+    place: Callable[[str, np.ndarray], Any] | None = None,
+    progress: bool = True,
+) -> Model:
+    """Load a checkpoint of any format that the library reads.
+
+    Args:
+        name: a directory, a file, a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M") or "smollm2".
+        dtype: of the parameters. "auto": float32 on a CPU, on an accelerator what the checkpoint has (bfloat16 for
+            packed formats). "stored": every tensor as it is. Or a dtype.
+        allow: config keys that may stay unread, if an error named them and they do not matter.
+        place: makes a leaf from (path, host array), in place of a cast and a device_put: to shard, for example.
+        progress: show a bar that tells reading, decoding and placing apart.
+
+    Raises:
+        FileNotFoundError: no such file, directory or hub id.
+        ValueError: an unknown format or architecture, config keys not understood, tensors missing, unused, misshapen
+            or with NaN. The message names them.
+    """
+    path = resolve(str(name), revision=revision, subfolder=subfolder, file=file, progress=progress)
+    checkpoint = open_checkpoint(path, allow=allow, file=file)
+    try:
+        return read_model(checkpoint, place or placer(dtype), progress)
+    finally:
+        checkpoint.source.close()
+
+
+def read_model(checkpoint: Checkpoint, place: Callable[[str, np.ndarray], Any], progress: bool) -> Model:
+    """Read the weights and the tokenizer of an understood checkpoint."""
+    tokenizer, generation = read_text_side(checkpoint)
+    check_vocabulary(checkpoint, tokenizer)
+    total = sum(checkpoint.source.tensors[i.theirs].nbytes for i in checkpoint.found)
+    with Progress(total, str(checkpoint.path.name), show=progress) as bar:
+
+        def placed(path: str, values: np.ndarray) -> Any:
+            check_finite(path, values, checkpoint)
+            with bar.stage("placing"):
+                return place(path, values)
+
+        params = checkpoint.read(placed, bar)
+        with bar.stage("placing"):
+            jax.block_until_ready(params)
+    stored = {path: checkpoint.source.tensors[i.theirs].dtype for i in checkpoint.found for path in i.paths}
+    return Model(
+        checkpoint.spec,
+        params,
+        tokenizer,
+        MappingProxyType(dict(checkpoint.config)),
+        checkpoint.path,
+        checkpoint.source.format,
+        MappingProxyType(stored),
+        MappingProxyType(generation),
+        MappingProxyType(dict(bar.seconds)),
+    )
+
+
+def placer(dtype: DTypeLike | str) -> Callable[[str, np.ndarray], jax.Array]:
+    """The function that casts a host array and puts it on the default device."""
+    on_cpu = jax.default_backend() == "cpu"
+
+    def target(values: np.ndarray) -> Any:
+        if not jnp.issubdtype(values.dtype, jnp.floating) or dtype == "stored":
+            return values.dtype
+        if dtype == "auto":
+            wide = values.dtype.itemsize != 2
+            return jnp.float32 if on_cpu else jnp.bfloat16 if wide else values.dtype
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise ValueError(f"load: dtype {dtype!r} is unknown; expected auto, stored, {', '.join(DTYPES)}")
+        return DTYPES[dtype] if isinstance(dtype, str) else jnp.dtype(dtype)
+
+    def place(path: str, values: np.ndarray) -> jax.Array:
+        return jax.device_put(np.ascontiguousarray(values.astype(target(values), copy=False)))
+
+    return place
+
+
+def read_text_side(checkpoint: Checkpoint) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """The tokenizer (None where the checkpoint has none) and the sampling defaults."""
+    if checkpoint.source.format == "gguf":
+        has_vocabulary = "tokenizer.ggml.model" in checkpoint.source.metadata
+        return (from_gguf(checkpoint.source.metadata) if has_vocabulary else None), {}
+    directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    generation = read_json(directory / "generation_config.json") if (directory / "generation_config.json").exists() else {}
+    return from_directory(directory), generation if isinstance(generation, dict) else {}
+
+
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
+    """Raise ValueError if the tokenizer can give ids that the embedding has no row for."""
+    if tokenizer is not None and tokenizer.vocab_size > checkpoint.spec.vocab_size:
+        raise ValueError(
+            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding "
+            f"{checkpoint.spec.vocab_size} rows; they belong to different models"
+        )
+
+
+def check_finite(path: str, values: np.ndarray, checkpoint: Checkpoint) -> None:
+    """Raise ValueError if a tensor has NaN or infinite numbers, which would spoil every logit."""
+    if values.dtype.itemsize == 2 and values.dtype != np.float16:
+        bits = np.ascontiguousarray(values).view(np.uint16)
+        bad = bool(((bits & 0x7F80) == 0x7F80).any())
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float32))
+            bad = bad and not np.isfinite(values).all()  # the sum of sound numbers may overflow
+    if bad:
+        raise ValueError(f"{checkpoint.path}: {path} has NaN or infinite values; the file is damaged or badly converted")
+
+

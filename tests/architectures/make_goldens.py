@@ -1,0 +1,62 @@
+"""Makes the goldens from transformers, in float32 with eager attention. Run by hand, with torch installed:
+
+    python tests/architectures/make_goldens.py [name ...]
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from architectures.variants_a import VARIANTS as A
+from architectures.variants_b import VARIANTS as B
+from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
+
+VARIANTS = A | B
+
+
+def reference(name: str, config: dict[str, Any]) -> Golden:
+    """Build the model that a config.json describes, fill it with our weights and run it.
+
+    It is saved and loaded once, because only a saved checkpoint has the names that files have.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "config.json").write_text(json.dumps(config))
+        parsed = AutoConfig.from_pretrained(folder)
+        AutoModelForCausalLM.from_config(parsed, dtype=torch.float32).save_pretrained(folder)
+        file = path / "model.safetensors"
+        with safe_open(file, "np") as opened:
+            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        save_file({key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}, file, {"format": "pt"})
+        (path / "config.json").write_text(json.dumps(config))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    tokens = token_ids()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits.float().numpy()
+    return Golden(name, config, shapes, tokens, np.ascontiguousarray(logits[:, list(TOKENS), VOCABULARY]))
+
+
+def main() -> None:
+    """Write the goldens that are named, or all of them, and remove those whose variant is gone."""
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or VARIANTS:
+        golden = reference(name, VARIANTS[name])
+        path = write_golden(golden)
+        print(f"{path.stat().st_size:6d} bytes  max |logit| {np.abs(golden.logits).max():8.3f}  {name}", flush=True)
+    for path in GOLDENS.glob("*.npz"):
+        if path.stem not in VARIANTS:
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What several test files share: weights that are a function of a name, and a checkpoint that lives in memory."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from converters.checkpoint import Checkpoint, understand
+from converters.source import TensorInfo
+from forge_jax.params import Tree
+from forge_jax.spec import ModelSpec
+
+GOLDENS = Path(__file__).parent / "architectures" / "goldens"
+
+# the part of the logits that a golden holds: these tokens of both rows, these ids of the vocabulary
+TOKENS = (4, 11, 23)
+VOCABULARY = slice(0, 160, 3)
+SHAPE = (2, 24)
+
+
+def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """The float32 values of a tensor, from its name: matrices keep the size of what they multiply, vectors are near 1
+    or (biases) near 0. Bits of Philox only, so every NumPy gives the same."""
+    raw = np.random.Philox(key=np.array([zlib.crc32(name.encode()), seed], np.uint64)).random_raw(prod(shape))
+    x = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
+    x = (x * np.float32(12**0.5)).reshape(shape)  # variance 1
+    if len(shape) > 1:
+        return x * np.float32(shape[-1] ** -0.5)
+    return x * np.float32(0.3) + np.float32(0.0 if name.endswith("bias") else 1.0)
+
+
+def token_ids(seed: int = 0, shape: tuple[int, int] = SHAPE, vocabulary: int = 160) -> np.ndarray:
+    """Token ids that look random."""
+    raw = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw(prod(shape))
+    return (raw % np.uint64(vocabulary)).astype(np.int32).reshape(shape)
+
+
+class MemorySource:
+    """A `TensorSource` over arrays in memory."""
+
+    format = "safetensors"
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = dict(arrays)
+        self.tensors = {
+            name: TensorInfo(name, x.shape, "F32", x.nbytes, Path("memory")) for name, x in self.arrays.items()
+        }
+        self.metadata: Mapping[str, Any] = {}
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of one tensor."""
+        return self.arrays[name].copy()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A tiny model: its config, the tensors that its checkpoint holds, and some logits of the reference."""
+
+    name: str
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    tokens: np.ndarray
+    logits: np.ndarray
+    """float32 [2, len(TOKENS), len(range(160)[VOCABULARY])]"""
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every tensor of the checkpoint."""
+        return {name: weight(name, shape) for name, shape in self.shapes.items()}
+
+    def understood(self, config: Mapping[str, Any] | None = None, arrays: Mapping[str, Any] | None = None) -> Checkpoint:
+        """The checkpoint, read by the converters; `config` and `arrays` replace its own."""
+        source = MemorySource(self.arrays if arrays is None else arrays)
+        return understand(Path(self.name), source, self.config if config is None else config, ())
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint as it is."""
+        return self.understood()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What its config says."""
+        return self.checkpoint.spec
+
+    @cached_property
+    def params(self) -> Tree:
+        """Its parameters on the device, float32."""
+        return self.checkpoint.read(lambda _, values: jnp.asarray(values))
+
+
+def write_golden(golden: Golden) -> Path:
+    """Save a golden, a few kB."""
+    path = GOLDENS / f"{golden.name}.npz"
+    text = {"config": json.dumps(golden.config), "shapes": json.dumps(golden.shapes)}
+    packed = {key: np.frombuffer(value.encode(), np.uint8) for key, value in text.items()}
+    np.savez_compressed(path, **packed, tokens=golden.tokens.astype(np.uint8), logits=golden.logits)
+    return path
+
+
+def read_golden(name: str) -> Golden:
+    """Load a golden by its name."""
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        config, shapes = (json.loads(file[key].tobytes()) for key in ("config", "shapes"))
+        return Golden(
+            name,
+            config,
+            {key: tuple(shape) for key, shape in shapes.items()},
+            file["tokens"].astype(np.int32),
+            file["logits"],
+        )
