@@ -13,7 +13,7 @@ import numpy as np
 from converters import architectures, rules
 from converters.architectures.family import Family
 from converters.detect import open_source
-from converters.files import read_json
+from converters.files import parse_json, read_json
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
 from forge_jax.params import Tree, abstract
@@ -96,27 +96,30 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
             from converters.gguf import model
 
             return model.understand(path, source, allow)
-        return understand(path, source, read_config(path), allow)
+        return understand(path, source, read_config(path, source), allow)
     except BaseException:
         source.close()
         raise
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a directory, or the one beside a file.
+def read_config(path: Path, source: TensorSource) -> dict[str, Any]:
+    """The config.json of a directory, the one beside a file, or the one inside a safetensors file we wrote.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is no JSON object.
     """
-    directory = path if path.is_dir() else path.parent
-    file = directory / "config.json"
-    if not file.exists():
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    inside = source.metadata.get("config")
+    if path.is_file() and isinstance(inside, str):
+        config = parse_json(inside.encode(), f"{path}: config", file_size=len(inside))
+    elif file.exists():
+        config = read_json(file)
+    else:
         raise FileNotFoundError(
             f"{file} is missing: without it the architecture of {path.name} is unknown. "
             "Put the model's config.json beside the weights"
         )
-    config = read_json(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(config).__name__}")
     return config

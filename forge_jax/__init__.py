@@ -1,1 +1,63 @@
-"""."""
+"""forge-jax: any language-model checkpoint as one JAX pytree, run by pure, jitted functions.
+
+>>> import forge_jax as forge
+>>> model = forge.load("smollm2")                          # doctest: +SKIP
+>>> print(model.complete("The capital of France is"))      # doctest: +SKIP
+
+Names are imported when they are first used, so that `forge_jax.spec` and the converters need not load the front.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from forge_jax.config import ForgeConfig as ForgeConfig
+    from forge_jax.config import QuantizationConfig as QuantizationConfig
+    from forge_jax.decoder import Inputs as Inputs
+    from forge_jax.decoder import forward as forward
+    from forge_jax.decoder import inputs as inputs
+    from forge_jax.forge import Enigma as Enigma
+    from forge_jax.forge import Forge as Forge
+    from forge_jax.forge import ForgeModel as ForgeModel
+    from forge_jax.forge import TinyForge as TinyForge
+    from forge_jax.forge import create_model as create_model
+    from forge_jax.forge import load as load
+    from forge_jax.generation import Session as Session
+    from forge_jax.generation import generate as generate
+    from forge_jax.generation import stream as stream
+    from forge_jax.loading import Model as Model
+    from forge_jax.presets import MODEL_PRESETS as MODEL_PRESETS
+    from forge_jax.presets import estimate_memory_usage as estimate_memory_usage
+    from forge_jax.presets import estimate_parameters as estimate_parameters
+    from forge_jax.presets import get_preset as get_preset
+    from forge_jax.presets import list_presets as list_presets
+    from forge_jax.sampling import SamplingParams as SamplingParams
+    from forge_jax.spec import ModelSpec as ModelSpec
+
+HOMES = {
+    "config": ("ForgeConfig", "QuantizationConfig"),
+    "decoder": ("Inputs", "forward", "inputs"),
+    "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),
+    "generation": ("Session", "generate", "stream"),
+    "loading": ("Model",),
+    "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),
+    "sampling": ("SamplingParams",),
+    "spec": ("ModelSpec",),
+}
+HOME = {name: module for module, names in HOMES.items() for name in names}
+
+__all__ = sorted(HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in HOME:
+        raise AttributeError(f"module 'forge_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"forge_jax.{HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*globals(), *HOME]

@@ -234,6 +234,8 @@ class QuantizationConfig:
 
 def rope_scaling(config: ForgeConfig) -> Scaling | None:
     """The scaling of the rotary frequencies that a config asks for."""
+    if config.rope_scaling_type is None:
+        return None
     factor = config.rope_scaling_factor
     original = max(1, round(config.max_seq_len / factor))
     match config.rope_scaling_type:

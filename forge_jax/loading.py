@@ -48,7 +48,7 @@ class Model:
         sizes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params)) / 1e6
         kinds = ", ".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.params)}))
         return (
-            f"Model({self.config.get('model_type')}, {count(self.spec):,} parameters in {len(self.spec.layers)} layers, "
+            f"Model({self.config.get('model_type')}, {count(self.spec):,} parameters, {len(self.spec.layers)} layers, "
             f"{kinds}, {sizes:,.0f} MB, context {self.spec.max_seq_len}, from {self.path})"
         )
 
@@ -142,8 +142,14 @@ def read_text_side(checkpoint: Checkpoint) -> tuple[Tokenizer | None, dict[str, 
         has_vocabulary = "tokenizer.ggml.model" in checkpoint.source.metadata
         return (from_gguf(checkpoint.source.metadata) if has_vocabulary else None), {}
     directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    generation = read_json(directory / "generation_config.json") if (directory / "generation_config.json").exists() else {}
-    return from_directory(directory), generation if isinstance(generation, dict) else {}
+    generation = (
+        read_json(directory / "generation_config.json") if (directory / "generation_config.json").exists() else {}
+    )
+    try:
+        tokenizer = from_directory(directory)
+    except FileNotFoundError:  # no file of a tokenizer at all; methods that need one say so
+        tokenizer = None
+    return tokenizer, generation if isinstance(generation, dict) else {}
 
 
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
@@ -165,6 +171,6 @@ def check_finite(path: str, values: np.ndarray, checkpoint: Checkpoint) -> None:
             bad = values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float32))
             bad = bad and not np.isfinite(values).all()  # the sum of sound numbers may overflow
     if bad:
-        raise ValueError(f"{checkpoint.path}: {path} has NaN or infinite values; the file is damaged or badly converted")
-
-
+        raise ValueError(
+            f"{checkpoint.path}: {path} has NaN or infinite values; the file is damaged or badly converted"
+        )

@@ -15,7 +15,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2",
 
 @dataclass(frozen=True)
 class Norm:
-    """Root-mean-square or layer normalisation, computed in float32: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b."""
+    """Root-mean-square or layer normalisation: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b, in float32."""
 
     eps: float = 1e-6
     kind: Literal["rms", "layer"] = "rms"
@@ -35,7 +35,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class DynamicNtk:
-    """NTK-aware base that grows with the sequence once it is longer than `max_len`; frequencies depend on the length."""
+    """NTK-aware base that grows with the sequence once that is longer than `max_len`."""
 
     factor: float
     max_len: int
@@ -58,7 +58,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class Llama3:
-    """Wavelengths beyond original_len / low are divided by `factor`, those below original_len / high kept, a ramp between."""
+    """Wavelengths beyond original_len / low are stretched by `factor`, those below original_len / high are kept."""
 
     factor: float
     low: float
@@ -78,7 +78,7 @@ class LongRope:
 
 @dataclass(frozen=True)
 class Proportional:
-    """Only the first `pairs` feature pairs rotate, at the frequencies they have in the whole head, divided by `factor`."""
+    """Only the first `pairs` feature pairs rotate, at their frequencies in the whole head divided by `factor`."""
 
     pairs: int
     factor: float = 1.0

@@ -21,6 +21,7 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 32768,
     "no_rope_layer_interval": 4,
+    "rope_theta": 2000000.0,
     "tie_word_embeddings": True,
 }
 

@@ -5,16 +5,13 @@ files: `config` reads the metadata by these tables, `names` the tensors, `export
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
 from forge_jax.spec import Activation
 
 Keys = Mapping[str, str]
-
-ATTENTION_BIAS = "blk.0.attn_q.bias"
-MLP_BIAS = "blk.0.ffn_up.bias"
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,11 @@ class Arch:
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
     fused_qkv, fused_gate: attn_qkv, or gate and up as one ffn_up, are what is written; both ways are read.
     swapped_norms: of two norms before parallel branches, attn_norm is the feed-forward layer's.
-    square: llama.cpp takes only heads * head size = width.
-    head: whether llama.cpp wants an own output tensor, forbids it, or takes both.
+    What llama.cpp's loader insists on, so that an export keeps to it:
+    square: heads * head size = width.
+    partial: heads may be rotated in part.
+    biases: whether attn_output and the feed-forward layer have biases.
+    head: whether there is an output tensor of its own.
     """
 
     model_type: str
@@ -50,7 +50,9 @@ class Arch:
     fused_gate: bool = False
     swapped_norms: bool = False
     square: bool = False
-    head: Literal["optional", "own", "tied"] = "optional"
+    partial: bool = False
+    biases: Literal["never", "optional", "always"] = "never"
+    head: Literal["optional", "always", "never"] = "optional"
 
 
 WIDTHS = {
@@ -71,126 +73,116 @@ GPT2 = {
     "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
-BIASES = {"attention_bias": ATTENTION_BIAS, "mlp_bias": MLP_BIAS}
+BLOOM = {
+    "context_length": "seq_length",
+    "embedding_length": "hidden_size",
+    "block_count": "n_layer",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+FALCON = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "ffn_hidden_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_kv_heads",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+WINDOW = {"attention.sliding_window": "sliding_window"}
+MULTIPLIERS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+}
+ATTENTION_BIAS, MLP_BIAS = {"attention_bias": "blk.0.attn_q.bias"}, {"mlp_bias": "blk.0.ffn_up.bias"}
 FREQS, FACTORS = frozenset({"rope_freqs"}), frozenset({"rope_factors"})
-GELU_NEW: tuple[Activation, str] = ("gelu_tanh", "activation_function")
+TANH: tuple[Activation, str] = ("gelu_tanh", "hidden_act")
+TANH_GEMMA: tuple[Activation, str] = ("gelu_tanh", "hidden_activation")
+TANH_GPT2: tuple[Activation, str] = ("gelu_tanh", "activation_function")
+
+_LLAMA = Arch("llama", RMS, rope_tensors=FREQS | FACTORS, permuted=True, biases="optional")
+_GPT2 = Arch("gpt2", GPT2, act=TANH_GPT2, rope=False, fused_qkv=True, square=True, biases="always")
 
 ARCHS: Mapping[str, Arch] = MappingProxyType(
     {
-        "llama": Arch("llama", RMS, present=BIASES, rope_tensors=FREQS | FACTORS, permuted=True),
-        "mistral3": Arch("ministral3", RMS, rope_tensors=FREQS | FACTORS, permuted=True),
-        "qwen2": Arch("qwen2", RMS, square=True),
-        "qwen3": Arch("qwen3", RMS, present={"attention_bias": ATTENTION_BIAS}),
-        "gemma": Arch("gemma", RMS, act=("gelu_tanh", "hidden_act"), head="tied"),
-        "gemma2": Arch(
-            "gemma2",
-            RMS,
-            {
-                "attn_logit_softcapping": "attn_logit_softcapping",
-                "final_logit_softcapping": "final_logit_softcapping",
-                "attention.sliding_window": "sliding_window",
-            },
-            act=("gelu_tanh", "hidden_activation"),
-            period=2,
-            head="tied",
+        "llama": replace(_LLAMA, present=ATTENTION_BIAS | MLP_BIAS),
+        "mistral3": replace(_LLAMA, model_type="ministral3"),
+        "granite": replace(
+            _LLAMA,
+            model_type="granite",
+            keys=RMS | {"logit_scale": "logits_scaling"},
+            optional=MULTIPLIERS,
+            present=ATTENTION_BIAS | MLP_BIAS,
         ),
+        "smollm3": Arch("smollm3", RMS, present=ATTENTION_BIAS | MLP_BIAS, permuted=True),
+        "qwen2": Arch("qwen2", RMS, square=True),
+        "qwen3": Arch("qwen3", RMS, present=ATTENTION_BIAS),
+        "gemma": Arch("gemma", RMS, act=TANH, partial=True, head="never"),
+        "gemma2": Arch("gemma2", RMS, CAPS | WINDOW, act=TANH_GEMMA, period=2, partial=True, head="never"),
         "gemma3": Arch(
             "gemma3_text",
             RMS,
-            {
-                "final_logit_softcapping": "final_logit_softcapping",
-                "attention.sliding_window": "sliding_window",
-            },
-            act=("gelu_tanh", "hidden_activation"),
+            WINDOW | {"final_logit_softcapping": "final_logit_softcapping"},
+            act=TANH_GEMMA,
             period=6,
+            partial=True,
         ),
-        "gptneox": Arch(
-            "gpt_neox",
-            WIDTHS | {"attention.layer_norm_epsilon": "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
-            fixed={"attention_bias": True},
-            act=("gelu", "hidden_act"),
-            fused_qkv=True,
-            square=True,
-            head="own",
-        ),
-        "gptj": Arch("gptj", GPT2, act=GELU_NEW, square=True, head="own"),
-        "starcoder": Arch("gpt_bigcode", GPT2, act=GELU_NEW, rope=False, fused_qkv=True, square=True),
-        "starcoder2": Arch(
-            "starcoder2",
-            GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"},
-            present={"use_bias": ATTENTION_BIAS},
-            act=("gelu_tanh", "hidden_act"),
-            square=True,
-        ),
-        "bloom": Arch(
-            "bloom",
-            {
-                "context_length": "seq_length",
-                "embedding_length": "hidden_size",
-                "block_count": "n_layer",
-                "attention.head_count": "n_head",
-                "attention.layer_norm_epsilon": "layer_norm_epsilon",
-            },
-            act=("gelu_tanh", None),
-            rope=False,
-            fused_qkv=True,
-            square=True,
-        ),
-        "falcon": Arch(
-            "falcon",
-            {
-                "context_length": "max_position_embeddings",
-                "embedding_length": "hidden_size",
-                "block_count": "num_hidden_layers",
-                "feed_forward_length": "ffn_hidden_size",
-                "attention.head_count": "num_attention_heads",
-                "attention.head_count_kv": "num_kv_heads",
-                "attention.layer_norm_epsilon": "layer_norm_epsilon",
-            },
-            act=("gelu", "activation"),
-            fused_qkv=True,
-            swapped_norms=True,
-            square=True,
-        ),
-        "stablelm": Arch(
-            "stablelm",
-            LAYER,
-            present={"use_qkv_bias": ATTENTION_BIAS, "qk_layernorm": "blk.0.attn_q_norm.weight"},
-            square=True,
-            head="own",
-        ),
-        "phi2": Arch("phi", LAYER, act=("gelu_tanh", "hidden_act"), square=True, head="own"),
+        "phi2": Arch("phi", LAYER, act=TANH, square=True, partial=True, biases="always", head="always"),
         "phi3": Arch(
             "phi3",
             RMS,
-            {"attention.sliding_window": "sliding_window"},
+            WINDOW,
             rope_tensors=FACTORS,
             fused_qkv=True,
             fused_gate=True,
             square=True,
+            partial=True,
         ),
-        "gpt2": Arch("gpt2", GPT2, act=GELU_NEW, rope=False, fused_qkv=True, square=True),
-        "granite": Arch(
-            "granite",
-            RMS | {"logit_scale": "logits_scaling"},
-            {
-                "attention.scale": "attention_multiplier",
-                "embedding_scale": "embedding_multiplier",
-                "residual_scale": "residual_multiplier",
-            },
-            present=BIASES,
-            rope_tensors=FREQS | FACTORS,
-            permuted=True,
+        "gpt2": _GPT2,
+        "starcoder": replace(_GPT2, model_type="gpt_bigcode"),
+        "bloom": replace(_GPT2, model_type="bloom", keys=BLOOM, act=("gelu_tanh", None)),
+        "gptneox": Arch(
+            "gpt_neox",
+            WIDTHS
+            | {"attention.layer_norm_epsilon": "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
+            fixed={"attention_bias": True},
+            act=("gelu", "hidden_act"),
+            fused_qkv=True,
+            square=True,
+            partial=True,
+            biases="always",
+            head="always",
         ),
-        "olmo2": Arch("olmo2", RMS, square=True, head="own"),
-        "smollm3": Arch("smollm3", RMS, present=BIASES, permuted=True),
+        # a reserved name: the format describes it, but llama.cpp does not run it and nothing converts to it
+        "gptj": Arch("gptj", GPT2, act=TANH_GPT2, square=True, partial=True, biases="optional", head="always"),
+        "falcon": Arch("falcon", FALCON, act=("gelu", "activation"), fused_qkv=True, swapped_norms=True, square=True),
+        "starcoder2": Arch(
+            "starcoder2",
+            GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"},
+            present={"use_bias": "blk.0.attn_q.bias"},
+            act=TANH,
+            square=True,
+            biases="always",
+        ),
+        "stablelm": Arch(
+            "stablelm",
+            LAYER,
+            present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+            square=True,
+            partial=True,
+            head="always",
+        ),
+        "olmo2": Arch("olmo2", RMS, square=True, head="always"),
         "cohere2": Arch(
             "cohere2",
-            LAYER | {"attention.sliding_window": "sliding_window", "logit_scale": "logit_scale"},
+            LAYER | WINDOW | {"logit_scale": "logit_scale"},
             period=4,
             square=True,
-            head="tied",
+            partial=True,
+            head="never",
         ),
-        "glm4": Arch("glm4", RMS, present={"attention_bias": ATTENTION_BIAS}, fused_gate=True),
+        "glm4": Arch("glm4", RMS, present=ATTENTION_BIAS, fused_gate=True, partial=True),
     }
 )

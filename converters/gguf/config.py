@@ -90,16 +90,23 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     return config
 
 
-def sliding(reading: Reading, layers: int, period: int) -> list[str]:
-    """The kind of each layer: all but every period-th one have a window, none if the period is 1, all if it is 0."""
+def slides(period: int, layers: int) -> list[bool]:
+    """Which layers have a window: all but every period-th one, none if the period is 1, all if it is 0."""
+    return [period == 0 or i % period < period - 1 for i in range(layers)]
+
+
+def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
+    """The kind of each layer, given one by one or by a period.
+
+    Raises:
+        ValueError: an impossible pattern.
+    """
     given = reading.take("attention.sliding_window_pattern", period)
-    if isinstance(given, list):
-        slides = [bool(item) for item in given]
-    else:
-        slides = [given == 0 or i % given < given - 1 for i in range(layers)]
-    if len(slides) != layers:
-        raise ValueError(f"{reading.take.where}: sliding_window_pattern has {len(slides)} entries for {layers} layers")
-    return ["sliding_attention" if slide else "full_attention" for slide in slides]
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        given = slides(given, layers)
+    if not isinstance(given, list) or len(given) != layers:
+        raise ValueError(f"{reading.take.where}: sliding_window_pattern is {given!r}; expected one entry a layer")
+    return ["sliding_attention" if slide else "full_attention" for slide in given]
 
 
 # ------------------------------------------------------------------------------------------------ one by one
@@ -116,7 +123,7 @@ def gemma2(reading: Reading, config: Config) -> Config:
     share = config["hidden_size"] // heads
     return {
         "query_pre_attn_scalar": share if layers == 46 else config["head_dim"],
-        "layer_types": sliding(reading, layers, 2),
+        "layer_types": layer_kinds(reading, layers, 2),
     }
 
 
@@ -130,7 +137,7 @@ def gemma3(reading: Reading, config: Config) -> Config:
     share = config["hidden_size"] // heads
     return {
         "query_pre_attn_scalar": share if layers == 62 else config["head_dim"],
-        "layer_types": sliding(reading, layers, 6 if windowed else 1),
+        "layer_types": layer_kinds(reading, layers, 6 if windowed else 1),
         "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
     }
 
@@ -174,7 +181,7 @@ def falcon(reading: Reading, config: Config) -> Config:
     norms, grouped = 2 if reading.has("blk.0.attn_norm_2.weight") else 1, config["num_kv_heads"] > 1
     if norms == 1 and not grouped:
         return {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True}
-    return {"new_decoder_architecture": True, "num_ln_in_parallel_attn": norms}
+    return {"new_decoder_architecture": True, "multi_query": False, "num_ln_in_parallel_attn": norms}
 
 
 def stablelm(reading: Reading, config: Config) -> Config:
@@ -199,7 +206,7 @@ def olmo2(reading: Reading, config: Config) -> Config:
     window = reading.take("attention.sliding_window", 0)
     if not window:
         return {}
-    kinds = sliding(reading, config["num_hidden_layers"], 4)
+    kinds = layer_kinds(reading, config["num_hidden_layers"], 4)
     return {"model_type": "olmo3", "sliding_window": window, "layer_types": kinds}
 
 
@@ -211,7 +218,7 @@ def smollm3(reading: Reading, config: Config) -> Config:
 def cohere2(reading: Reading, config: Config) -> Config:
     """Layers with a window are rotated, the others not."""
     reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
-    return {"layer_types": sliding(reading, config["num_hidden_layers"], 4)}
+    return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
 
 
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {

@@ -7,3 +7,11 @@ def save_files(*a):
 
 def gguf_metadata(*a):
     raise NotImplementedError
+
+
+def save_settings(*a):
+    raise NotImplementedError
+
+
+def spm_metadata(*a, **k):
+    raise NotImplementedError

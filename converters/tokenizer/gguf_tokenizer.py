@@ -3,47 +3,34 @@
 Gives the ids that llama.cpp gives. Knows which algorithm a model kind means and how its tokens are spelled.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
 
 from converters.tokenizer.base import Lexicon, Tokenizer
 from converters.tokenizer.bpe import BpeSegmenter, build_bpe, byte_level_piece, parse_merges
-from converters.tokenizer.gguf_vocab import (
+from converters.tokenizer.charsmap import SpaceNormalizer
+from converters.tokenizer.gguf_vocab import Defaults, GgufVocab, Keys, read_templates, read_vocab, roles_of
+from converters.tokenizer.legacy import build_wordpiece
+from converters.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from converters.tokenizer.segmenters import LongestMatch, Normalised, Segmenter
+from converters.tokenizer.sentencepiece_model import (
     BYTE,
     CONTROL,
     NORMAL,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    Defaults,
-    GgufVocab,
-    Keys,
-    byte_ids,
-    parse_byte,
-    read_templates,
-    read_vocab,
-    roles_of,
-    spell,
+    NormalizerSpec,
 )
-from converters.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from converters.tokenizer.segmenters import (
-    BestPath,
-    Fallback,
-    LongestMatch,
-    Normalised,
-    ScoreMerges,
-    Segmenter,
-)
+from converters.tokenizer.spm import merge_segmenter, parse_byte, path_segmenter, spell
 from converters.tokenizer.vocab_tokenizer import Frame, Origin, VocabTokenizer
 
-_UNKNOWN_PENALTY = 10.0
-_LONGEST_WORD = 100
+_VERBATIM = (CONTROL, UNKNOWN, USER_DEFINED)
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -64,7 +51,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     if model not in _BUILDERS:
         raise ValueError(
-            f"GGUF metadata: tokenizer.ggml.model is {model!r}, which is not known; known: {', '.join(sorted(_BUILDERS))}"
+            f"GGUF metadata: tokenizer.ggml.model is {model!r}, which is not known; "
+            f"known: {', '.join(sorted(_BUILDERS))}"
         )
     return _BUILDERS[model](keys)
 
@@ -110,20 +98,86 @@ def _frame(vocab: GgufVocab, before: list[int | None], after: list[int | None]) 
 
 def _build_spm(keys: Keys) -> Tokenizer:
     """Sentencepiece BPE: merges by score, byte fallback."""
-    vocab = read_vocab(keys, Defaults(bos=1, eos=2, unk=0, add_bos=True, space_prefix=True))
+    vocab = read_vocab(keys, Defaults(bos=1, eos=2, unk=0, add_bos=True))
     prefix = keys.flag("add_space_prefix", True)
-    usable = vocab.of_type(NORMAL, USER_DEFINED, UNUSED, 0)
-    bytes_ = byte_ids(vocab.ids)
-    mergeable = {token: float(vocab.scores[i]) for token, i in usable.items() if i not in set(bytes_.values())}
-    final = {token: i for token, i in usable.items() if token in mergeable and vocab.types[i] != UNUSED}
-    segment = ScoreMerges(mergeable, final, Fallback(bytes_, vocab.special["unk"], fuse=False), {})
+    types = vocab.types.tolist()
+    segment = merge_segmenter(
+        vocab.tokens, vocab.scores.tolist(), types, vocab.special["unk"], freeze=False, fuse=False
+    )
     return _assemble(
         vocab,
-        spell(vocab.tokens, vocab.types.tolist()),
+        spell(vocab.tokens, types, _VERBATIM),
         Normalised(lambda text, first: (" " * (prefix and first) + text).replace(" ", "▁"), segment),
         _frame(vocab, [vocab.add("bos")], [vocab.add("eos")]),
         lead=int(prefix),
     )
+
+
+def _build_unigram(keys: Keys) -> Tokenizer:
+    """Sentencepiece unigram with its normaliser (T5, UMT5, XLM-R)."""
+    vocab = read_vocab(keys, Defaults(eos=1, unk=2, pad=0, add_eos=True))
+    charsmap = keys.numbers("precompiled_charsmap", np.uint8)
+    spec = NormalizerSpec(
+        charsmap=b"" if charsmap is None else charsmap.tobytes(),
+        add_dummy_prefix=keys.flag("add_space_prefix", False),
+        remove_extra_whitespaces=keys.flag("remove_extra_whitespaces", False),
+    )
+    types = vocab.types.tolist()
+    segment = path_segmenter(vocab.tokens, vocab.scores.tolist(), types, vocab.special["unk"], freeze=False)
+    return _assemble(
+        vocab,
+        spell(vocab.tokens, types, _VERBATIM),
+        Normalised(SpaceNormalizer(spec, vocab.of_type(USER_DEFINED)), segment),
+        _frame(vocab, [vocab.add("bos")], [vocab.add("eos")]),
+        lead=int(spec.add_dummy_prefix or spec.remove_extra_whitespaces),
+    )
+
+
+def _build_wordpiece(keys: Keys) -> Tokenizer:
+    """BERT's WordPiece: "▁" begins a word, other tokens continue one."""
+    vocab = read_vocab(keys, Defaults(bos=101, unk=100, sep=102, pad=0, mask=103, add_bos=True, add_sep=True))
+    if vocab.special["unk"] is None:
+        raise ValueError("GGUF metadata: tokenizer.ggml.unknown_token_id is not set, WordPiece cannot do without")
+    normal = vocab.of_type(NORMAL, UNUSED, 0)
+    names = {token: token[1:] if token.startswith("▁") else "##" + token for token in normal}
+    ids = {names.get(token, token): i for token, i in vocab.ids.items()}
+    lowercase = keys.flag("normalizer.lowercase", True)
+    backend = build_wordpiece(
+        ids,
+        vocab.tokens[vocab.special["unk"]],
+        lowercase=lowercase,
+        strip_accents=keys.flag("normalizer.strip_accents", lowercase),
+    )
+    return _assemble(
+        vocab,
+        spell(vocab.tokens, vocab.types.tolist(), _VERBATIM),
+        lambda text, first: backend.encode(text, add_special_tokens=False).ids,
+        _frame(vocab, [vocab.add("bos")], [vocab.add("sep")]),
+        lead=1,
+    )
+
+
+def _build_rwkv(keys: Keys) -> Tokenizer:
+    """RWKV: byte strings, the longest match wins."""
+    vocab = read_vocab(keys, Defaults())
+    pieces = tuple(_unescape(token) for token in vocab.tokens)
+    return _assemble(
+        vocab,
+        pieces,
+        LongestMatch({piece: i for i, piece in enumerate(pieces)}, vocab.special["unk"]),
+        _frame(vocab, [], []),
+    )
+
+
+def _unescape(token: str) -> bytes:
+    """A token of an RWKV vocabulary: backslash escapes stand for bytes."""
+    plain = {"t": b"\t", "n": b"\n", "r": b"\r"}
+
+    def byte(match: re.Match[bytes]) -> bytes:
+        code = match[1].decode("latin-1")
+        return bytes.fromhex(code[1:]) if len(code) == 3 else plain.get(code, match[1])
+
+    return re.sub(rb"\\(x[0-9a-fA-F]{2}|.)", byte, token.encode("utf-8", "surrogateescape"), flags=re.DOTALL)
 
 
 def _build_bpe(keys: Keys) -> Tokenizer:
@@ -139,7 +193,8 @@ def _build_gemma4(keys: Keys) -> Tokenizer:
 def _build_named_bpe(keys: Keys, name: str) -> Tokenizer:
     if name not in PRE_TOKENIZERS:
         raise ValueError(
-            f"GGUF metadata: tokenizer.ggml.pre is {name!r}, which is not known; known: {', '.join(sorted(PRE_TOKENIZERS))}"
+            f"GGUF metadata: tokenizer.ggml.pre is {name!r}, which is not known; "
+            f"known: {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     rules = PRE_TOKENIZERS[name]
     vocab = read_vocab(keys, Defaults(add_bos=rules.add_bos, add_sep=rules.add_sep))
@@ -150,18 +205,24 @@ def _build_named_bpe(keys: Keys, name: str) -> Tokenizer:
 
 def _bpe_pieces(vocab: GgufVocab, rules: PreTokenizer) -> tuple[bytes, ...]:
     if rules.raw:
-        return spell(vocab.tokens, vocab.types.tolist())
-    literal = (CONTROL, UNKNOWN, USER_DEFINED)
+        return spell(vocab.tokens, vocab.types.tolist(), _VERBATIM)
     return tuple(
         parse_byte(token)
         if kind == BYTE
         else token.encode("utf-8", "surrogateescape")
-        if kind in literal
+        if kind in _VERBATIM
         else byte_level_piece(token)
         for token, kind in zip(vocab.tokens, vocab.types.tolist(), strict=True)
     )
 
 
 _BUILDERS: Mapping[str, Callable[[Keys], Tokenizer]] = MappingProxyType(
-    {"llama": _build_spm, "gpt2": _build_bpe, "gemma4": _build_gemma4}
+    {
+        "llama": _build_spm,
+        "gpt2": _build_bpe,
+        "gemma4": _build_gemma4,
+        "bert": _build_wordpiece,
+        "t5": _build_unigram,
+        "rwkv": _build_rwkv,
+    }
 )

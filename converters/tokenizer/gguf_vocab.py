@@ -3,17 +3,15 @@
 Knows the keys and their defaults (those of llama.cpp), not how text is segmented: gguf_tokenizer.py builds that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from converters.tokenizer.base import Roles
+from converters.tokenizer.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from converters.tokenizer.turns import SHOWN_TEXTS, end_ids
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-"""Values of tokenizer.ggml.token_type (0: undefined)."""
 
 _NO_ID = (2**32 - 1, -1)
 _ROLE_KEYS = {
@@ -122,7 +120,8 @@ class GgufVocab:
             return None
         if self.special[role] is None:
             raise ValueError(
-                f"GGUF metadata: tokenizer.ggml.add_{role}_token is true, but tokenizer.ggml.{_ROLE_KEYS[role]} is not set"
+                f"GGUF metadata: tokenizer.ggml.add_{role}_token is true, "
+                f"but tokenizer.ggml.{_ROLE_KEYS[role]} is not set"
             )
         return self.special[role]
 
@@ -189,30 +188,3 @@ def read_templates(keys: Keys) -> dict[str, str]:
         if key.startswith(prefix + "."):
             templates[key.removeprefix(prefix + ".")] = keys.text(key)
     return templates
-
-
-def byte_ids(ids: Mapping[str, int]) -> dict[int, int]:
-    """Byte → id of the tokens <0x00> to <0xFF> that a vocabulary has."""
-    return {byte: ids[name] for byte in range(256) if (name := f"<0x{byte:02X}>") in ids}
-
-
-def spell(tokens: Sequence[str], types: Sequence[int]) -> tuple[bytes, ...]:
-    """The bytes of tokens written the sentencepiece way: "▁" is a space, <0x0A> a byte, special tokens themselves."""
-    pieces = []
-    for token, kind in zip(tokens, types, strict=True):
-        if kind == BYTE:
-            pieces.append(parse_byte(token))
-        else:
-            plain = token if kind in (CONTROL, UNKNOWN, USER_DEFINED) else token.replace("▁", " ")
-            pieces.append(plain.encode("utf-8", "surrogateescape"))
-    return tuple(pieces)
-
-
-def parse_byte(token: str) -> bytes:
-    """The byte of a token <0xXX>; ValueError for any other text."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return bytes.fromhex(token[3:5])
-        except ValueError:
-            pass
-    raise ValueError(f"the vocabulary marks {token!r} as a byte token, expected a name like <0x0A>")

@@ -6,7 +6,6 @@ uses is read here. The class named in tokenizer_config.json is not looked at: th
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -17,39 +16,12 @@ from tokenizers import AddedToken, models
 from converters.tokenizer.base import Lexicon, Roles, Tokenizer, check_text
 from converters.tokenizer.bpe import BYTE_TO_CHAR, CHAR_TO_BYTE, UTF8_BYTES
 from converters.tokenizer.export import gguf_metadata, save_files
+from converters.tokenizer.settings import ROLES, Settings
 from converters.tokenizer.spelling import Spelling
 from converters.tokenizer.turns import end_ids
 
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MOST_HOLES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What lies beside a tokenizer.json: the parsed JSON files (empty if absent) and the chat templates by name."""
-
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    special: Mapping[str, Any] = field(default_factory=dict)
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
-    templates: Mapping[str, str] = field(default_factory=dict)
-
-    def token(self, role: str) -> str | None:
-        """The text of a role's token ("bos_token"), which files give as a string or as an object with its content."""
-        value = self.tokenizer.get(role, self.special.get(role))
-        value = value.get("content") if isinstance(value, Mapping) else value
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"tokenizer_config.json: {role} is {value!r}, expected a string or null")
-        return value
-
-    def ids(self, key: str) -> list[int]:
-        """Ids of generation_config.json, else of config.json: one, a list, or none."""
-        value = self.generation.get(key, self.model.get(key))
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
-            raise ValueError(f"generation_config.json: {key} is {value!r}, expected an id or a list of ids")
-        return values
 
 
 class HFTokenizer(Tokenizer):
@@ -142,12 +114,12 @@ def _add_tokens(backend: tokenizers.Tokenizer, settings: Settings) -> None:
                 f"it is {backend.token_to_id(entry['content'])}"
             )
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    named = [text for role in _ROLES if (text := settings.token(role)) is not None and text not in added]
+    named = [text for role in ROLES if (text := settings.token(role)) is not None and text not in added]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in dict.fromkeys(named)])
 
 
 def _roles(backend: tokenizers.Tokenizer, settings: Settings, ids: Mapping[str, int]) -> Roles:
-    names = {role: text for role in _ROLES if (text := settings.token(role)) is not None}
+    names = {role: text for role in ROLES if (text := settings.token(role)) is not None}
     hidden = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
 
     def first(role: str) -> int | None:

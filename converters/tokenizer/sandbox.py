@@ -22,14 +22,14 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.filters import FILTERS, make_attrgetter
-from jinja2.parser import Parser
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_environment
-from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
+
+from converters.tokenizer.instrument import Generation, Instrument
 
 MAX_TEXT = 10_000_000
 """Characters of the rendered text."""
@@ -89,57 +89,6 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"a namespace has no attribute {name!r}: names with an underscore in front are refused")
 
 
-class _Generation(Extension):
-    """{% generation %} marks the assistant's words for training; here it only writes them."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-class _Instrument(NodeTransformer):
-    """Puts a counter before every statement and a size check around everything that builds a container or a text.
-
-    They are filters of the sandbox, with names that no template can write.
-    """
-
-    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-        super().generic_visit(node, *args, **kwargs)
-        for name in ("body", "else_"):
-            if name in node.fields:
-                setattr(node, name, [part for statement in getattr(node, name) for part in _counted(statement)])
-        return node
-
-    def _checked(self, node: nodes.Tuple | nodes.List | nodes.Dict) -> nodes.Node:
-        self.generic_visit(node)
-        stored = isinstance(node, nodes.Tuple) and node.ctx != "load"
-        return node if stored else _filtered(node, " grown")
-
-    visit_List = visit_Dict = visit_Tuple = _checked
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = _filtered(node.iter, " each")  # counts items that a condition leaves out, and empty bodies
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno), " tilde")
-
-
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-
-def _counted(statement: nodes.Node) -> tuple[nodes.Node, nodes.Node]:
-    """A statement behind the counter, which is told how much constant text it writes."""
-    texts = statement.find_all(nodes.TemplateData) if isinstance(statement, nodes.Output) else ()
-    chars = nodes.Const(sum(len(text.data) for text in texts), lineno=statement.lineno)
-    return nodes.ExprStmt(_filtered(chars, " step"), lineno=statement.lineno), statement
-
-
 class Sandbox(ImmutableSandboxedEnvironment):
     """See the module. `given` is the size of the variables, for which the limits make room."""
 
@@ -149,7 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[loopcontrols, _Generation],
+            extensions=[loopcontrols, Generation],
             finalize=self._written,
             optimized=False,
             cache_size=0,
@@ -174,7 +123,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Instrument().visit(super()._parse(source, name, filename))
+        return Instrument().visit(super()._parse(source, name, filename))
 
     # -- counters --------------------------------------------------------------------------------------------------
 

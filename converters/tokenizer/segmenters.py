@@ -35,8 +35,8 @@ class Fallback:
             return [self._byte_ids[byte] for byte in data]
         if self._unk is None:
             raise ValueError(
-                f"the vocabulary cannot express {char!r} (U+{ord(char):04X}): it has neither a token for it, nor tokens "
-                f"for its bytes {data.hex(' ')}, nor an unknown token"
+                f"the vocabulary cannot express {char!r} (U+{ord(char):04X}): it has neither a token for it, "
+                f"nor tokens for its bytes {data.hex(' ')}, nor an unknown token"
             )
         return [self._unk]
 
@@ -48,7 +48,24 @@ def fuse_runs(ids: Sequence[int], fused: int | None) -> list[int]:
     return [token for i, token in enumerate(ids) if token != fused or i == 0 or ids[i - 1] != fused]
 
 
-class ScoreMerges:
+class _Frozen:
+    """Matches some tokens (user-defined symbols) before everything else, and leaves the rest to `cut`."""
+
+    def __init__(self, frozen: Mapping[str, int], cut: CutCache, fuse: int | None) -> None:
+        self._frozen = frozen
+        self._splitter = literal_splitter(frozen)
+        self._cut = cut
+        self._fuse = fuse
+
+    def __call__(self, text: str, first: bool) -> list[int]:
+        """The ids of a text."""
+        ids: list[int] = []
+        for i, part in enumerate(self._splitter.split(text) if self._splitter else [text]):
+            ids += [self._frozen[part]] if i % 2 else self._cut(part)
+        return fuse_runs(ids, self._fuse)
+
+
+class ScoreMerges(_Frozen):
     """Sentencepiece BPE: join the neighbours whose union has the best score, leftmost first, until none is a token.
 
     Args:
@@ -65,15 +82,7 @@ class ScoreMerges:
         self._scores = scores
         self._ids = ids
         self._fallback = fallback
-        self._frozen = frozen
-        self._splitter = literal_splitter(frozen)
-        self._cut = CutCache(scores, self._merge)
-
-    def __call__(self, text: str, first: bool) -> list[int]:
-        ids: list[int] = []
-        for i, part in enumerate(self._splitter.split(text) if self._splitter else [text]):
-            ids += [self._frozen[part]] if i % 2 else self._cut(part)
-        return fuse_runs(ids, self._fallback.fuse)
+        super().__init__(frozen, CutCache(scores, self._merge), fallback.fuse)
 
     def _merge(self, text: str) -> tuple[int, ...]:
         """The ids of one piece. A symbol is known by where it starts; `ends[i] == 0`: it was merged away."""
@@ -124,27 +133,30 @@ class ScoreMerges:
         return ids
 
 
-class BestPath:
+class BestPath(_Frozen):
     """Sentencepiece unigram: the segmentation with the highest sum of scores (Viterbi over all tokens).
 
     Args:
         scores: token → score of every token that may come out.
         ids: token → id.
+        frozen: tokens (user-defined symbols) that are matched before everything else.
         unknown_score: the score of a character that no token covers.
     """
 
     def __init__(
-        self, scores: Mapping[str, float], ids: Mapping[str, int], fallback: Fallback, unknown_score: float
+        self,
+        scores: Mapping[str, float],
+        ids: Mapping[str, int],
+        fallback: Fallback,
+        frozen: Mapping[str, int],
+        unknown_score: float,
     ) -> None:
         self._scores = scores
         self._ids = ids
         self._fallback = fallback
         self._unknown_score = unknown_score
         self._trie = build_trie(scores)
-        self._cut = CutCache(scores, self._best)
-
-    def __call__(self, text: str, first: bool) -> list[int]:
-        return fuse_runs(self._cut(text), self._fallback.fuse)
+        super().__init__(frozen, CutCache(scores, self._best), fallback.fuse)
 
     def _best(self, text: str) -> tuple[int, ...]:
         size = len(text)

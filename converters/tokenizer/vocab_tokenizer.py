@@ -21,7 +21,7 @@ class Frame:
 
     `before` and `after` are added when special ids are asked for. `control` are split off only when special tokens
     are parsed, `always` in any case (user-defined tokens). Tokens in `trim_left` (`trim_right`) swallow the whitespace
-    on their left (right).
+    on their left (right). `restart`: text behind a special token is segmented as if it began the text.
     """
 
     before: tuple[int, ...] = ()
@@ -30,6 +30,7 @@ class Frame:
     always: Mapping[str, int] | None = None
     trim_left: frozenset[int] = frozenset()
     trim_right: frozenset[int] = frozenset()
+    restart: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class VocabTokenizer(Tokenizer):
                 ids.append(part)
             else:
                 ids += self._segment(part, first)
-            first = isinstance(part, int)
+            first = self._frame.restart and isinstance(part, int)
         return ids + list(self._frame.after) if add_special else ids
 
     def _parts(self, text: str, splitter: re.Pattern[str] | None) -> list[str | int]:

@@ -234,6 +234,18 @@ class Session:
             out.append(Output(tuple(ids), reason, tuple(record.logprob_BS[i, at].tolist()), best))
         return out
 
+    def steps(self) -> Iterator[list[int | None]]:
+        """Yield the new id of every row step by step until all have ended, None for a row that ended before."""
+        given = 0
+        while True:
+            rows = self.ids()
+            for at in range(given, max(map(len, rows))):
+                yield [row[at] if at < len(row) else None for row in rows]
+            given = max(map(len, rows))
+            if self.done:
+                return
+            self.advance(1)
+
     # -------------------------------------------------------------------------------------------- editing
     def finish(self, row: int, count: int) -> None:
         """End a row after its first `count` new tokens; what came later is forgotten, in the cache too."""
@@ -340,16 +352,4 @@ def stream(
     spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any
 ) -> Iterator[list[int | None]]:
     """Yield each step's new id of every row, None for rows that have ended. The same tokens as `generate`."""
-    session = Session(spec, params, prompts, **options)
-    given = 0
-    while True:
-        rows = session.ids()
-        made = max(map(len, rows))
-        for at in range(given, made):
-            yield [row[at] if at < len(row) else None for row in rows]
-        given = made
-        if not session.advance(1):
-            break
-    rows = session.ids()
-    for at in range(given, max(map(len, rows))):
-        yield [row[at] if at < len(row) else None for row in rows]
+    return Session(spec, params, prompts, **options).steps()

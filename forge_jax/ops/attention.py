@@ -23,7 +23,7 @@ HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which 
 
 
 def visible(order_BT: Array, span_BT: Array, key_order_BS: Array, key_span_BS: Array, window: int | None) -> Array:
-    """[B, T, S]: which stored tokens each new token sees: itself and what came before it within the window, or its span."""
+    """[B, T, S]: which tokens each new token sees: itself, what came before it within the window, its span."""
     q, k = order_BT[:, :, None], key_order_BS[:, None, :]
     seen = k <= q
     if window is not None:

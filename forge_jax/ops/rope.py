@@ -22,7 +22,7 @@ def base_frequencies(dim: int, theta: float) -> np.ndarray:
 
 
 def yarn(rope: Rope, scaling: Yarn) -> np.ndarray:
-    """NTK by parts: a ramp between interpolated (slow) and untouched (fast) features (arXiv:2309.00071, section 3.2)."""
+    """NTK by parts: a ramp from untouched (fast) to interpolated (slow) features (arXiv:2309.00071, 3.2)."""
 
     def feature(rotations: float) -> float:
         """The feature that turns `rotations` times within the original length."""

@@ -14,11 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from architectures.variants_a import VARIANTS as A
-from architectures.variants_b import VARIANTS as B
+from variants_a import VARIANTS as A
+from variants_b import VARIANTS as B
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
 
 VARIANTS = A | B
@@ -49,6 +50,8 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
 def main() -> None:
     """Write the goldens that are named, or all of them, and remove those whose variant is gone."""
     torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     for name in sys.argv[1:] or VARIANTS:
         golden = reference(name, VARIANTS[name])
         path = write_golden(golden)

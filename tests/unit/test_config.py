@@ -115,7 +115,7 @@ def test_a_wrong_value_is_named(wrong: dict, message: str):
 
 
 def test_what_does_not_apply_is_not_checked():
-    ForgeConfig(num_experts=0, num_experts_per_token=99, rope_scaling_factor=0.0)
+    ForgeConfig(num_experts=0, num_experts_per_token=99, rope_scaling_factor=0.0).to_spec()
     ForgeConfig(dim=24, use_rope=False)
     for name in ("int8", "fp16", "bf16", "fp8", "int4"):
         assert ForgeConfig(kv_cache_dtype=name).kv_cache_dtype == name

@@ -67,16 +67,7 @@ def test_greedy_is_argmax_of_the_processed_logits():
     assert token.tolist() == [int(jnp.argmin(logits[0])), int(jnp.argmax(logits[1])), int(jnp.argmax(logits[2]))]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        SamplingParams(),
-        SamplingParams(top_k=5),
-        SamplingParams(top_p=0.5),
-        SamplingParams(top_k=5, typical_p=0.2),
-        SamplingParams(typical_p=0.1),
-    ],
-)
+@pytest.mark.parametrize("other", [SamplingParams(), SamplingParams(top_k=5, top_p=0.5, typical_p=0.1)])
 def test_a_greedy_row_is_greedy_beside_any_other_row(other: SamplingParams):
     logits = jnp.round(logits_of(20, seed=3))  # rounded: many ties
     greedy = SamplingParams(temperature=0, typical_p=0.1, top_p=0.3)
@@ -117,14 +108,12 @@ def limit(freedom: int, z: float = 2.3263) -> float:
     ("over", "params"),
     [
         ("positions", SamplingParams()),
-        ("positions", SamplingParams(temperature=1.7)),
         ("positions", SamplingParams(top_k=7)),
         ("positions", SamplingParams(top_p=0.8)),
         ("positions", SamplingParams(min_p=0.05)),
         ("positions", SamplingParams(typical_p=0.7)),
         ("positions", SamplingParams(temperature=0.9, top_k=20, top_p=0.9, min_p=0.02, typical_p=0.9)),
         ("seeds", SamplingParams()),
-        ("seeds", SamplingParams(temperature=0.9, top_k=20, top_p=0.9, min_p=0.02, typical_p=0.9)),
     ],
 )
 def test_draws_follow_the_distribution(over: str, params: SamplingParams):
@@ -166,29 +155,25 @@ ROWS = [
     SamplingParams(seed=1),
     SamplingParams(seed=2, top_k=30, top_p=0.9),
     SamplingParams(seed=3, top_p=0.7, repetition_penalty=1.3),
-    SamplingParams(seed=4, typical_p=0.8, frequency_penalty=0.7, logit_bias={3: 2.0}),
     SamplingParams(seed=5, temperature=0.0),
     SamplingParams(seed=6, min_p=0.1, bad_words=[[1, 5], [7]], temperature=2.0),
     SamplingParams(seed=1),
-    SamplingParams(seed=2**63 + 9, top_k=5),
 ]
 
 
 def test_a_row_draws_the_same_alone_in_any_batch_and_in_any_order():
     """Alone, the second row draws from candidates; in the batch everything looks at the whole vocabulary."""
     size = 500
-    logits = logits_of(len(ROWS), size=size, seed=5).at[6].set(logits_of(len(ROWS), size=size, seed=5)[0])
+    logits = logits_of(len(ROWS), size=size, seed=5).at[5].set(logits_of(len(ROWS), size=size, seed=5)[0])
     prompts = [[1, 2, 3 + row % 6] for row in range(len(ROWS))]
     outputs = [[5, 9, 9]] * len(ROWS)
-    for step in (0, 3):
-        ran = [row + [11] * step for row in outputs]
-        together, info = draw(ROWS, logits, prompts, ran)
-        backwards, _ = draw(ROWS[::-1], logits[::-1], prompts[::-1], ran)
-        alone = [draw(ROWS[row], logits[row : row + 1], [prompts[row]], [ran[row]]) for row in range(len(ROWS))]
-        assert together.tolist() == backwards[::-1].tolist()
-        assert together.tolist() == [int(token[0]) for token, _ in alone]
-        assert together[0] == together[6]  # equal seeds, equal logits
-        np.testing.assert_allclose(info["logprob"], [float(i["logprob"][0]) for _, i in alone], atol=1e-6)
+    together, info = draw(ROWS, logits, prompts, outputs)
+    backwards, _ = draw(ROWS[::-1], logits[::-1], prompts[::-1], outputs)
+    alone = [draw(p, logits[b : b + 1], prompts[b : b + 1], outputs[:1]) for b, p in enumerate(ROWS)]
+    assert together.tolist() == backwards[::-1].tolist()
+    assert together.tolist() == [int(token[0]) for token, _ in alone]
+    assert together[0] == together[5]  # equal seeds, equal logits
+    np.testing.assert_allclose(info["logprob"], [float(i["logprob"][0]) for _, i in alone], atol=1e-6)
 
 
 def test_seeds_make_different_draws_and_all_64_bits_count():

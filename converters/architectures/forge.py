@@ -1,0 +1,30 @@
+"""The library's own checkpoints: config.json holds a ForgeConfig, tensors have the names and axes of our tree."""
+
+from converters.architectures.family import Family
+from converters.rules import Rule
+from converters.take import Take
+from forge_jax.config import ForgeConfig
+from forge_jax.spec import ModelSpec
+
+NORM = ("scale", "bias")
+ATTENTION = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
+MLP = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+
+PATHS = (
+    "embed",
+    "positions",
+    *(f"final_norm.{part}" for part in NORM),
+    *(f"layers.{{l}}.{branch}.pre.{part}" for branch in ("attention", "mlp") for part in NORM),
+    *(f"layers.{{l}}.attention.{name}" for name in ATTENTION),
+    *(f"layers.{{l}}.mlp.{name}" for name in MLP),
+)
+
+
+def config(take: Take) -> ModelSpec:
+    """The fields of a ForgeConfig, by their names."""
+    take.ignore(*take.config)  # from_dict accounts for every key itself
+    named = {key: value for key, value in take.config.items() if key not in ("model_type", "architectures", "dtype")}
+    return ForgeConfig.from_dict(named).to_spec()
+
+
+FAMILY = Family(("forge",), config, tuple(Rule(path, path) for path in PATHS), prefix="")

@@ -1,0 +1,219 @@
+"""A spec as GGUF metadata: the way back of `config`, and the proof that it is one.
+
+Values come from the spec, never from a config, so that nothing depends on anyone's defaults. What GGUF cannot say is
+found by reading the result back and comparing specs, and by what llama.cpp's loader insists on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import architectures
+from converters.gguf.archs import ARCHS, Arch
+from converters.gguf.config import ACTIVATIONS, read_config, slides
+from converters.gguf.names import attention_of
+from converters.gguf.rope import llama3_factors, write_rope
+from converters.source import TensorInfo
+from converters.take import Take
+from forge_jax.spec import Attention, Branch, Llama3, LongRope, Mlp, ModelSpec, Rope
+
+Metadata = dict[str, Any]
+
+
+def branches(spec: ModelSpec) -> list[Branch]:
+    """The branches of every layer, in order."""
+    return [branch for block in spec.layers for branch in block.branches]
+
+
+def attentions(spec: ModelSpec) -> list[Attention]:
+    """The attention of every layer, in order."""
+    return [branch.op for branch in branches(spec) if isinstance(branch.op, Attention)]
+
+
+def mlps(spec: ModelSpec) -> list[Mlp]:
+    """The feed-forward layer of every layer, in order."""
+    return [branch.op for branch in branches(spec) if isinstance(branch.op, Mlp)]
+
+
+def window(spec: ModelSpec) -> int | None:
+    """The window of the layers that have one."""
+    return next((op.window for op in attentions(spec) if op.window is not None), None)
+
+
+def eps(spec: ModelSpec) -> float | None:
+    """The epsilon of the norms."""
+    return spec.final_norm.eps if spec.final_norm else None
+
+
+VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
+    "vocab_size": lambda spec: spec.vocab_size,
+    "context_length": lambda spec: spec.max_seq_len,
+    "embedding_length": lambda spec: spec.dim,
+    "block_count": lambda spec: len(spec.layers),
+    "feed_forward_length": lambda spec: mlps(spec)[0].dim,
+    "use_parallel_residual": lambda spec: spec.layers[0].parallel,
+    "attention.head_count": lambda spec: attention_of(spec).heads,
+    "attention.head_count_kv": lambda spec: attention_of(spec).kv_heads,
+    "attention.key_length": lambda spec: attention_of(spec).head_dim,
+    "attention.value_length": lambda spec: attention_of(spec).head_dim,
+    "attention.layer_norm_epsilon": eps,
+    "attention.layer_norm_rms_epsilon": eps,
+    "attention.scale": lambda spec: attention_of(spec).scale,
+    "attention.sliding_window": window,
+    "attn_logit_softcapping": lambda spec: attention_of(spec).softcap,
+    "final_logit_softcapping": lambda spec: spec.logit_softcap,
+    "embedding_scale": lambda spec: spec.embed_scale,
+    "residual_scale": lambda spec: branches(spec)[0].scale,
+    "logit_scale": lambda spec: spec.logit_scale,
+}
+"""Metadata key -> where a spec says it; None is left out."""
+
+ALWAYS = ("vocab_size", "feed_forward_length", "attention.head_count_kv")
+
+
+def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndarray]]:
+    """The metadata of the architecture, with its prefix, and the tensors that belong to it (rope factors).
+
+    Raises:
+        ValueError: a rope that GGUF cannot say.
+    """
+    facts = ARCHS[arch]
+    keys = {*facts.keys, *facts.optional, *ALWAYS} | ({"attention.value_length"} if not facts.square else set())
+    keys -= {"attention.key_length"} if facts.square else set()
+    out: Metadata = {key: VALUES[key](spec) for key in VALUES if key in keys}
+    out |= EXTRAS[arch](spec) if arch in EXTRAS else {}
+    act, named = mlps(spec)[0].act, facts.act[1]
+    if act != facts.act[0] and named is not None and {act, facts.act[0]} == {"gelu", "gelu_tanh"}:
+        out["hidden_activation"] = ACTIVATIONS[act]  # llama.cpp has one gelu for both
+    if facts.period is not None:
+        out["attention.sliding_window_pattern"] = pattern(spec, facts.period)
+    tensors: Mapping[str, np.ndarray] = {}
+    if facts.rope:
+        rope, tensors = write_rope(rope_of(spec), facts.rope_tensors, arch)
+        out |= rope
+    return {f"{arch}.{key}": value for key, value in out.items() if value is not None}, tensors
+
+
+def rope_of(spec: ModelSpec) -> Rope:
+    """The rope of the layers without a window, or else of any.
+
+    Raises:
+        ValueError: no layer has one.
+    """
+    ordered = sorted(attentions(spec), key=lambda op: op.window is not None)
+    rope = next((op.rope for op in ordered if op.rope is not None), None)
+    if rope is None:
+        raise ValueError("GGUF: this architecture has rotary positions, and no layer of the model has")
+    return rope
+
+
+def pattern(spec: ModelSpec, usual: int) -> int | None:
+    """Every how many layers one has no window; None where that is the usual number, or no number fits."""
+    found = [op.window is not None for op in attentions(spec)]
+    if found == slides(usual, len(found)):
+        return None
+    return next((n for n in range(len(found) + 1) if slides(n, len(found)) == found), None)
+
+
+def gemma3(spec: ModelSpec) -> Metadata:
+    """Layers with a window have their own rope."""
+    local = next((op.rope for op in attentions(spec) if op.window is not None and op.rope), None)
+    return {"rope.freq_base_swa": local.theta if local else None}
+
+
+def mistral3(spec: ModelSpec) -> Metadata:
+    """How queries grow."""
+    scaling = attention_of(spec).query_scaling
+    return {"attention.temperature_scale": scaling.beta if scaling else None}
+
+
+EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
+    "gemma3": gemma3,
+    "mistral3": mistral3,
+    "granite": lambda spec: {"logit_scale": 1 / spec.logit_scale},
+    "phi3": lambda spec: {"attention.sliding_window": window(spec) or 0},
+    "falcon": lambda spec: {"tensor_data_layout": "jploski"},
+    "stablelm": lambda spec: {"use_parallel_residual": spec.layers[0].parallel},
+}
+"""Architecture -> what its tables leave open, or say otherwise."""
+
+
+# ------------------------------------------------------------------------------------------------ the way back
+@dataclass(frozen=True)
+class Draft:
+    """What will be written, as a source to read it back from."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    values: Mapping[str, np.ndarray]
+    format: str = "gguf"
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of a tensor that belongs to the config."""
+        return self.values[name]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def check(arch: str, spec: ModelSpec, draft: Draft, allow: Container[str] = ()) -> None:
+    """Whether llama.cpp's loader takes the draft, and an import of it gives this spec.
+
+    Raises:
+        ValueError: it does not; what the loader insists on, or the first five fields that differ and are not allowed.
+    """
+    this = f"this model cannot be said in a GGUF of architecture {arch!r}"
+    if problems := list(insists(ARCHS[arch], spec)):
+        raise ValueError(f"{this}: {'; '.join(problems)}")
+    _, config, _ = read_config(draft, f"GGUF of {arch}")
+    take = Take(config, f"GGUF of {arch}")
+    again = architectures.find(config["model_type"], take.where).config(take)
+    lost = [item for item in compare(spec, again) if item[0].rpartition(".")[2] not in allow]
+    if lost:
+        more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
+        shown = "; ".join(f"{where} is {ours!r}, and would be read as {theirs!r}" for where, ours, theirs in lost[:5])
+        fields = ", ".join(repr(field) for field in sorted({where.rpartition(".")[2] for where, *_ in lost}))
+        raise ValueError(f"{this}: {shown}{more}. If that does not matter, export with allow={{{fields}}}")
+
+
+def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
+    """What llama.cpp's loader of the architecture would refuse."""
+    op, mlp = attention_of(spec), mlps(spec)[0]
+    if facts.square and op.heads * op.head_dim != spec.dim:
+        yield f"llama.cpp takes only heads * head_dim = dim, found {op.heads} * {op.head_dim} and {spec.dim}"
+    if op.rope is not None and op.rope.dim != op.head_dim and not facts.partial:
+        yield f"llama.cpp rotates whole heads here, found {op.rope.dim} of {op.head_dim} features"
+    if facts.head != "optional" and spec.tied == (facts.head == "always"):
+        yield f"spec.tied is {spec.tied}, and llama.cpp {'needs' if spec.tied else 'takes no'} tensor output.weight"
+    for what, found in (("attention.o_bias", op.o_bias), ("mlp.bias", mlp.bias)):
+        if facts.biases != "optional" and found != (facts.biases == "always"):
+            yield f"{what} is {found}, and llama.cpp loads that {facts.biases}"
+
+
+def compare(ours: Any, theirs: Any, where: str = "spec") -> Iterator[tuple[str, Any, Any]]:
+    """The places where two specs differ by more than float32 can say, as (path, ours, theirs)."""
+    if isinstance(ours, Rope) and isinstance(theirs, Rope):
+        ours, theirs = as_factors(ours, theirs), as_factors(theirs, ours)
+    if isinstance(ours, float) and isinstance(theirs, float):
+        if np.float32(ours) != np.float32(theirs):
+            yield where, ours, theirs
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            yield from compare(a, b, f"{where}.{i}")
+    elif dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
+        for field in dataclasses.fields(ours):
+            yield from compare(getattr(ours, field.name), getattr(theirs, field.name), f"{where}.{field.name}")
+    elif ours != theirs:
+        yield where, ours, theirs
+
+
+def as_factors(rope: Rope, other: Rope) -> Rope:
+    """Llama 3's scaling as the divisors that GGUF keeps of it, where the other one is known by those only."""
+    if isinstance(rope.scaling, Llama3) and isinstance(other.scaling, LongRope):
+        values = tuple(float(x) for x in llama3_factors(rope.theta, rope.dim, rope.scaling))
+        return replace(rope, scaling=LongRope(values, values, other.scaling.original_len, 1.0))
+    return rope

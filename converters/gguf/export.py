@@ -1,0 +1,156 @@
+"""A model as one GGUF file: llama.cpp loads it, and reading it back gives the same spec and the same numbers.
+
+Everything is derived from the spec. Before anything is written, the metadata is read back as an import would; where
+that gives another spec, GGUF cannot say this model, and the error names the field.
+
+Storage: F32, F16 and BF16 hold every matrix; one-dimensional tensors, norms and learned positions are always F32. With
+a quantised type, the head (or the embedding, where it is the head) is Q8_0, as llama.cpp's quantiser keeps it finer
+than the rest, and matrices whose rows are no multiple of 32 are F16, as it does.
+"""
+
+import os
+from collections.abc import Callable, Container, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from converters import rules
+from converters.gguf import names
+from converters.gguf.archs import ARCHS
+from converters.gguf.describe import Draft, check, describe
+from converters.gguf.values import Typed
+from converters.gguf.writer import TensorToWrite, write_gguf
+from converters.source import TensorInfo
+from forge_jax.params import abstract
+from forge_jax.spec import ModelSpec
+
+Type = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+FILE_TYPES: Mapping[str, int] = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "BF16": 32,
+}
+"""general.file_type of each."""
+
+PLAIN = ("F32", "F16", "BF16")
+BLOCK = 32  # elements that the quantised types pack together
+QUANTIZATION_VERSION = 2
+PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.token_type": 5}
+"""What an unused token has; 5 is "unused"."""
+
+SHARED = {"mistral": "llama"}
+"""Families that another's architecture can say."""
+
+
+def architecture(model_type: str) -> str:
+    """The GGUF architecture of a family.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = {facts.model_type: arch for arch, facts in ARCHS.items()} | SHARED
+    if model_type not in known:
+        raise ValueError(
+            f"model_type {model_type!r} has no GGUF architecture that llama.cpp could run, so it cannot be exported to "
+            f"GGUF; export to safetensors instead. Those that can: {', '.join(sorted(known))}"
+        )
+    return known[model_type]
+
+
+def export_gguf(
+    path: str | os.PathLike[str],
+    spec: ModelSpec,
+    fetch: Callable[[str], Any],
+    model_type: str,
+    *,
+    type: Type = "F32",
+    tokenizer: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    allow: Container[str] = (),
+) -> None:
+    """Write a model as one GGUF file, one tensor in memory at a time.
+
+    Args:
+        path: the file; it appears when it is complete.
+        spec, model_type: the model, and the family whose conventions it follows.
+        fetch: gives a parameter by its path, "layers.0.attention.q", as anything NumPy can take.
+        type: how matrices are stored.
+        tokenizer: the "tokenizer." metadata, plain or `Typed`; a shorter vocabulary is padded with unused tokens.
+        name: general.name.
+        allow: fields of the spec that the file may lose, such as "window".
+
+    Raises:
+        ValueError: the family has no GGUF architecture, GGUF cannot say the spec (with the field), or the vocabulary
+            or a value does not fit.
+        OSError: the disk is full or the path cannot be written.
+    """
+    if type not in FILE_TYPES:
+        raise ValueError(f"type {type!r} is not written; expected one of {', '.join(FILE_TYPES)}")
+    arch = architecture(model_type)
+    said, vectors = describe(arch, spec)
+    found = rules.instances(names.rules(arch, spec), abstract(spec))
+    metadata: dict[str, Any] = {"general.architecture": arch, "general.type": "model"}
+    metadata |= {"general.name": name} if name else {}
+    metadata |= said | {"general.file_type": FILE_TYPES[type]}
+    metadata |= {"general.quantization_version": QUANTIZATION_VERSION} if type not in PLAIN else {}
+    head = "token_embd.weight" if spec.tied else "output.weight"
+    tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
+    for instance in found:
+        shape = instance.stored_shape
+        stored = storage(instance.theirs, shape, type, head)
+        tensors.append((instance.theirs, shape, stored, partial(values, instance, fetch)))
+    infos = {n: TensorInfo(n, tuple(shape), stored, 0, Path(path)) for n, shape, stored, _ in tensors}
+    check(arch, spec, Draft(metadata, infos, vectors), allow)
+    write_gguf(path, metadata | vocabulary(tokenizer or {}, spec.vocab_size), tensors)
+
+
+def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
+    """The storage type of one tensor of a file whose matrices are `type`."""
+    if len(shape) < 2 or name.endswith(("_norm.weight", ".bias")) or name == "position_embd.weight":
+        return "F32"
+    if type in PLAIN:
+        return type
+    if shape[-1] % BLOCK:
+        return "F16"
+    return "Q8_0" if name == head else type
+
+
+def values(instance: rules.Instance, fetch: Callable[[str], Any]) -> np.ndarray:
+    """A tensor of theirs in float32, from our leaves: sums with a norm's offset must not be rounded further."""
+    return instance.rule.write([np.asarray(fetch(path), np.float32) for path in instance.paths])
+
+
+def vocabulary(tokenizer: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The tokenizer's metadata with as many tokens as the embedding has rows, which llama.cpp insists on.
+
+    Raises:
+        ValueError: more tokens than rows, or lists of different lengths.
+    """
+    out = dict(tokenizer)
+    if "tokenizer.ggml.tokens" not in out:
+        return {"tokenizer.ggml.model": "none"} | out
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    count = len(plain(out["tokenizer.ggml.tokens"]))
+    if count > size:
+        raise ValueError(f"the tokenizer has {count} tokens, but the model has only {size}")
+    for key, unused in {"tokenizer.ggml.tokens": "", **PADDING}.items():
+        if key not in out:
+            continue
+        given = list(plain(out[key]))
+        if len(given) != count:
+            raise ValueError(f"the tokenizer has {count} tokens, but {key} has {len(given)} entries")
+        longer = given + (tokens[count:] if not unused else [unused] * (size - count))
+        out[key] = Typed(out[key].type, longer) if isinstance(out[key], Typed) else longer
+    return out
+
+
+def plain(value: Any) -> Any:
+    """A metadata value without its type."""
+    return value.value if isinstance(value, Typed) else value

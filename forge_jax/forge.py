@@ -1,0 +1,357 @@
+"""`Forge`: the object that notebooks hold. A thin, stateful facade over the pure functions.
+
+It keeps a spec, the parameters, a tokenizer and a cache, and nothing of the mathematics. The names, defaults and
+return values of the original `Forge` are kept; where the original was wrong, the behaviour is right and the name stays.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from forge_jax import cache as caches
+from forge_jax import decoder, text
+from forge_jax.config import ForgeConfig, unsupported
+from forge_jax.forge_files import ForgeFiles, Summary
+from forge_jax.generation import Session, capacity
+from forge_jax.generation.session import compute_dtype
+from forge_jax.loading import Model
+from forge_jax.params import count, init
+from forge_jax.presets import preset_config
+from forge_jax.sampling import SamplingParams
+from forge_jax.spec import ModelSpec
+
+forward_jit = jax.jit(decoder.forward, static_argnames=("spec", "ctx", "driver"), donate_argnames=("cache",))
+
+
+class Forge(ForgeFiles):
+    """A language model.
+
+    >>> model = Forge(config=ForgeConfig(dim=64, n_layers=2, n_heads=2))      # new, random weights
+    >>> model = Forge.from_any("smollm2")                                     # doctest: +SKIP
+    >>> print(model.complete("The capital of France is"))                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 8000,
+        dim: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        max_len: int | None = None,
+        config: ForgeConfig | None = None,
+        *,
+        seed: int = 0,
+        **fields: Any,
+    ) -> None:
+        """Make a new model with random weights.
+
+        Args:
+            vocab_size, dim, depth, heads, max_len: the usual sizes; 8000 / 256 / 6 / 8 / 2048 if nothing is given.
+            config: all of it in one object; other arguments must then be absent.
+            seed: of the weights.
+            fields: further fields of ForgeConfig.
+
+        Raises:
+            ValueError: values that do not go together; the message names them.
+            NotImplementedError: an option that this version cannot honour.
+        """
+        if config is None:
+            sizes = {"dim": dim or 256, "n_layers": depth or 6, "n_heads": heads or 8, "max_seq_len": max_len or 2048}
+            config = ForgeConfig(vocab_size=vocab_size, **(sizes | fields))
+        elif fields or any(value is not None for value in (dim, depth, heads, max_len)):
+            raise ValueError("Forge: give either a config or sizes, not both; change the config instead")
+        if missing := unsupported(config):
+            raise NotImplementedError("Forge: " + "; ".join(missing))
+        spec = config.to_spec()
+        described = MappingProxyType({"model_type": "forge", **config.to_dict()})
+        self.adopt(Model(spec, init(spec, jax.random.key(seed)), None, described, format="forge"), config)
+
+    def adopt(self, model: Model, config: ForgeConfig | Summary) -> None:
+        """Become the facade of a model."""
+        self.model, self.config = model, config
+        self.cache: caches.Cache | None = None
+        self.session: Session | None = None
+
+    # -------------------------------------------------------------------------------------------- facts
+    @property
+    def spec(self) -> ModelSpec:
+        """What is computed."""
+        return self.model.spec
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters: a plain pytree, yours to use with the pure functions."""
+        return self.model.params
+
+    @params.setter
+    def params(self, params: dict[str, Any]) -> None:
+        self.model = dataclasses.replace(self.model, params=params)
+        self.clear_cache()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the checkpoint, or None."""
+        return self.model.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.spec.vocab_size
+
+    @property
+    def dim(self) -> int:
+        """Width of the stream."""
+        return self.spec.dim
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.spec.layers)
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.config.n_heads
+
+    @property
+    def max_len(self) -> int:
+        """Tokens that the model can look at."""
+        return self.spec.max_seq_len
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, tied weights once."""
+        return count(self.spec)
+
+    def __repr__(self) -> str:
+        return repr(self.model).replace("Model(", "Forge(", 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The config as a dict: that of the checkpoint, or the ForgeConfig."""
+        return dict(self.model.config)
+
+    # -------------------------------------------------------------------------------------------- forward
+    def forward(
+        self,
+        input_ids: Any,
+        targets: Any = None,
+        use_cache: bool = False,
+        start_pos: int = 0,
+        return_loss: bool = False,
+        *,
+        ignore_index: int = 0,
+    ) -> Array | tuple[Array, Array]:
+        """Logits [B, T, V] in float32, and the mean cross-entropy if `targets` are given.
+
+        Args:
+            input_ids: [B, T] ids.
+            targets: [B, T] ids that the logits should predict, already shifted; `ignore_index` is left out.
+            use_cache: remember these tokens; they follow `start_pos` tokens that earlier calls put into the cache.
+            return_loss: give (logits, loss) also without targets: the inputs then predict their successors.
+
+        Raises:
+            ValueError: ids of the wrong shape or range, or a start_pos that the cache does not reach.
+        """
+        ids = self._ids(input_ids)
+        if use_cache:
+            logits = self._cached_forward(ids, start_pos)
+        elif start_pos:
+            raise ValueError("Forge.forward: start_pos counts tokens in the cache; pass use_cache=True")
+        else:
+            logits, _ = forward_jit(self.spec, self.params, decoder.inputs(ids))
+        if targets is not None:
+            return logits, cross_entropy(logits, self._ids(targets), ignore_index)
+        if return_loss:
+            return logits, cross_entropy(logits[:, :-1], ids[:, 1:], ignore_index)
+        return logits
+
+    __call__ = forward
+
+    def _cached_forward(self, ids: Array, start_pos: int) -> Array:
+        held = 0 if self.cache is None else int(np.asarray(next(iter(self.cache.places.values())).order_BS).max()) + 1
+        if not 0 <= start_pos <= held:
+            raise ValueError(f"Forge.forward: start_pos = {start_pos}, but the cache holds {held} tokens")
+        end = capacity(start_pos + ids.shape[1], self.max_len)
+        if self.cache is None or start_pos == 0:
+            self.cache = caches.init(self.spec, ids.shape[0], max(end, self.max_len), dtype=self._cache_dtype())
+        elif start_pos < held:
+            self.cache = caches.rewind(self.cache, jnp.full((ids.shape[0],), start_pos, jnp.int32))
+        logits, self.cache = forward_jit(self.spec, self.params, decoder.inputs(ids, start_pos), self.cache)
+        return logits
+
+    def _cache_dtype(self) -> Any:
+        named = {"fp16": jnp.float16, "bf16": jnp.bfloat16}
+        return named.get(self.config.kv_cache_dtype or "", compute_dtype(self.params))
+
+    def _ids(self, ids: Any) -> Array:
+        array = np.asarray(ids)
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"Forge: ids are {array.dtype}{list(array.shape)}; expected integers of shape [B, T]")
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            raise ValueError(
+                f"Forge: ids reach from {array.min()} to {array.max()}; the vocabulary has {self.vocab_size}"
+            )
+        return jnp.asarray(array, jnp.int32)
+
+    def forward_multimodal(
+        self, input_ids: Any = None, vision_features: Any = None, audio_features: Any = None
+    ) -> Array:
+        """Logits over vision, audio and text tokens, in that order."""
+        if input_ids is None and vision_features is None and audio_features is None:
+            raise ValueError("Forge.forward_multimodal: no inputs at all; give input_ids or features")
+        if vision_features is not None or audio_features is not None:
+            raise ValueError("Forge.forward_multimodal: this model has no projection for vision or audio features")
+        logits = self.forward(input_ids)
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def clear_cache(self) -> None:
+        """Forget every token."""
+        self.cache = None
+        self.session = None
+
+    def get_moe_aux_loss(self) -> Array:
+        """The load-balancing loss: zero, as no layer routes."""
+        return jnp.zeros(())
+
+    # -------------------------------------------------------------------------------------------- ids
+    def generate(
+        self,
+        input_ids: Any,
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.1,
+        stop_tokens: Sequence[int] | None = None,
+        *,
+        return_logits: bool = False,
+        stream: bool = False,
+        seed: int = 0,
+        pad_token: int = 0,
+    ) -> Any:
+        """Continue ids [B, T]; rows that end early are filled with `pad_token`.
+
+        Args:
+            temperature: 0 is greedy.
+            stop_tokens: ids that end a row; None: those of the tokenizer, []: none.
+            return_logits: also give the logits [B, new, V] that each new token was drawn from, before any processing.
+            stream: give an iterator over new ids instead, as `generate_stream`.
+
+        Returns:
+            ids [B, T + new] with the prompt, int32 (NumPy); with `return_logits` a pair.
+
+        Raises:
+            ValueError: more tokens than the context holds, or sampling values out of range.
+        """
+        ids = np.asarray(self._ids(input_ids))
+        session = self._session(ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, stop_tokens, seed)
+        if stream:
+            return self._tokens(session)
+        session.advance()
+        rows = session.ids()
+        out = np.full((len(rows), ids.shape[1] + max(map(len, rows))), pad_token, np.int32)
+        for i, row in enumerate(rows):
+            out[i, : ids.shape[1]] = ids[i]
+            out[i, ids.shape[1] : ids.shape[1] + len(row)] = row
+        if not return_logits:
+            return out
+        logits = self.forward(out[:, :-1])
+        return out, (logits[0] if isinstance(logits, tuple) else logits)[:, ids.shape[1] - 1 :]
+
+    def generate_stream(
+        self,
+        input_ids: Any,
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.1,
+        stop_tokens: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Iterator[int | list[int | None]]:
+        """Yield new ids one by one: an id for a single row, a list (None: ended) for several. As `generate` gives."""
+        ids = np.asarray(self._ids(input_ids))
+        return self._tokens(
+            self._session(ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, stop_tokens, seed)
+        )
+
+    def _session(
+        self,
+        ids: np.ndarray,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+        repetition_penalty: float,
+        stop_tokens: Sequence[int] | None,
+        seed: int,
+    ) -> Session:
+        sampling = SamplingParams(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
+        stops = text.stop_ids(self.model) if stop_tokens is None else stop_tokens
+        self.session = Session(
+            self.spec,
+            self.params,
+            ids.tolist(),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_ids=stops,
+            seed=seed,
+            cache_dtype=self._cache_dtype(),
+        )
+        return self.session
+
+    def _tokens(self, session: Session) -> Iterator[int | list[int | None]]:
+        for step in session.steps():
+            yield step if len(step) > 1 else step[0]  # type: ignore[misc]
+
+    # -------------------------------------------------------------------------------------------- text
+    def complete(self, prompt: Any, **options: Any) -> Any:
+        """Complete a text (or a list of texts); gives text (or texts). Options: `forge_jax.text.complete`."""
+        several = not isinstance(prompt, str)
+        replies, _ = text.complete(self.model, list(prompt) if several else [prompt], **options)
+        return [reply.text for reply in replies] if several or len(replies) > 1 else replies[0].text
+
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Answer a message, or a list of {"role", "content"} messages, through the model's chat template."""
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        replies, _ = text.complete(self.model, [turns], **options)
+        return replies[0].text
+
+    def stream(self, prompt: Any, **options: Any) -> text.TextStream:
+        """Complete a text, or a chat given as messages, piece by piece. Options: `forge_jax.text.stream`."""
+        return text.stream(self.model, prompt, **options)
+
+
+def cross_entropy(logits_BTV: Array, targets_BT: Array, ignore_index: int) -> Array:
+    """Mean negative log-likelihood in nats over the targets that are not `ignore_index`; 0 if there are none."""
+    chosen = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    loss = jax.nn.logsumexp(logits_BTV, axis=-1) - chosen
+    keep = targets_BT != ignore_index
+    return jnp.where(keep, loss, 0.0).sum() / jnp.maximum(keep.sum(), 1)
+
+
+def create_model(size: str = "small", vocab_size: int | None = None, **overrides: Any) -> Forge:
+    """A new model of a preset size, with random weights. `overrides` are fields of ForgeConfig.
+
+    Raises:
+        TypeError: `size` is no string.
+        ValueError: an unknown size or field; the message names the nearest.
+    """
+    return Forge(config=preset_config(size, vocab_size, **overrides))
+
+
+def load(name: str | Path, **options: Any) -> Forge:
+    """Load a directory, a file or a hub id of any format. Options: `forge_jax.loading.load`."""
+    return Forge.from_any(name, **options)
+
+
+TinyForge = ForgeModel = Enigma = Forge

@@ -1,0 +1,197 @@
+"""The part of `Forge` that reads and writes files and turns weights into other weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from forge_jax import exporting, loading
+from forge_jax.config import QUANTIZATION_MODES, ForgeConfig
+from forge_jax.loading import Model
+from forge_jax.quantization import quantize_int8
+from forge_jax.spec import Attention, Mlp, ModelSpec
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The sizes of a loaded model under the names of ForgeConfig. What is computed is in its `spec`."""
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_dim: int
+    max_seq_len: int
+    kv_cache_dtype: str | None = None
+
+
+def summarise(spec: ModelSpec) -> Summary:
+    """The sizes of the first attention and the first feed-forward layer stand for all."""
+    ops = [branch.op for block in spec.layers for branch in block.branches]
+    attention = next((op for op in ops if isinstance(op, Attention)), None)
+    mlp = next((op for op in ops if isinstance(op, Mlp)), None)
+    return Summary(
+        spec.vocab_size,
+        spec.dim,
+        len(spec.layers),
+        attention.heads if attention else 0,
+        attention.kv_heads if attention else 0,
+        mlp.dim if mlp else 0,
+        spec.max_seq_len,
+    )
+
+
+def later(what: str, instead: str) -> NotImplementedError:
+    """The error of a method that is named but not there yet."""
+    return NotImplementedError(f"Forge: {what} is not implemented yet; {instead}")
+
+
+class ForgeFiles:
+    """Loading, saving, converting, quantising, adapting. `Forge` brings the rest."""
+
+    model: Model
+    config: ForgeConfig | Summary
+
+    def adopt(self, model: Model, config: ForgeConfig | Summary) -> None:
+        """Become the facade of a model; `Forge` does it."""
+        raise NotImplementedError
+
+    # -------------------------------------------------------------------------------------------- in
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | ForgeConfig) -> Self:
+        """A new model from a config, with random weights."""
+        return cls(config=config if isinstance(config, ForgeConfig) else ForgeConfig.from_dict(config))  # type: ignore[call-arg]
+
+    @classmethod
+    def from_model(cls, model: Model) -> Self:
+        """The facade of a model that was loaded."""
+        self = cls.__new__(cls)
+        kind = model.config.get("model_type")
+        fields = {key: value for key, value in model.config.items() if key not in ("model_type", "dtype")}
+        self.adopt(model, ForgeConfig.from_dict(fields) if kind == "forge" else summarise(model.spec))
+        return self
+
+    @classmethod
+    def from_any(cls, path: str | Path, **options: Any) -> Self:
+        """Load a directory, a file or a hub id, whatever its format. Options: `forge_jax.loading.load`.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: an unknown format, or a checkpoint that is not understood.
+        """
+        return cls.from_model(loading.load(path, **options))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """Load what `save_pretrained` wrote, or any other checkpoint."""
+        return cls.from_any(path, **options)
+
+    @classmethod
+    def from_huggingface(cls, model_id: str | Path, **options: Any) -> Self:
+        """Load a hub id of any shape ("gpt2", "org/name", "org/name@revision") or a HuggingFace directory."""
+        return cls.from_any(model_id, **options)
+
+    @classmethod
+    def from_safetensors(cls, path: str | Path, **options: Any) -> Self:
+        """Load a safetensors file or directory; another format is an error."""
+        return cls._of_format("safetensors", path, options)
+
+    @classmethod
+    def from_gguf(cls, path: str | Path, **options: Any) -> Self:
+        """Load a GGUF file; another format is an error."""
+        return cls._of_format("gguf", path, options)
+
+    @classmethod
+    def from_onnx(cls, path: str | Path) -> Self:
+        """Load an ONNX graph: not implemented yet."""
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        raise later("reading ONNX", "load the checkpoint that the graph was exported from")
+
+    @classmethod
+    def _of_format(cls, expected: str, path: str | Path, options: Mapping[str, Any]) -> Self:
+        model = loading.load(path, **options)
+        if model.format != expected:
+            raise ValueError(f"Forge.from_{expected}: {path} is {model.format}, not {expected}; use Forge.from_any")
+        return cls.from_model(model)
+
+    # -------------------------------------------------------------------------------------------- out
+    def save_pretrained(self, path: str | Path, **options: Any) -> Path:
+        """Write a directory that `from_pretrained` reads. Options: `forge_jax.exporting.export_huggingface`."""
+        return exporting.export_huggingface(self.model, path, **options)
+
+    def export_to_huggingface(self, directory: str | Path, **options: Any) -> Path:
+        """Write a HuggingFace directory: config, safetensors shards, tokenizer."""
+        return exporting.export_huggingface(self.model, directory, **options)
+
+    def export_to_safetensors(self, path: str | Path, **options: Any) -> Path:
+        """Write all weights to one safetensors file."""
+        return exporting.export_safetensors(self.model, path, **options)
+
+    def export_to_gguf(self, path: str | Path, type: str = "F16", **options: Any) -> Path:
+        """Write a GGUF file: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1."""
+        return exporting.export_gguf(self.model, path, type=type, **options)
+
+    def export_to_onnx(self, path: str | Path, **options: Any) -> Path:
+        """Write an ONNX graph: not implemented yet."""
+        raise later("writing ONNX", "export_to_huggingface and convert that")
+
+    # -------------------------------------------------------------------------------------------- weights
+    def quantize(
+        self, mode: str = "dynamic", *, quantize_linear: bool = True, quantize_embedding: bool = False
+    ) -> Self:
+        """A model that computes with quantised weights; this one stays as it is.
+
+        Args:
+            mode: "none", or "int8": weights in int8, one scale an output feature, activations as they are.
+            quantize_linear, quantize_embedding: which weights.
+
+        Raises:
+            ValueError: an unknown mode.
+            NotImplementedError: "dynamic" and "int4".
+        """
+        if mode not in QUANTIZATION_MODES:
+            raise ValueError(
+                f"Forge.quantize: mode {mode!r} is unknown; expected one of {', '.join(QUANTIZATION_MODES)}"
+            )
+        if mode in ("dynamic", "int4"):
+            raise later(f"quantize(mode={mode!r})", "use mode='int8'")
+        new = type(self).__new__(type(self))
+        params = self.model.params
+        if mode == "int8":
+            params = quantize_int8(self.model.spec, params, linear=quantize_linear, embedding=quantize_embedding)
+        new.adopt(replace(self.model, params=params), self.config)
+        return new
+
+    def load_lora(self, path: str | Path, adapter_name: str = "default", merge: bool = False) -> None:
+        """Load an adapter: not implemented yet."""
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such file or directory")
+        raise later("load_lora", "merge the adapter before loading, or put Lora leaves into params")
+
+    def merge_lora(self, adapter_name: str | None = None) -> None:
+        """Merge an adapter into the weights: not implemented yet."""
+        raise later("merge_lora", "no adapter can be loaded yet")
+
+    def unmerge_lora(self, adapter_name: str | None = None) -> None:
+        """Take a merged adapter out again: not implemented yet."""
+        raise later("unmerge_lora", "no adapter can be loaded yet")
+
+    def set_adapter(self, adapter_name: str | None) -> None:
+        """Choose the active adapter: not implemented yet."""
+        raise later("set_adapter", "no adapter can be loaded yet")
+
+    # -------------------------------------------------------------------------------------------- speculation
+    def enable_speculative_decoding(self, draft_model: Any, num_speculative_tokens: int = 4) -> None:
+        """Draft with a smaller model: not implemented yet."""
+        raise later("speculative decoding", "use generate, which gives the same tokens")
+
+    def disable_speculative_decoding(self) -> None:
+        """Stop drafting. Nothing to stop yet."""
+
+    def generate_speculative(
+        self, input_ids: Sequence[Sequence[int]], max_new_tokens: int = 100, **options: Any
+    ) -> Any:
+        """Generate with drafts: not implemented yet."""
+        raise later("speculative decoding", "use generate, which gives the same tokens")

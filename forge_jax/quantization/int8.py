@@ -1,0 +1,42 @@
+"""Weight-only int8: each output feature has one scale, the largest magnitude of its weights over 127."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax.params import Param, Tree, abstract, flatten, unflatten
+from forge_jax.spec import ModelSpec
+from forge_jax.tensor import QTensor
+
+LEVELS = 127  # codes are -127 ... 127: symmetric, so that zero is exact
+
+
+def quantize_int8(spec: ModelSpec, params: Tree, *, linear: bool = True, embedding: bool = False) -> Tree:
+    """The same parameters with int8 weights.
+
+    Args:
+        linear: quantise every matrix of the layers and an untied head.
+        embedding: quantise the embedding, and with it a tied head.
+
+    Returns:
+        A tree whose quantised leaves are `QTensor`; norms, biases and position tables stay as they are.
+    """
+
+    def convert(path: str, param: Param, leaf: Any) -> Any:
+        if isinstance(leaf, QTensor) or param.fill is not None or path == "positions":
+            return leaf
+        wanted = embedding if path == "embed" else linear
+        return encode_leaf(leaf, param) if wanted else leaf
+
+    described = dict(flatten(abstract(spec)))
+    return unflatten({path: convert(path, described[path], leaf) for path, leaf in flatten(params)})
+
+
+def encode_leaf(w: Array, param: Param) -> QTensor:
+    """Quantise one weight; its leading `inputs` axes (the last one for a table) share a scale."""
+    axes = tuple(range(param.inputs)) if param.inputs else (w.ndim - 1,)
+    wide = w.astype(jnp.float32)
+    scale = jnp.abs(wide).max(axes, keepdims=True) / LEVELS
+    codes = jnp.round(wide / jnp.where(scale > 0, scale, 1.0))
+    return QTensor(codes.astype(jnp.int8), scale.astype(w.dtype))
