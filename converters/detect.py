@@ -76,7 +76,10 @@ def open_source(path: Path | str, *, file: str | None = None, key: str | None = 
         FileNotFoundError, ValueError: as `detect`, and as the format's reader.
     """
     path = Path(path)
-    if file is not None:
+    if file is not None and path.is_file():
+        if file.lower() not in path.name.lower():
+            raise ValueError(f"{path} is a file; file={file!r} chooses one in a directory")
+    elif file is not None:
         if not (path / file).exists():
             raise FileNotFoundError(f"{path / file}: no such file; the directory holds {_listing(path)}")
         path = path / file

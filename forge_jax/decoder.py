@@ -155,7 +155,8 @@ def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context(
     if spec.head_bias:
         z = z + dense(params["head_bias"]).astype(jnp.float32)[None, None]
     if ctx.axis is not None:
-        z = jax.lax.all_gather(z, ctx.axis, axis=2, tiled=True)[..., : spec.vocab_size]
+        # "invarying": every device has the same logits, which shard_map can then prove of what follows
+        z = jax.lax.all_gather(z, ctx.axis, axis=2, tiled=True, to="invarying")[..., : spec.vocab_size]
     if spec.logit_scale != 1.0:
         z = z * spec.logit_scale
     if spec.logit_softcap is not None:

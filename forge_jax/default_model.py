@@ -190,6 +190,5 @@ def _keep(stored: IO[bytes], pinned: PinnedFile, target: Path) -> None:
             if out.tell() > pinned.size:
                 break
         if digest.hexdigest() != pinned.sha256:
-            raise ValueError(
-                f"{pinned.file}: the download's SHA-256 is {digest.hexdigest()}, expected {pinned.sha256}; it was removed"
-            )
+            found = digest.hexdigest()
+            raise ValueError(f"{pinned.file}: the download's SHA-256 is {found}, not {pinned.sha256}; it was removed")

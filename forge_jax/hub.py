@@ -82,8 +82,8 @@ def parse_hub_id(name: str) -> HubId:
     match = _HUB_ID.fullmatch(name)
     if not match or ".." in match["repo"] or "--" in match["repo"]:
         raise ValueError(
-            f"{name!r} is neither an existing path nor a hub id; a hub id looks like name, org/name, org/name@revision, "
-            "org/name:file.gguf or org/name:Q4_K_M"
+            f"{name!r} is neither an existing path nor a hub id; a hub id looks like name, org/name, "
+            "org/name@revision, org/name:file.gguf or org/name:Q4_K_M"
         )
     return HubId(match["repo"], match["revision"], match["file"])
 
@@ -126,8 +126,8 @@ def _named(names: Sequence[str], where: str, file: str) -> list[str]:
     ggufs = [name for name in names if name.endswith(".gguf")]
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(file)}(?![A-Za-z0-9_])", re.IGNORECASE)
     found = [name for name in ggufs if word.search(name)]
-    if found:
-        return _one_set(found, f"{where}: {file}")
+    if found:  # at the top first; some repositories keep each type in a folder
+        return _one_set([name for name in found if "/" not in name] or found, f"{where}: {file}")
     choices = sorted(ggufs) or sorted(name for name in names if name.endswith(WEIGHTS))
     raise FileNotFoundError(f"{where}: no file or GGUF type {file!r}; choose one of {', '.join(choices) or 'none'}")
 

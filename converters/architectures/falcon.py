@@ -36,6 +36,7 @@ DEFAULTS = {
 def key_value_heads(take: Take, heads: int, new: bool) -> int:
     """The number of key-value heads; only the newer layout is free to choose it."""
     if new:
+        take.ignore("multi_query")
         return take("num_kv_heads", heads)
     if take("multi_query"):
         take.ignore("num_kv_heads")

@@ -7,26 +7,40 @@ The tables are in `archs`; here is what cannot be copied key by key.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from converters.gguf.archs import ARCHS, Arch
 from converters.gguf.reading import Reading
 from converters.gguf.rope import read_rope
-from converters.source import TensorSource
+from converters.source import TensorInfo
 from forge_jax.spec import Activation
 
 Config = dict[str, Any]
 
-ACTIVATIONS: Mapping[Activation, str] = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_pytorch_tanh",
-}
+ACTIVATIONS: Mapping[Activation, str] = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+NUMBERS = frozenset(
+    """attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.scale embedding_scale residual_scale
+    logit_scale attn_logit_softcapping final_logit_softcapping""".split()
+)
+UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
+"""Keys that mean "none" where they are 0."""
+
+TOKENS = ("bos_token_id", "eos_token_id")
 
 
-def read_config(source: TensorSource, where: str, allow: Iterable[str] = ()) -> tuple[str, Config, frozenset[str]]:
-    """Understand the metadata of an opened GGUF file.
+def read_config(
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+    where: str,
+    allow: Iterable[str] = (),
+) -> tuple[str, Config, frozenset[str]]:
+    """Understand the metadata of a GGUF file.
 
     Args:
-        source: the file; small tensors that belong to the config are read.
+        metadata, tensors: those of the file.
+        read: gives the values of a tensor; small ones that belong to the config are read.
         where: what errors begin with.
         allow: keys that may stay unread, with or without the architecture's prefix.
 
@@ -36,11 +50,12 @@ def read_config(source: TensorSource, where: str, allow: Iterable[str] = ()) -> 
     Raises:
         ValueError: no model, an unknown architecture, or metadata that is missing, impossible or not understood.
     """
-    arch = architecture(source.metadata, where)
-    facts = ARCHS[arch]
-    reading = Reading(arch, source.metadata, source.tensors, source.read, where, allow)
-    config = read_common(facts, reading)
+    arch = architecture(metadata, where)
+    reading = Reading(arch, metadata, tensors, read, where, allow)
+    config = read_common(ARCHS[arch], reading)
     config |= EXTRAS[arch](reading, config) if arch in EXTRAS else {}
+    ids = {key: metadata.get(f"tokenizer.ggml.{key}") for key in TOKENS}
+    config |= {key: value for key, value in ids.items() if isinstance(value, int)}
     reading.take.done()
     return arch, config, frozenset(reading.used)
 
@@ -48,13 +63,21 @@ def read_config(source: TensorSource, where: str, allow: Iterable[str] = ()) -> 
 def architecture(metadata: Mapping[str, Any], where: str) -> str:
     """The value of general.architecture, if it is one that can be read and the file is a whole model."""
     kind, arch = metadata.get("general.type", "model"), metadata.get("general.architecture")
-    if kind != "model":
+    if not isinstance(kind, str) or kind != "model":
         raise ValueError(f"{where}: general.type is {kind!r}, expected a model")
-    if arch not in ARCHS:
+    if not isinstance(arch, str) or arch not in ARCHS:
         raise ValueError(
             f"{where}: general.architecture is {arch!r}, which is not implemented; known are {', '.join(ARCHS)}"
         )
     return arch
+
+
+def setting(reading: Reading, key: str) -> Any:
+    """A value of the tables, in its type."""
+    if key == "use_parallel_residual":
+        return reading.flag(key)
+    value = reading.number(key) if key in NUMBERS else reading.count(key, least=int(key not in UNSET))
+    return (value or None) if key in UNSET else value
 
 
 def read_common(facts: Arch, reading: Reading) -> Config:
@@ -79,12 +102,12 @@ def read_common(facts: Arch, reading: Reading) -> Config:
         "tie_word_embeddings": not reading.has("output.weight"),
         **facts.fixed,
     }
-    config |= {theirs: known[key] if key in known else reading.value(key) for key, theirs in facts.keys.items()}
-    config |= {theirs: reading.value(key) for key, theirs in facts.optional.items() if take.has(key)}
+    config |= {theirs: known[key] if key in known else setting(reading, key) for key, theirs in facts.keys.items()}
+    config |= {theirs: setting(reading, key) for key, theirs in facts.optional.items() if take.has(key)}
     config |= {theirs: reading.has(tensor) for theirs, tensor in facts.present.items()}
     act, named = facts.act
     if named is not None:
-        config[named] = take("hidden_activation", ACTIVATIONS[act])
+        config[named] = reading.text("hidden_activation", ACTIVATIONS[act])
     if facts.rope:
         config["rope_parameters"] = read_rope(reading, size, reading.count("context_length"))
     return config
@@ -131,7 +154,7 @@ def gemma3(reading: Reading, config: Config) -> Config:
     """As Gemma 2, and layers with a window have their own rope, which is never scaled."""
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     windowed = bool(config.get("sliding_window"))
-    theta = reading.number("rope.freq_base_swa", 10000.0)
+    theta = reading.number("rope.freq_base_swa", 10000.0, above=1.0)
     local = {"rope_type": "default", "rope_theta": theta}
     local["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"]
     share = config["hidden_size"] // heads
@@ -143,12 +166,9 @@ def gemma3(reading: Reading, config: Config) -> Config:
 
 
 def phi3(reading: Reading, config: Config) -> Config:
-    """No window is written as 0, and the length before scaling stands beside the rope dict."""
+    """The length before scaling stands beside the rope dict."""
     original = config["rope_parameters"].get("original_max_position_embeddings")
-    return {
-        "sliding_window": config.get("sliding_window") or None,
-        "original_max_position_embeddings": original or config["max_position_embeddings"],
-    }
+    return {"original_max_position_embeddings": original or config["max_position_embeddings"]}
 
 
 def gptj(reading: Reading, config: Config) -> Config:
@@ -194,6 +214,7 @@ def stablelm(reading: Reading, config: Config) -> Config:
 def granite(reading: Reading, config: Config) -> Config:
     """llama.cpp's defaults are not HuggingFace's."""
     reading.take.require("rope.scaling.finetuned", True)
+    reading.number("logit_scale", above=0.0)
     return {
         "attention_multiplier": config.get("attention_multiplier") or config["head_dim"] ** -0.5,
         "residual_multiplier": config.get("residual_multiplier") or 1.0,
@@ -203,7 +224,7 @@ def granite(reading: Reading, config: Config) -> Config:
 
 def olmo2(reading: Reading, config: Config) -> Config:
     """OLMo 3 uses the same name and has windows."""
-    window = reading.take("attention.sliding_window", 0)
+    window = reading.count("attention.sliding_window", 0, least=0)
     if not window:
         return {}
     kinds = layer_kinds(reading, config["num_hidden_layers"], 4)
@@ -217,6 +238,7 @@ def smollm3(reading: Reading, config: Config) -> Config:
 
 def cohere2(reading: Reading, config: Config) -> Config:
     """Layers with a window are rotated, the others not."""
+    reading.number("logit_scale", above=0.0)
     reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
     return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
 

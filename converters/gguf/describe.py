@@ -6,8 +6,7 @@ found by reading the result back and comparing specs, and by what llama.cpp's lo
 
 import dataclasses
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,25 +142,21 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
 
 
 # ------------------------------------------------------------------------------------------------ the way back
-@dataclass(frozen=True)
-class Draft:
-    """What will be written, as a source to read it back from."""
+def check(
+    arch: str,
+    spec: ModelSpec,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    vectors: Mapping[str, np.ndarray],
+    allow: Container[str] = (),
+) -> None:
+    """Whether llama.cpp's loader takes a file of these metadata and tensors, and an import of it gives this spec.
 
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    values: Mapping[str, np.ndarray]
-    format: str = "gguf"
-
-    def read(self, name: str) -> np.ndarray:
-        """The values of a tensor that belongs to the config."""
-        return self.values[name]
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def check(arch: str, spec: ModelSpec, draft: Draft, allow: Container[str] = ()) -> None:
-    """Whether llama.cpp's loader takes the draft, and an import of it gives this spec.
+    Args:
+        arch, spec: the architecture and the model.
+        metadata, tensors: all that will be written.
+        vectors: the values of the tensors that belong to the metadata.
+        allow: fields that may differ.
 
     Raises:
         ValueError: it does not; what the loader insists on, or the first five fields that differ and are not allowed.
@@ -169,7 +164,7 @@ def check(arch: str, spec: ModelSpec, draft: Draft, allow: Container[str] = ()) 
     this = f"this model cannot be said in a GGUF of architecture {arch!r}"
     if problems := list(insists(ARCHS[arch], spec)):
         raise ValueError(f"{this}: {'; '.join(problems)}")
-    _, config, _ = read_config(draft, f"GGUF of {arch}")
+    _, config, _ = read_config(metadata, tensors, vectors.__getitem__, f"GGUF of {arch}")
     take = Take(config, f"GGUF of {arch}")
     again = architectures.find(config["model_type"], take.where).config(take)
     lost = [item for item in compare(spec, again) if item[0].rpartition(".")[2] not in allow]

@@ -19,7 +19,7 @@ import numpy as np
 from converters import rules
 from converters.gguf import names
 from converters.gguf.archs import ARCHS
-from converters.gguf.describe import Draft, check, describe
+from converters.gguf.describe import check, describe
 from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
 from converters.source import TensorInfo
@@ -98,8 +98,7 @@ def export_gguf(
     found = rules.instances(names.rules(arch, spec), abstract(spec))
     metadata: dict[str, Any] = {"general.architecture": arch, "general.type": "model"}
     metadata |= {"general.name": name} if name else {}
-    metadata |= said | {"general.file_type": FILE_TYPES[type]}
-    metadata |= {"general.quantization_version": QUANTIZATION_VERSION} if type not in PLAIN else {}
+    metadata |= said | {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
     head = "token_embd.weight" if spec.tied else "output.weight"
     tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
     for instance in found:
@@ -107,7 +106,7 @@ def export_gguf(
         stored = storage(instance.theirs, shape, type, head)
         tensors.append((instance.theirs, shape, stored, partial(values, instance, fetch)))
     infos = {n: TensorInfo(n, tuple(shape), stored, 0, Path(path)) for n, shape, stored, _ in tensors}
-    check(arch, spec, Draft(metadata, infos, vectors), allow)
+    check(arch, spec, metadata, infos, vectors, allow)
     write_gguf(path, metadata | vocabulary(tokenizer or {}, spec.vocab_size), tensors)
 
 

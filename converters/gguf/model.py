@@ -27,7 +27,7 @@ def understand(path: Path, source: TensorSource, allow: Iterable[str] = ()) -> C
         ValueError: metadata that is not understood or impossible, or tensors that do not fit it.
     """
     where = str(path)
-    arch, config, used = read_config(source, where, allow)
+    arch, config, used = read_config(source.metadata, source.tensors, source.read, where, allow)
     family = architectures.find(config["model_type"], where)
     take = Take(config, where)
     spec = family.config(take)

@@ -81,24 +81,48 @@ class Reading:
             value = value[0]
         return shortest(value) if isinstance(value, float) else value
 
-    def count(self, key: str, *default: int) -> int:
-        """A positive integer.
+    def count(self, key: str, *default: int, least: int = 1) -> int:
+        """An integer of at least `least`.
 
         Raises:
             ValueError: it is missing and has no default, or something else.
         """
         value = self.value(key, *default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MAX_COUNT:
-            raise ValueError(f"{self.take.where}: {key} is {value!r}, expected an integer above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < MAX_COUNT:
+            raise ValueError(f"{self.take.where}: {key} is {value!r}, expected an integer, {least} or more")
         return value
 
-    def number(self, key: str, *default: float) -> float:
-        """A finite number that is not negative.
+    def number(self, key: str, *default: float, above: float | None = None) -> float:
+        """A finite number that is not negative, or above a bound.
 
         Raises:
             ValueError: it is missing and has no default, or something else.
         """
         value = self.value(key, *default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-            raise ValueError(f"{self.take.where}: {key} is {value!r}, expected a finite number, 0 or more")
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+        if not good or (above is not None and value <= above):
+            expected = "0 or more" if above is None else f"above {above:g}"
+            raise ValueError(f"{self.take.where}: {key} is {value!r}, expected a finite number, {expected}")
         return float(value)
+
+    def flag(self, key: str) -> bool:
+        """True or false.
+
+        Raises:
+            ValueError: it is missing or something else.
+        """
+        value = self.take(key)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.take.where}: {key} is {value!r}, expected true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """A string.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        value = self.take(key, default)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.take.where}: {key} is {value!r}, expected a string")
+        return value

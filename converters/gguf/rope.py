@@ -48,11 +48,11 @@ def read_rope(reading: Reading, head_dim: int, length: int) -> dict[str, Any]:
     dim = reading.count("rope.dimension_count", head_dim)
     if dim > head_dim or dim % 2:
         raise ValueError(f"{take.where}: rope.dimension_count is {dim}, expected an even number up to {head_dim}")
-    theta = reading.number("rope.freq_base", 10000.0)
+    theta = reading.number("rope.freq_base", 10000.0, above=1.0)
     out: dict[str, Any] = {"rope_theta": theta, "partial_rotary_factor": partial(dim, head_dim)}
-    kind = take("rope.scaling.type", "linear")
+    kind = reading.text("rope.scaling.type", "linear")
     factor = reading.number("rope.scaling.factor", 0.0) or reading.number("rope.scale_linear", 0.0) or 1.0
-    original = reading.count("rope.scaling.original_context_length", length)
+    original = reading.count("rope.scaling.original_context_length", length, least=2)
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(f"{take.where}: rope.scaling.type is {kind!r}, expected none, linear, yarn or longrope")
     if reading.has(FREQS) or reading.has(LONG) or kind == "longrope":

@@ -123,7 +123,7 @@ def _build_unigram(keys: Keys) -> Tokenizer:
         remove_extra_whitespaces=keys.flag("remove_extra_whitespaces", False),
     )
     types = vocab.types.tolist()
-    segment = path_segmenter(vocab.tokens, vocab.scores.tolist(), types, vocab.special["unk"], freeze=False)
+    segment = path_segmenter(vocab.tokens, vocab.scores.tolist(), types, vocab.special["unk"], user_bonus=0.0)
     return _assemble(
         vocab,
         spell(vocab.tokens, types, _VERBATIM),

@@ -36,9 +36,8 @@ class HFTokenizer(Tokenizer):
         super().__init__(lexicon, roles, settings.templates)
         self._backend = backend
         self._settings = settings
-        # Either key present: the two replace what tokenizer.json puts around a text (as transformers 5 does).
-        config = settings.tokenizer
-        self._frame_given = "add_bos_token" in config or "add_eos_token" in config
+        # A template in tokenizer.json says what goes around a text; without one, tokenizer_config.json may say it.
+        config = {} if _has_template(backend) else settings.tokenizer
         self._before = _framing(lexicon.ids, roles, config, "bos_token")
         self._after = _framing(lexicon.ids, roles, config, "eos_token")
         self._gaps = _uncovered_bytes(backend, lexicon.ids)
@@ -49,10 +48,10 @@ class HFTokenizer(Tokenizer):
             self._check(text)
         backend = self._backend if parse_special else self._literal
         try:
-            ids = backend.encode(text, add_special_tokens=add_special and not self._frame_given).ids
+            ids = backend.encode(text, add_special_tokens=add_special).ids
         except Exception as error:  # the package raises nothing more special
             raise ValueError(f"the vocabulary cannot express the text: {error}") from error
-        return [*self._before, *ids, *self._after] if add_special and self._frame_given else ids
+        return [*self._before, *ids, *self._after] if add_special else ids
 
     @cached_property
     def _literal(self) -> tokenizers.Tokenizer:
@@ -142,6 +141,11 @@ def _roles(backend: tokenizers.Tokenizer, settings: Settings, ids: Mapping[str, 
 
 def _only(ids: Mapping[str, int], allowed: frozenset[int]) -> dict[str, int]:
     return {token: i for token, i in ids.items() if i in allowed}
+
+
+def _has_template(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the post-processor of a tokenizer.json puts anything around a text."""
+    return bool(backend.encode("", add_special_tokens=True).ids)
 
 
 def _framing(ids: Mapping[str, int], roles: Roles, config: Mapping[str, Any], role: str) -> list[int]:

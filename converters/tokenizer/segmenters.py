@@ -48,24 +48,7 @@ def fuse_runs(ids: Sequence[int], fused: int | None) -> list[int]:
     return [token for i, token in enumerate(ids) if token != fused or i == 0 or ids[i - 1] != fused]
 
 
-class _Frozen:
-    """Matches some tokens (user-defined symbols) before everything else, and leaves the rest to `cut`."""
-
-    def __init__(self, frozen: Mapping[str, int], cut: CutCache, fuse: int | None) -> None:
-        self._frozen = frozen
-        self._splitter = literal_splitter(frozen)
-        self._cut = cut
-        self._fuse = fuse
-
-    def __call__(self, text: str, first: bool) -> list[int]:
-        """The ids of a text."""
-        ids: list[int] = []
-        for i, part in enumerate(self._splitter.split(text) if self._splitter else [text]):
-            ids += [self._frozen[part]] if i % 2 else self._cut(part)
-        return fuse_runs(ids, self._fuse)
-
-
-class ScoreMerges(_Frozen):
+class ScoreMerges:
     """Sentencepiece BPE: join the neighbours whose union has the best score, leftmost first, until none is a token.
 
     Args:
@@ -82,7 +65,15 @@ class ScoreMerges(_Frozen):
         self._scores = scores
         self._ids = ids
         self._fallback = fallback
-        super().__init__(frozen, CutCache(scores, self._merge), fallback.fuse)
+        self._frozen = frozen
+        self._splitter = literal_splitter(frozen)
+        self._cut = CutCache(scores, self._merge)
+
+    def __call__(self, text: str, first: bool) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(self._splitter.split(text) if self._splitter else [text]):
+            ids += [self._frozen[part]] if i % 2 else self._cut(part)
+        return fuse_runs(ids, self._fallback.fuse)
 
     def _merge(self, text: str) -> tuple[int, ...]:
         """The ids of one piece. A symbol is known by where it starts; `ends[i] == 0`: it was merged away."""
@@ -133,13 +124,12 @@ class ScoreMerges(_Frozen):
         return ids
 
 
-class BestPath(_Frozen):
+class BestPath:
     """Sentencepiece unigram: the segmentation with the highest sum of scores (Viterbi over all tokens).
 
     Args:
         scores: token → score of every token that may come out.
         ids: token → id.
-        frozen: tokens (user-defined symbols) that are matched before everything else.
         unknown_score: the score of a character that no token covers.
     """
 
@@ -148,7 +138,6 @@ class BestPath(_Frozen):
         scores: Mapping[str, float],
         ids: Mapping[str, int],
         fallback: Fallback,
-        frozen: Mapping[str, int],
         unknown_score: float,
     ) -> None:
         self._scores = scores
@@ -156,7 +145,10 @@ class BestPath(_Frozen):
         self._fallback = fallback
         self._unknown_score = unknown_score
         self._trie = build_trie(scores)
-        super().__init__(frozen, CutCache(scores, self._best), fallback.fuse)
+        self._cut = CutCache(scores, self._best)
+
+    def __call__(self, text: str, first: bool) -> list[int]:
+        return fuse_runs(self._cut(text), self._fallback.fuse)
 
     def _best(self, text: str) -> tuple[int, ...]:
         size = len(text)

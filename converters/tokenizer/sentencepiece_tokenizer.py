@@ -61,7 +61,7 @@ def from_sentencepiece(data: bytes, settings: Settings, where: str, file_name: s
     if model.algorithm == BPE:
         segment = merge_segmenter(model.pieces, model.scores, types[:size], unk, freeze=True, fuse=True)
     else:
-        segment = path_segmenter(model.pieces, model.scores, types[:size], unk, freeze=True)
+        segment = path_segmenter(model.pieces, model.scores, types[:size], unk, user_bonus=0.1)
     kept = [model.pieces[i] for i in range(size) if model.types[i] == USER_DEFINED]
     spec = model.normalizer
     lead = int((spec.add_dummy_prefix or spec.remove_extra_whitespaces) and not spec.whitespace_as_suffix)

@@ -65,21 +65,24 @@ def merge_segmenter(
 
 
 def path_segmenter(
-    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], unk: int | None, *, freeze: bool
+    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], unk: int | None, *, user_bonus: float
 ) -> BestPath:
     """Unigram.
 
     Args:
-        freeze: match user-defined pieces first (sentencepiece), else let them compete with score 0 (llama.cpp).
+        user_bonus: what a user-defined piece scores for each byte after its first: 0.1 (sentencepiece 0.2) or 0
+            (llama.cpp). Scores of normal pieces are negative, so it wins nearly always.
     """
     normal = [float(scores[i]) for i, kind in enumerate(types) if kind == NORMAL]
-    user = {tokens[i]: i for i, kind in enumerate(types) if kind == USER_DEFINED}
-    usable = {tokens[i]: i for i, kind in enumerate(types) if kind == NORMAL} | ({} if freeze else user)
+    usable = {tokens[i]: i for i, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED)}
+
+    def score(token: str, i: int) -> float:
+        return user_bonus * (len(token.encode("utf-8")) - 1) if types[i] == USER_DEFINED else float(scores[i])
+
     bytes_ = byte_ids({token: i for i, token in enumerate(tokens) if types[i] == BYTE})
     return BestPath(
-        {token: 0.0 if token in user else float(scores[i]) for token, i in usable.items()},
+        {token: score(token, i) for token, i in usable.items()},
         usable,
         Fallback(bytes_, unk),
-        user if freeze else {},
         min(normal, default=0.0) - _UNKNOWN_PENALTY,
     )

@@ -150,10 +150,10 @@ def shard_mapped(
     def mapped(params: Tree, *args: Any) -> Any:
         check_prepared(spec, params, shards)
         in_specs = (partition_specs(spec, params, tensor_rules(axis)), *split_caches(args, axis))
-        run = partial(jax.shard_map, body, mesh=mesh, in_specs=in_specs, check_vma=False)
-        # traced once for the structure of the results, to find the caches among them
-        out_specs = split_caches(jax.eval_shape(run(out_specs=REPLICATED), params, *args), axis)
-        return run(out_specs=out_specs)(params, *args)
+        run = partial(jax.shard_map, body, mesh=mesh, in_specs=in_specs)
+        # a trace without checks finds the caches among the results; the real one proves that the rest is replicated
+        results = jax.eval_shape(run(out_specs=REPLICATED, check_vma=False), params, *args)
+        return run(out_specs=split_caches(results, axis))(params, *args)
 
     return mapped
 

@@ -193,8 +193,9 @@ VARIANTS: dict[str, Config] = {
     "bloom": BLOOM,
     "bloom_normed_residual": BLOOM | {"apply_residual_connection_post_layernorm": True},
     "bloom_untied": BLOOM | {"tie_word_embeddings": False},
-    "bloom_six_heads": BLOOM | {"hidden_size": 48, "n_head": 6},
-    "bloom_exact": BLOOM | {"pretraining_tp": 2, "slow_but_exact": True},
+    "bloom_twelve_heads": BLOOM | {"hidden_size": 48, "n_head": 12},
+    "bloom_exact": BLOOM | {"pretraining_tp": 1, "slow_but_exact": True},
+    "bloom_in_parts": BLOOM | {"pretraining_tp": 2, "slow_but_exact": False},
     "bloom_early": model(
         "bloom",
         "BloomForCausalLM",
@@ -227,7 +228,7 @@ VARIANTS: dict[str, Config] = {
     "falcon_new_alibi": FALCON_NEW | {"alibi": True},
     "falcon_alibi": FALCON_ALIBI,
     "falcon_alibi_multi_query": FALCON | {"alibi": True},
-    "falcon_alibi_six_heads": FALCON_ALIBI | {"hidden_size": 48, "num_attention_heads": 6},
+    "falcon_alibi_twelve_heads": FALCON_ALIBI | {"hidden_size": 48, "num_attention_heads": 12},
     "falcon_yarn": FALCON | {"rope_parameters": YARN},
     "falcon_dynamic": FALCON | {"max_position_embeddings": 16, "rope_parameters": DYNAMIC},
     "falcon_old": old(

@@ -1,0 +1,59 @@
+"""Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from forge_jax.cache import Cache
+from forge_jax.generation import loop
+from forge_jax.generation.loop import State
+from forge_jax.generation.session import LOCAL, Programs
+from forge_jax.ops import Context
+from forge_jax.params import Tree
+from forge_jax.parallel.tensor_parallel import init_cache, shard_mapped, shards_of
+from forge_jax.sampling import SamplerPlan, SamplerValues
+from forge_jax.spec import ModelSpec
+
+
+def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
+    """What a `Session` calls, for parameters that `shard` placed on `mesh`. Keep it: it holds what is compiled.
+
+    Raises:
+        ValueError: the mesh lacks the axis.
+    """
+    shards_of(mesh, axis)
+
+    @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=("cache", "logits_BV"))
+    def prefill(
+        spec: ModelSpec, params: Tree, cache: Cache, tokens_BT: Array, order_BT: Array, logits_BV: Array, ctx: Context
+    ) -> tuple[Array, Cache]:
+        run = shard_mapped(loop.prefill, spec, mesh, ctx=ctx, axis=axis)
+        return run(params, cache, tokens_BT, order_BT, logits_BV)
+
+    @partial(jax.jit, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",))
+    def advance(
+        spec: ModelSpec,
+        plan: SamplerPlan,
+        params: Tree,
+        values: SamplerValues,
+        state: State,
+        count: Array,
+        ctx: Context,
+    ) -> State:
+        def local(
+            spec: ModelSpec, params: Tree, values: SamplerValues, state: State, count: Array, ctx: Context
+        ) -> State:
+            return loop.advance(spec, plan, params, values, state, count, ctx)
+
+        return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
+
+    def new_cache(
+        spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32
+    ) -> Cache:
+        return init_cache(spec, batch, length, mesh=mesh, slack=slack, dtype=dtype, axis=axis)
+
+    return Programs(prefill, LOCAL.choose, advance, new_cache)

@@ -1,0 +1,230 @@
+"""Every architecture and every variant of its config, against the goldens that the reference made.
+
+The weights are a function of their names, so neither torch nor a file of weights is needed. Blocks run op by op here:
+a hundred specs would otherwise be a hundred compilations. One test a family runs compiled.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, read_golden
+from liveness import IDLE, Reader, changed, changes
+
+from converters import rules
+from converters.architectures import find
+from forge_jax import cache as caches
+from forge_jax import decoder
+from forge_jax.decoder import Inputs, forward, inputs
+from forge_jax.params import Tree, flatten, unflatten
+from forge_jax.spec import Attention, ModelSpec
+
+# layers that differ in every way that segments must find
+MIXED = ("gemma2_layer_types", "gemma3_bare", "gpt2_by_layer", "gpt_neo_mixed", "qwen2_windows", "smollm3_interval")
+TIED = ("bloom", "gemma", "gpt2", "llama_tied_gelu", "opt")
+TOLERANCE = 1e-5  # of the largest logit: float32 sums in another order
+NAMES = sorted(path.stem for path in GOLDENS.glob("*.npz"))
+
+
+@functools.cache
+def load(name: str) -> Golden:
+    """Read a golden once; they hold 0.2 MB each."""
+    return read_golden(name)
+
+
+def families() -> list[str]:
+    """The first golden of each model type, its plainest."""
+    first: dict[str, str] = {}
+    for name in NAMES:
+        first.setdefault(load(name).config["model_type"], name)
+    return list(first.values())
+
+
+def parameter_sets() -> list[str]:
+    """One golden for each set of parameters that a family can have."""
+    first: dict[tuple[str, ...], str] = {}
+    for name in NAMES:
+        golden = load(name)
+        first.setdefault((golden.config["model_type"], *golden.shapes), name)
+    return list(first.values())
+
+
+@pytest.fixture(params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each golden in turn."""
+    return load(request.param)
+
+
+@pytest.fixture(autouse=True)
+def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not compile blocks."""
+    monkeypatch.setattr(decoder, "jitted_block", decoder.block)
+
+
+def attentions(spec: ModelSpec) -> Iterator[Attention]:
+    """Every attention of a model."""
+    return (branch.op for block in spec.layers for branch in block.branches if isinstance(branch.op, Attention))
+
+
+def length_of(golden: Golden) -> int:
+    """How many tokens to run where calls of different lengths are compared: beyond 16, some ropes turn otherwise."""
+    return 16 if any(op.rope is not None and op.rope.varies for op in attentions(golden.spec)) else 24
+
+
+def logits_of(spec: ModelSpec, params: Tree, tokens: np.ndarray) -> np.ndarray:
+    """Logits without a cache."""
+    return np.asarray(forward(spec, params, inputs(jnp.asarray(tokens)))[0])
+
+
+def assert_close(found: Any, expected: np.ndarray) -> None:
+    """Compare, relative to the largest value expected."""
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * float(np.abs(expected).max()))
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+def test_logits_are_the_reference(golden: Golden) -> None:
+    logits = logits_of(golden.spec, golden.params, golden.tokens)
+    assert_close(logits[:, list(TOKENS), VOCABULARY], golden.logits)
+
+
+def test_cached_in_chunks_is_plain(golden: Golden) -> None:
+    # 10 and 1: longer than a window and its ring of 8 slots, which then wraps around; a chunk after single tokens
+    length = length_of(golden)
+    tokens = golden.tokens[:, :length]
+    cache = caches.init(golden.spec, 2, length)
+    found, start = [], 0
+    for chunk in (10, 1, 10, 1, 1, 1) if length == 24 else (10, 1, 1, 1, 1, 1, 1):
+        call = inputs(jnp.asarray(tokens[:, start : start + chunk]), start)
+        logits, cache = forward(golden.spec, golden.params, call, cache)
+        found.append(np.asarray(logits))
+        start += chunk
+    assert start == length
+    assert_close(np.concatenate(found, 1), logits_of(golden.spec, golden.params, tokens))
+
+
+def test_padded_rows_are_the_rows_alone(golden: Golden) -> None:
+    # one row padded on the left, one on the right; both then go on by a token from the cache
+    length = length_of(golden)
+    tokens, kept = golden.tokens[:, :length], (length - 4, length - 7)
+    expected = logits_of(golden.spec, golden.params, tokens)
+    order = np.full((2, length), -1, np.int32)
+    padded = np.full((2, length), 7, np.int32)
+    for row, at in enumerate((slice(4, None), slice(None, kept[1]))):
+        order[row, at] = np.arange(kept[row])
+        padded[row, at] = tokens[row, : kept[row]]
+    cache = caches.init(golden.spec, 2, length)
+    prompt = Inputs(jnp.asarray(padded), jnp.asarray(order))
+    logits, cache = forward(golden.spec, golden.params, prompt, cache)
+    for row in range(2):
+        assert_close(np.asarray(logits)[row, order[row] >= 0], expected[row, : kept[row]])
+    more = Inputs(
+        jnp.asarray([[tokens[row, kept[row]]] for row in range(2)]), jnp.asarray(kept, dtype=jnp.int32)[:, None]
+    )
+    logits, _ = forward(golden.spec, golden.params, more, cache)
+    assert_close(np.asarray(logits)[:, 0], np.stack([expected[row, kept[row]] for row in range(2)]))
+
+
+@pytest.mark.parametrize("name", [*families(), *MIXED])
+def test_compiled_scan_is_the_loop(name: str) -> None:
+    golden = load(name)
+    compiled = jax.jit(functools.partial(forward, driver="scan"), static_argnums=0)
+    found, _ = compiled(golden.spec, golden.params, inputs(jnp.asarray(golden.tokens)))
+    assert_close(found, logits_of(golden.spec, golden.params, golden.tokens))
+
+
+# sharded == unsharded belongs here, over `families()`, once there is a module that shards
+
+# ------------------------------------------------------------------------------------------------ files
+def test_round_trip_is_bitwise(golden: Golden) -> None:
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(golden.params)}
+    written = {name: make() for name, make in rules.write_tree(list(golden.checkpoint.found), leaves.__getitem__)}
+    assert set(written) == set(golden.shapes)
+    for name, array in written.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, golden.arrays[name], strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_tensor_that_is_missing_extra_or_misshapen_is_named(name: str) -> None:
+    golden = load(name)
+    victim = list(golden.shapes)[-1]
+    without = {key: array for key, array in golden.arrays.items() if key != victim}
+    with pytest.raises(ValueError, match=rf"{victim} is missing"):
+        golden.understood(arrays=without)
+    with pytest.raises(ValueError, match=r"surplus\.weight .* is used by nothing"):
+        golden.understood(arrays=golden.arrays | {"surplus.weight": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ValueError, match=rf"{victim} is \[3, 5, 7\], the config asks"):
+        golden.understood(arrays=golden.arrays | {victim: np.zeros((3, 5, 7), np.float32)})
+
+
+@pytest.mark.parametrize("name", families())
+def test_names_without_the_prefix_of_the_bare_model_are_read(name: str) -> None:
+    golden = load(name)
+    prefix = find(golden.config["model_type"], name).prefix
+    bare = {key.removeprefix(prefix): array for key, array in golden.arrays.items()}
+    assert set(bare) != set(golden.arrays)
+    tree = golden.understood(arrays=bare).read(lambda _, values: values)
+    for (path, found), (_, expected) in zip(flatten(tree), flatten(golden.params), strict=True):
+        np.testing.assert_array_equal(found, np.asarray(expected), err_msg=path)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_copy_of_a_tied_head_must_be_a_copy(name: str) -> None:
+    golden = load(name)
+    family = find(golden.config["model_type"], name)
+    head = next(rule.theirs for rule in family.rules if rule.ours == "head")
+    embed = next(instance.theirs for instance in golden.checkpoint.found if "embed" in instance.paths)
+    read: Callable[[np.ndarray], Tree] = lambda array: golden.understood(  # noqa: E731
+        arrays=golden.arrays | {head: array}
+    ).read(lambda _, values: values)
+    read(golden.arrays[embed])
+    with pytest.raises(ValueError, match=rf"{head} differs from {embed}"):
+        read(golden.arrays[embed] + 1)
+
+
+@pytest.mark.parametrize("name", families())
+def test_an_unread_config_key_is_named(name: str) -> None:
+    golden = load(name)
+    with pytest.raises(ValueError, match=r"mystery_factor=0\.5.*allow=\{'mystery_factor'\}"):
+        golden.understood(golden.config | {"mystery_factor": 0.5})
+    rope = golden.config.get("rope_parameters")
+    if rope is not None and "rope_type" in rope:
+        with pytest.raises(ValueError, match=r"rope_parameters: .*mystery_factor"):
+            golden.understood(golden.config | {"rope_parameters": rope | {"mystery_factor": 0.5}})
+
+
+# ------------------------------------------------------------------------------------------------ liveness
+def test_every_config_key_moves_the_logits(golden: Golden) -> None:
+    take = Reader(golden.config, golden.name)
+    find(golden.config["model_type"], golden.name).config(take)
+    tokens = golden.tokens
+    before = logits_of(golden.spec, golden.params, tokens)
+    dead: list[str] = []
+    for path, value in changes(golden.config):
+        if path[0] not in take.seen or any(idle.covers(golden, path) for idle in IDLE):
+            continue
+        try:
+            other = golden.understood(changed(golden.config, path, value))
+        except ValueError:
+            continue  # seen: it asks for other tensors, or for what cannot be
+        if other.spec == golden.spec or np.array_equal(logits_of(other.spec, golden.params, tokens), before):
+            dead.append(f"{'.'.join(path)} = {value!r}")
+    assert not dead, f"{golden.name}: read, and without effect: {dead}"
+
+
+@pytest.mark.parametrize("name", parameter_sets())
+def test_every_parameter_moves_the_logits(name: str) -> None:
+    golden = load(name)
+    leaves = dict(flatten(golden.params))
+    before = logits_of(golden.spec, golden.params, golden.tokens)
+    dead = [
+        path
+        for path, leaf in leaves.items()
+        if np.array_equal(logits_of(golden.spec, unflatten(leaves | {path: leaf * 1.5}), golden.tokens), before)
+    ]
+    assert not dead, f"{name}: without effect: {dead}"

@@ -1,0 +1,282 @@
+"""Damaged and forged files by the thousand: each is read or refused, within 1 s of CPU and twice its size + 64 MB.
+
+A case is a function of its name and number alone, so a failure can be repeated: run_case(SEEDS["gguf"], 4711, tmp_path).
+The ordinary run takes the first cases of each seed, `-m slow` goes on to more than 10,000 in all.
+"""
+
+import random
+import re
+import signal
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from handmade_torch import make_zip
+
+from converters.files import SLACK_BYTES
+from converters.gguf.reader import open_gguf
+from converters.safetensors_file import open_safetensors
+from converters.source import TensorSource
+from converters.torch_pickle import open_torch
+
+GOLDENS = Path(__file__).parent / "goldens"
+CPU_SECONDS = 1.0
+ORDINARY, MORE = 100, 1600  # of each seed: 600 and 9,600 in all
+EXTREMES = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**40]
+EXTREMES += [2**61 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A valid file: the bytes that are mutated, what is put around them, and the reader."""
+
+    payload: bytes
+    wrap: Callable[[Path, bytes], None]
+    open: Callable[[Path], TensorSource]
+
+
+def as_is(path: Path, payload: bytes) -> None:
+    path.write_bytes(payload)
+
+
+def as_header(path: Path, payload: bytes) -> None:
+    """A safetensors header of the right length before its data."""
+    path.write_bytes(len(payload).to_bytes(8, "little") + payload + bytes(200))
+
+
+def as_pickle(path: Path, payload: bytes) -> None:
+    """The pickle of a zip file that is right in everything else."""
+    make_zip(path, {"data.pkl": payload, "version": b"3\n", **{f"data/{i}": bytes(96) for i in range(4)}})
+
+
+def safetensors_file() -> bytes:
+    tensors = {
+        "a.weight": np.ones((4, 5), np.float32),
+        "b": np.arange(6, dtype=np.int64),
+        "c": np.ones((8, 4), np.float16),
+    }
+    return safetensors.numpy.save(tensors | {"flag": np.array([True, False])}, {"format": "pt"})
+
+
+def safetensors_header() -> bytes:
+    raw = safetensors_file()
+    return raw[8 : 8 + int.from_bytes(raw[:8], "little")].replace(b" ", b"")
+
+
+def gguf_file(folder: Path) -> bytes:
+    """Every type of metadata, and plain and packed tensors."""
+    writer = gguf.GGUFWriter(folder / "seed.gguf", "llama")
+    writer.add_uint32("llama.block_count", 2)
+    writer.add_float32("llama.rope.freq_base", 1e4)
+    writer.add_string("general.name", "naïve")
+    for name, kind in (("u8", "uint8"), ("i8", "int8"), ("u16", "uint16"), ("i16", "int16"), ("u64", "uint64")):
+        getattr(writer, f"add_{kind}")(f"test.{name}", 7)
+    writer.add_float64("test.f64", 0.5)
+    writer.add_bool("test.flag", True)
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "a", "bc", "☃"])
+    writer.add_array("tokenizer.ggml.scores", [0.0, -1.0, -2.0, -3.0])
+    writer.add_array("tokenizer.ggml.token_type", [3, 1, 1, 1])
+    rng = np.random.default_rng(0)
+    for kind in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0):
+        packed = gguf.quants.quantize(rng.standard_normal((2, 64), np.float32), kind)
+        writer.add_tensor(f"blk.0.{kind.name}", packed, raw_dtype=kind)
+    for kind in (gguf.GGMLQuantizationType.Q6_K, gguf.GGMLQuantizationType.IQ4_XS, gguf.GGMLQuantizationType.MXFP4):
+        _, size = gguf.GGML_QUANT_SIZES[kind]
+        writer.add_tensor(f"blk.0.{kind.name}", rng.integers(0, 256, (1, size), np.uint8), raw_dtype=kind)
+    writer.add_tensor("output.weight", np.ones((3, 4), np.float16))
+    writer.add_tensor("norm.weight", np.ones(5, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return (folder / "seed.gguf").read_bytes()
+
+
+def golden_pickle() -> bytes:
+
+    with zipfile.ZipFile(GOLDENS / "torch_zip.bin") as file:
+        return file.read(next(name for name in file.namelist() if name.endswith("/data.pkl")))
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory) -> dict[str, Seed]:
+    return {
+        "safetensors": Seed(safetensors_file(), as_is, open_safetensors),
+        "safetensors header": Seed(safetensors_header(), as_header, open_safetensors),
+        "gguf": Seed(gguf_file(tmp_path_factory.mktemp("seed")), as_is, open_gguf),
+        "torch zip": Seed((GOLDENS / "torch_zip.bin").read_bytes(), as_is, open_torch),
+        "torch legacy": Seed((GOLDENS / "torch_legacy.bin").read_bytes(), as_is, open_torch),
+        "torch pickle": Seed(golden_pickle(), as_pickle, open_torch),
+    }
+
+
+NAMES = ["safetensors", "safetensors header", "gguf", "torch zip", "torch legacy", "torch pickle"]
+
+
+# --- mutations: each takes bytes and a generator, and gives other bytes
+
+
+def place(raw: bytearray, rng: random.Random) -> int:
+    """Anywhere, but half of the time near the start, where the headers are."""
+    return rng.randrange(len(raw)) if rng.random() < 0.5 else rng.randrange(min(len(raw), 512))
+
+
+def truncate(raw: bytearray, rng: random.Random) -> None:
+    del raw[place(raw, rng) :]
+
+
+def flip(raw: bytearray, rng: random.Random) -> None:
+    for _ in range(rng.choice([1, 1, 1, 4, 32])):
+        raw[place(raw, rng)] ^= 1 << rng.randrange(8)
+
+
+def overwrite_integer(raw: bytearray, rng: random.Random) -> None:
+    size, at = rng.choice([1, 2, 4, 8]), place(raw, rng)
+    value = rng.choice(EXTREMES) % 2 ** (8 * size)
+    raw[at : at + size] = value.to_bytes(size, rng.choice(["little", "little", "big"]))
+
+
+def overwrite_digits(raw: bytearray, rng: random.Random) -> None:
+    found = list(re.finditer(rb"\d+", raw))
+    if found:
+        match = rng.choice(found)
+        raw[match.start() : match.end()] = str(rng.choice([*EXTREMES, -1, "1e9", "9" * 5000])).encode()
+
+
+def splice(raw: bytearray, rng: random.Random) -> None:
+    source, target, size = place(raw, rng), place(raw, rng), rng.randrange(1, 64)
+    raw[target : target + size] = raw[source : source + size]
+
+
+def duplicate(raw: bytearray, rng: random.Random) -> None:
+    at, size = place(raw, rng), rng.randrange(1, 256)
+    raw[at:at] = raw[at : at + size] * rng.choice([1, 1, 8])
+
+
+def insert(raw: bytearray, rng: random.Random) -> None:
+    at = place(raw, rng)
+    raw[at:at] = rng.randbytes(rng.randrange(1, 16))
+
+
+def remove(raw: bytearray, rng: random.Random) -> None:
+    at = place(raw, rng)
+    del raw[at : at + rng.randrange(1, 32)]
+
+
+MUTATIONS = [truncate, flip, overwrite_integer, overwrite_integer, overwrite_digits, splice, duplicate, insert, remove]
+
+
+def mutated(payload: bytes, rng: random.Random) -> bytes:
+    raw = bytearray(payload)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        if raw:
+            rng.choice(MUTATIONS)(raw, rng)
+    return bytes(raw)
+
+
+# --- one case
+
+
+@contextmanager
+def bounded(path: Path) -> Iterator[None]:
+    """Fail the test if the block takes more CPU time or memory than the reader promises."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"more than {CPU_SECONDS} s of CPU time")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # CPU time: a busy machine makes nothing late
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    limit = 2 * path.stat().st_size + SLACK_BYTES
+    assert peak <= limit, f"{peak} bytes for a file of {path.stat().st_size}"
+
+
+def run_case(seed: Seed, name: str, number: int, folder: Path) -> bool:
+    """Read one mutation completely; True if it was accepted."""
+    path = folder / "case"
+    seed.wrap(path, mutated(seed.payload, random.Random(f"{name} {number}")))
+    try:
+        with bounded(path):
+            try:
+                values = read_all(seed.open(path))
+            except (ValueError, FileNotFoundError) as error:
+                assert str(path) in str(error), f"the message does not name the file: {error}"
+                return False
+        if name.startswith("safetensors"):
+            agree_with_package(path, values)
+    except Exception as error:
+        error.add_note(f"fuzz case {name!r}, {number}")
+        raise
+    return True
+
+
+def read_all(source: TensorSource) -> dict[str, np.ndarray]:
+    with closing(source):
+        values = {}
+        for name, info in source.tensors.items():
+            values[name] = source.read(name)
+            assert values[name].shape == info.shape
+        return values
+
+
+def agree_with_package(path: Path, values: dict[str, np.ndarray]) -> None:
+    """Whatever is accepted here, the safetensors package accepts and reads as the same bytes."""
+    theirs = dict(safetensors.deserialize(path.read_bytes()))
+    assert {name: entry["dtype"] != "F4" and bytes(entry["data"]) for name, entry in theirs.items()} == {
+        name: theirs[name]["dtype"] != "F4" and value.tobytes() for name, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seeds_themselves_are_read(seeds, name, tmp_path):
+    seed = seeds[name]
+    seed.wrap(tmp_path / "case", seed.payload)
+    with bounded(tmp_path / "case"):
+        assert read_all(seed.open(tmp_path / "case"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutations_are_read_or_refused(seeds, name, tmp_path):
+    accepted = sum(run_case(seeds[name], name, number, tmp_path) for number in range(ORDINARY))
+    assert accepted < ORDINARY  # the mutations do bite
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_more_mutations_are_read_or_refused(seeds, name, tmp_path):
+    for number in range(ORDINARY, ORDINARY + MORE):
+        run_case(seeds[name], name, number, tmp_path)
+
+
+def test_the_bounds_do_bite(tmp_path):
+    (tmp_path / "case").write_bytes(b"x")
+
+    def spin():
+        with bounded(tmp_path / "case"):
+            while True:
+                struct.pack("<Q", 1)
+
+    def hoard():
+        with bounded(tmp_path / "case"):
+            np.ones(SLACK_BYTES + 3, np.uint8)
+
+    with pytest.raises(AssertionError, match="CPU time"):
+        spin()
+    with pytest.raises(AssertionError, match="bytes for a file of 1"):
+        hoard()

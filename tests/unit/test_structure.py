@@ -1,0 +1,99 @@
+"""The rooms and the direction of imports of the design, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FRONT = {
+    "forge",
+    "forge_files",
+    "loading",
+    "text",
+    "exporting",
+    "hub",
+    "inspection",
+    "cli",
+    "progress",
+    "__init__",
+    "network",
+    "default_model",
+}
+# who may import whom inside the core: a room may import itself and what stands before it
+ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "decoder", "sampling"]
+ORDER += ["generation", "parallel"]
+FOR_CONVERTERS = {"spec", "config", "params", "tensor", "quantization"}
+NAMES = (
+    "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
+    "cohere glm4 deepseek safetensors gguf onnx huggingface"
+).split()
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, anywhere in it."""
+    out = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            out |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            out |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return out
+
+
+CORE = [path for path in modules("forge_jax") if room(path) not in FRONT]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_imports_point_one_way(path: Path):
+    here = room(path)
+    assert here in ORDER, f"{path} is in no room of the design"
+    for name in imports(path):
+        assert not name.startswith("converters"), f"{path} imports {name}: the core never sees the converters"
+        parts = name.split(".")
+        if parts[0] == "forge_jax" and len(parts) > 1 and parts[1] in ORDER:
+            assert ORDER.index(parts[1]) <= ORDER.index(here), f"{path} imports {name}, which stands after {here}"
+        elif parts[0] == "forge_jax":
+            assert len(parts) > 1
+            assert parts[1] not in FRONT, f"{path} imports {name}, which is the front"
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_names_no_architecture_and_no_format(path: Path):
+    words = {word.lower() for word in path.read_text().replace("(", " ").replace(".", " ").replace('"', " ").split()}
+    named = {word for word in words for name in NAMES if word.strip("`',:;)") == name}
+    assert not named, f"{path} names {sorted(named)}; that belongs to converters/"
+
+
+def test_converters_see_only_the_data_types_of_the_core():
+    for path in modules("converters"):
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "forge_jax":
+                assert len(parts) > 1, f"{path} imports all of forge_jax"
+                assert parts[1] in FOR_CONVERTERS, f"{path} imports {name}"
+
+
+def test_the_vocabulary_needs_no_jax():
+    for name in ("spec.py", "config.py", "presets.py"):
+        assert not [i for i in imports(ROOT / "forge_jax" / name) if i.split(".")[0] in ("jax", "flax")]
+
+
+@pytest.mark.parametrize("package", ["forge_jax", "converters"])
+def test_files_stay_small(package: str):
+    long = {str(p): n for p in modules(package) if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_torch_is_never_imported_by_the_package():
+    for path in (*modules("forge_jax"), *modules("converters")):
+        assert not [i for i in imports(path) if i.split(".")[0] == "torch" and "verify" not in path.name], path
