@@ -16,6 +16,7 @@ from converters.files import SLACK_BYTES, BoundedFile, quote
 _CHUNK = 2**16
 _MAX_NAME = 1000  # bytes of a global's module or name
 _MAX_INT = 1024  # bytes of one integer
+_PLACE = 16  # bytes of a place in a list that grows
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Cursor:
         self.budget -= cost
         if self.budget < 0:
             raise ValueError("it builds far more objects than its file has bytes")
+
+    def afford(self, cost: int) -> None:
+        """Check that `cost` bytes may be used for a moment; errors as in `spend`."""
+        self.spend(cost)
+        self.budget += cost
 
     def line(self) -> str:
         """Read up to the next newline, which is dropped."""
@@ -114,7 +120,7 @@ class _Machine:
         self.persistent = persistent
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
 
     def run(self) -> Any:
         take = self.cursor.take
@@ -127,12 +133,13 @@ class _Machine:
 
     def push(self, value: Any, cost: int) -> None:
         """Push a new object that takes `cost` bytes beside its place on the stack."""
-        self.cursor.spend(cost + 16)
+        self.cursor.spend(cost + _PLACE)
         self.stack.append(value)
 
     def pop(self) -> Any:
         if not self.stack:
             raise ValueError("the stack is empty")
+        self.cursor.budget += _PLACE
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
@@ -146,6 +153,7 @@ class _Machine:
         if not self.marks:
             raise ValueError("no mark is set")
         items, self.stack = self.stack, self.marks.pop()
+        self.cursor.budget += _PLACE * len(items)
         return items
 
     def uint(self, size: int) -> int:
@@ -169,7 +177,7 @@ class _Machine:
 
     def op_dup(self) -> None:
         value = self.pop()
-        self.stack.append(value)
+        self.push(value, 0)
         self.push(value, 0)
 
     def op_put(self, size: int) -> None:
@@ -179,14 +187,17 @@ class _Machine:
         self.remember(len(self.memo))
 
     def remember(self, index: int) -> None:
-        self.cursor.spend(140)
-        value = self.pop()
-        self.memo[index] = value
-        self.stack.append(value)
+        """Picklers number what they remember from 0 on; a gap would be an allocation that nothing pays for."""
+        if index > len(self.memo) or not self.stack:
+            raise ValueError(f"memo {index} is set where {len(self.memo)} is next")
+        if index == len(self.memo):
+            self.cursor.spend(_PLACE)
+            self.memo.append(None)
+        self.memo[index] = self.stack[-1]
 
     def op_get(self, size: int) -> None:
         index = self.uint(size)
-        if index not in self.memo:
+        if index >= len(self.memo):
             raise ValueError(f"memo {index} was never set")
         self.push(self.memo[index], 0)
 
@@ -206,16 +217,18 @@ class _Machine:
 
     def op_text(self, size_size: int) -> None:
         raw = self.sized(size_size)
-        self.push(raw.decode("utf-8"), 80 + len(raw) * (1 if raw.isascii() else 4))
+        self.push(raw.decode("utf-8"), 64 + len(raw) * (1 if raw.isascii() else 4))
 
     def op_bytes(self, size_size: int) -> None:
         raw = self.sized(size_size)
         self.push(raw, 40 + len(raw))
 
     def sized(self, size_size: int) -> bytes:
-        """Bytes with their length before them, paid for before they are read."""
+        """Bytes with their length before them."""
         size = self.uint(size_size)
-        self.cursor.spend(2 * min(size, self.cursor.end - self.cursor.position))
+        self.cursor.afford(
+            5 * min(size, self.cursor.end - self.cursor.position)
+        )  # buffers, and text of wide characters
         return self.cursor.take(size)
 
     # containers
@@ -225,22 +238,25 @@ class _Machine:
         self.push(items, 56 + 8 * len(items))
 
     def op_tuple_of(self, count: int) -> None:
-        items = [self.pop() for _ in range(count)]
-        self.push(tuple(reversed(items)), 56 + 8 * count)
+        if len(self.stack) < count:
+            raise ValueError("the stack is empty")
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.push(items, 56 + 8 * count - _PLACE * count)
 
     def op_append(self) -> None:
         item = self.pop()
-        self.cursor.spend(16)
+        self.cursor.spend(_PLACE)
         self.top(list).append(item)
 
     def op_appends(self) -> None:
         items = self.pop_mark()
-        self.cursor.spend(16 * len(items))
+        self.cursor.spend(_PLACE * len(items))
         self.top(list).extend(items)
 
     def op_add_items(self) -> None:
         items = self.pop_mark()
-        self.cursor.spend(120 * len(items))
+        self.cursor.spend(100 * len(items))
         self.top(set).update(map(check_key, items))
 
     def op_set_item(self) -> None:
@@ -253,7 +269,7 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         if len(items) % 2:
             raise ValueError("a key without a value")
-        self.cursor.spend(120 * len(items))
+        self.cursor.spend(60 * len(items))
         self.top(dict).update(zip(map(check_key, items[0::2]), items[1::2], strict=True))
 
     # globals and calls
@@ -280,8 +296,8 @@ class _Machine:
             raise ValueError(f"a {type(function).__name__} is called, which is no function of a state dict")
         if type(arguments) is not tuple:
             raise ValueError(f"{function.name} is called with {type(arguments).__name__}, expected a tuple")
-        # 1000 is a tensor's description; a collection may be passed again and again and is copied each time
-        self.cursor.spend(1000 + sum(120 * len(item) for item in arguments if type(item) in (str, bytes, tuple, list)))
+        # a stand-in is small, but it copies a collection, and may be given the same one again and again
+        self.cursor.spend(200 + sum(120 * len(item) for item in arguments if type(item) in (str, bytes, list)))
         self.push(function.apply(arguments), 0)
 
     def op_build(self) -> None:
@@ -290,7 +306,7 @@ class _Machine:
         self.top(dict)
 
     def op_persistent(self) -> None:
-        self.push(self.persistent(self.pop()), 400)
+        self.push(self.persistent(self.pop()), 200)
 
 
 def check_key(value: Any) -> Any:

@@ -76,8 +76,11 @@ def read_rope(
     else:
         dim = int(head_dim * part)
         scaling = read_scaling(inner, kind, length, original)
-    if dim % 2 or dim <= 0:
-        raise ValueError(f"{name}: {dim} rotated features of {head_dim}; expected an even number above 0")
+    if dim % 2 or not 0 < dim <= head_dim or not 0 <= part <= 1:
+        raise ValueError(f"{name}: {part} of {head_dim} features rotated; expected an even number of them, not more")
+    if isinstance(scaling, LongRope) and {len(scaling.short), len(scaling.long)} != {dim // 2}:
+        found = f"{len(scaling.short)} short and {len(scaling.long)} long"
+        raise ValueError(f"{name}: {found} factors for {dim // 2} pairs of features; expected one a pair")
     inner.done()
     return Rope(dim, theta, interleaved, scaling)
 

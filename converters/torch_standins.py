@@ -42,7 +42,7 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A run of bytes that tensors are views of: `nbytes` at `start` of the stored bytes called `key`."""
 
@@ -52,7 +52,7 @@ class Storage:
     start: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A strided view of a storage; offset and strides count elements of `dtype`."""
 

@@ -86,7 +86,9 @@ class Golden:
         """Every tensor of the checkpoint."""
         return {name: weight(name, shape) for name, shape in self.shapes.items()}
 
-    def understood(self, config: Mapping[str, Any] | None = None, arrays: Mapping[str, Any] | None = None) -> Checkpoint:
+    def understood(
+        self, config: Mapping[str, Any] | None = None, arrays: Mapping[str, Any] | None = None
+    ) -> Checkpoint:
         """The checkpoint, read by the converters; `config` and `arrays` replace its own."""
         source = MemorySource(self.arrays if arrays is None else arrays)
         return understand(Path(self.name), source, self.config if config is None else config, ())

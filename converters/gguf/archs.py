@@ -21,7 +21,7 @@ class Arch:
     model_type: the family that reads the config.
     keys, optional: metadata key (below "<arch>.") -> config key, where the value is the same; without an optional one
         the family's default holds.
-    present: config key -> the tensor whose presence makes it true.
+    present: config key -> the tensors of which one must be there to make it true.
     fixed: config keys that the architecture implies.
     act: the activation of its feed-forward layers, and the config key that names it (None: the family has no choice).
     rope: whether heads are rotated; rope_tensors: the tensors that may change the frequencies.
@@ -39,7 +39,7 @@ class Arch:
     model_type: str
     keys: Keys
     optional: Keys = field(default_factory=dict)
-    present: Keys = field(default_factory=dict)
+    present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, object] = field(default_factory=dict)
     act: tuple[Activation, str | None] = ("silu", "hidden_act")
     rope: bool = True
@@ -96,7 +96,8 @@ MULTIPLIERS = {
     "embedding_scale": "embedding_multiplier",
     "residual_scale": "residual_multiplier",
 }
-ATTENTION_BIAS, MLP_BIAS = {"attention_bias": "blk.0.attn_q.bias"}, {"mlp_bias": "blk.0.ffn_up.bias"}
+QKV_BIAS = ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")
+ATTENTION_BIAS, MLP_BIAS = {"attention_bias": QKV_BIAS}, {"mlp_bias": ("blk.0.ffn_up.bias",)}
 FREQS, FACTORS = frozenset({"rope_freqs"}), frozenset({"rope_factors"})
 TANH: tuple[Activation, str] = ("gelu_tanh", "hidden_act")
 TANH_GEMMA: tuple[Activation, str] = ("gelu_tanh", "hidden_activation")
@@ -161,7 +162,7 @@ ARCHS: Mapping[str, Arch] = MappingProxyType(
         "starcoder2": Arch(
             "starcoder2",
             GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"},
-            present={"use_bias": "blk.0.attn_q.bias"},
+            present={"use_bias": QKV_BIAS},
             act=TANH,
             square=True,
             biases="always",
@@ -169,7 +170,7 @@ ARCHS: Mapping[str, Arch] = MappingProxyType(
         "stablelm": Arch(
             "stablelm",
             LAYER,
-            present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+            present={"use_qkv_bias": QKV_BIAS, "qk_layernorm": ("blk.0.attn_q_norm.weight",)},
             square=True,
             partial=True,
             head="always",

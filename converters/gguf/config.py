@@ -104,7 +104,7 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     }
     config |= {theirs: known[key] if key in known else setting(reading, key) for key, theirs in facts.keys.items()}
     config |= {theirs: setting(reading, key) for key, theirs in facts.optional.items() if take.has(key)}
-    config |= {theirs: reading.has(tensor) for theirs, tensor in facts.present.items()}
+    config |= {theirs: any(map(reading.has, one_of)) for theirs, one_of in facts.present.items()}
     act, named = facts.act
     if named is not None:
         config[named] = reading.text("hidden_activation", ACTIVATIONS[act])

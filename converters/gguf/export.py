@@ -58,8 +58,8 @@ def architecture(model_type: str) -> str:
     known = {facts.model_type: arch for arch, facts in ARCHS.items()} | SHARED
     if model_type not in known:
         raise ValueError(
-            f"model_type {model_type!r} has no GGUF architecture that llama.cpp could run, so it cannot be exported to "
-            f"GGUF; export to safetensors instead. Those that can: {', '.join(sorted(known))}"
+            f"model_type {model_type!r} has no GGUF architecture: llama.cpp knows no such model. Export to safetensors "
+            f"instead; GGUF can hold {', '.join(sorted(known))}"
         )
     return known[model_type]
 

@@ -15,6 +15,7 @@ from converters.rope import magnitude
 from forge_jax.spec import Linear, Llama3, LongRope, Rope, Yarn
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+YARN = ("ext_factor", "attn_factor", "beta_fast", "beta_slow", "log_multiplier")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 """What every Llama 3 has; the length is in the metadata of files written here, and 8192 in every model so far."""
 
@@ -55,6 +56,8 @@ def read_rope(reading: Reading, head_dim: int, length: int) -> dict[str, Any]:
     original = reading.count("rope.scaling.original_context_length", length, least=2)
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(f"{take.where}: rope.scaling.type is {kind!r}, expected none, linear, yarn or longrope")
+    if kind != "yarn":
+        take.ignore(*(f"rope.scaling.yarn_{name}" for name in YARN))
     if reading.has(FREQS) or reading.has(LONG) or kind == "longrope":
         if kind == "yarn" or (kind == "linear" and factor != 1.0):
             raise ValueError(f"{take.where}: {kind} rope scaling together with tensors of rope factors")

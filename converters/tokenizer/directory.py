@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from converters.tokenizer.base import Tokenizer
-from converters.tokenizer.hf import HFTokenizer
+from converters.tokenizer.hf import HFTokenizer, rust_errors
 from converters.tokenizer.legacy import read_gpt2, read_wordpiece
 from converters.tokenizer.sentencepiece_tokenizer import from_sentencepiece
 from converters.tokenizer.settings import read_settings
@@ -45,7 +45,5 @@ def from_directory(path: str | PathLike[str]) -> Tokenizer:
 
 
 def _read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
-    try:
+    with rust_errors(f"{file}: not a tokenizer.json that the tokenizers package can read"):
         return tokenizers.Tokenizer.from_buffer(file.read_bytes())
-    except Exception as error:  # the package raises nothing more special
-        raise ValueError(f"{file}: not a tokenizer.json that the tokenizers package can read: {error}") from error

@@ -10,10 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from converters.tokenizer.base import Lexicon, Tokenizer
 from converters.tokenizer.bpe import BpeSegmenter, build_bpe, byte_level_piece, parse_merges
 from converters.tokenizer.charsmap import SpaceNormalizer
+from converters.tokenizer.export_gguf import padded
+from converters.tokenizer.export_hf import (
+    config_of,
+    describe_vocab,
+    save_json_tokenizer,
+    spm_bpe_backend,
+    unigram_backend,
+)
 from converters.tokenizer.gguf_vocab import Defaults, GgufVocab, Keys, read_templates, read_vocab, roles_of
 from converters.tokenizer.legacy import build_wordpiece
 from converters.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -58,19 +67,25 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _assemble(
-    vocab: GgufVocab, pieces: tuple[bytes, ...], segment: Segmenter, frame: Frame, lead: int = 0
+    vocab: GgufVocab,
+    pieces: tuple[bytes, ...],
+    segment: Segmenter,
+    frame: Frame,
+    backend: Callable[[], tokenizers.Tokenizer],
+    lead: int = 0,
 ) -> Tokenizer:
-    def save(directory: str | PathLike[str], tokenizer: Tokenizer) -> list[str]:
-        raise NotImplementedError
+    """The tokenizer; `backend` builds its plain part for a tokenizer.json."""
+    roles = roles_of(vocab)
 
-    return VocabTokenizer(
-        Lexicon(vocab.tokens, pieces, lead),
-        roles_of(vocab),
-        read_templates(vocab.keys),
-        segment,
-        frame,
-        Origin(save, lambda tokenizer: dict(vocab.keys.all)),
-    )
+    def save(directory: str | PathLike[str], tokenizer: Tokenizer) -> list[str]:
+        description = describe_vocab(backend(), frame, vocab.tokens)
+        return save_json_tokenizer(directory, description, config_of(roles), tokenizer.chat_templates)
+
+    def to_gguf(tokenizer: Tokenizer, vocab_size: int | None) -> dict[str, Any]:
+        return padded(vocab.keys.all, vocab_size)
+
+    lexicon = Lexicon(vocab.tokens, pieces, lead)
+    return VocabTokenizer(lexicon, roles, read_templates(vocab.keys), segment, frame, Origin(save, to_gguf))
 
 
 def _frame(vocab: GgufVocab, before: list[int | None], after: list[int | None]) -> Frame:
@@ -109,8 +124,18 @@ def _build_spm(keys: Keys) -> Tokenizer:
         spell(vocab.tokens, types, _VERBATIM),
         Normalised(lambda text, first: (" " * (prefix and first) + text).replace(" ", "▁"), segment),
         _frame(vocab, [vocab.add("bos")], [vocab.add("eos")]),
+        lambda: spm_bpe_backend(vocab.ids, _mergeable(vocab), _unk_token(vocab), space_prefix=prefix),
         lead=int(prefix),
     )
+
+
+def _mergeable(vocab: GgufVocab) -> dict[str, float]:
+    return {token: float(vocab.scores[i]) for token, i in vocab.of_type(NORMAL, USER_DEFINED, 0).items()}
+
+
+def _unk_token(vocab: GgufVocab) -> str | None:
+    unk = vocab.special["unk"]
+    return None if unk is None else vocab.tokens[unk]
 
 
 def _build_unigram(keys: Keys) -> Tokenizer:
@@ -129,13 +154,16 @@ def _build_unigram(keys: Keys) -> Tokenizer:
         spell(vocab.tokens, types, _VERBATIM),
         Normalised(SpaceNormalizer(spec, vocab.of_type(USER_DEFINED)), segment),
         _frame(vocab, [vocab.add("bos")], [vocab.add("eos")]),
+        lambda: unigram_backend(
+            vocab.tokens, vocab.scores.tolist(), vocab.special["unk"], spec, byte_fallback=BYTE in types
+        ),
         lead=int(spec.add_dummy_prefix or spec.remove_extra_whitespaces),
     )
 
 
 def _build_wordpiece(keys: Keys) -> Tokenizer:
     """BERT's WordPiece: "▁" begins a word, other tokens continue one."""
-    vocab = read_vocab(keys, Defaults(bos=101, unk=100, sep=102, pad=0, mask=103, add_bos=True, add_sep=True))
+    vocab = read_vocab(keys, Defaults(bos=101, unk=100, sep=102, pad=0, mask=103))
     if vocab.special["unk"] is None:
         raise ValueError("GGUF metadata: tokenizer.ggml.unknown_token_id is not set, WordPiece cannot do without")
     normal = vocab.of_type(NORMAL, UNUSED, 0)
@@ -152,7 +180,8 @@ def _build_wordpiece(keys: Keys) -> Tokenizer:
         vocab,
         spell(vocab.tokens, vocab.types.tolist(), _VERBATIM),
         lambda text, first: backend.encode(text, add_special_tokens=False).ids,
-        _frame(vocab, [vocab.add("bos")], [vocab.add("sep")]),
+        _frame(vocab, [vocab.special["bos"]], [vocab.special["sep"]]),
+        lambda: tokenizers.Tokenizer.from_str(backend.to_str()),
         lead=1,
     )
 
@@ -166,7 +195,12 @@ def _build_rwkv(keys: Keys) -> Tokenizer:
         pieces,
         LongestMatch({piece: i for i, piece in enumerate(pieces)}, vocab.special["unk"]),
         _frame(vocab, [], []),
+        _no_backend,
     )
+
+
+def _no_backend() -> tokenizers.Tokenizer:
+    raise ValueError("a tokenizer.json cannot describe an RWKV vocabulary; keep the GGUF file")
 
 
 def _unescape(token: str) -> bytes:
@@ -197,10 +231,16 @@ def _build_named_bpe(keys: Keys, name: str) -> Tokenizer:
             f"known: {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     rules = PRE_TOKENIZERS[name]
-    vocab = read_vocab(keys, Defaults(add_bos=rules.add_bos, add_sep=rules.add_sep))
+    vocab = read_vocab(keys, Defaults(add_bos=rules.add_bos))
     tokenizer = build_bpe(vocab.ids, parse_merges(keys.strings("merges")), rules)
-    frame = _frame(vocab, [vocab.add("bos")], [vocab.add("eos"), vocab.add("sep")])
-    return _assemble(vocab, _bpe_pieces(vocab, rules), BpeSegmenter(tokenizer, vocab.ids, rules), frame)
+    frame = _frame(vocab, [vocab.add("bos")], [vocab.add("eos")])
+
+    def backend() -> tokenizers.Tokenizer:
+        if rules.whole_newlines:
+            raise ValueError(f"a tokenizer.json cannot describe the pre-tokenizer {name!r}; keep the GGUF file")
+        return tokenizers.Tokenizer.from_str(tokenizer.to_str())
+
+    return _assemble(vocab, _bpe_pieces(vocab, rules), BpeSegmenter(tokenizer, vocab.ids, rules), frame, backend)
 
 
 def _bpe_pieces(vocab: GgufVocab, rules: PreTokenizer) -> tuple[bytes, ...]:

@@ -37,8 +37,6 @@ class Defaults:
     mask: int | None = None
     add_bos: bool = False
     add_eos: bool = False
-    add_sep: bool = False
-    space_prefix: bool = False
 
 
 class Keys:
@@ -114,8 +112,8 @@ class GgufVocab:
         return {self.tokens[i]: int(i) for i in np.flatnonzero(np.isin(self.types, types))}
 
     def add(self, role: str) -> int | None:
-        """The id to add for "bos", "eos" or "sep", None where the vocabulary does not ask for it."""
-        default = {"bos": self.defaults.add_bos, "eos": self.defaults.add_eos, "sep": self.defaults.add_sep}[role]
+        """The id to add for "bos" or "eos", None where the vocabulary does not ask for it."""
+        default = self.defaults.add_bos if role == "bos" else self.defaults.add_eos
         if not self.keys.flag(f"add_{role}_token", default):
             return None
         if self.special[role] is None:

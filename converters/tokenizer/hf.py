@@ -5,7 +5,9 @@ uses is read here. The class named in tokenizer_config.json is not looked at: th
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -15,13 +17,24 @@ from tokenizers import AddedToken, models
 
 from converters.tokenizer.base import Lexicon, Roles, Tokenizer, check_text
 from converters.tokenizer.bpe import BYTE_TO_CHAR, CHAR_TO_BYTE, UTF8_BYTES
-from converters.tokenizer.export import gguf_metadata, save_files
+from converters.tokenizer.export_gguf import json_metadata
+from converters.tokenizer.export_hf import save_json_tokenizer
 from converters.tokenizer.settings import ROLES, Settings
 from converters.tokenizer.spelling import Spelling
 from converters.tokenizer.turns import end_ids
 
-_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MOST_HOLES = 1 << 20
+
+
+@contextmanager
+def rust_errors(message: str) -> Iterator[None]:
+    """Turn what the tokenizers package raises (bare Exceptions, and panics that are none) into a ValueError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{message}: {error}") from error
 
 
 class HFTokenizer(Tokenizer):
@@ -47,10 +60,8 @@ class HFTokenizer(Tokenizer):
         if self._gaps:
             self._check(text)
         backend = self._backend if parse_special else self._literal
-        try:
+        with rust_errors("the vocabulary cannot express the text"):
             ids = backend.encode(text, add_special_tokens=add_special).ids
-        except Exception as error:  # the package raises nothing more special
-            raise ValueError(f"the vocabulary cannot express the text: {error}") from error
         return [*self._before, *ids, *self._after] if add_special else ids
 
     @cached_property
@@ -79,10 +90,11 @@ class HFTokenizer(Tokenizer):
 
     def save(self, directory: str | PathLike[str]) -> list[str]:
         config = {**self._settings.special, **self._settings.tokenizer}
-        return save_files(directory, self._backend.to_str(pretty=True), config, self.chat_templates)
+        return save_json_tokenizer(directory, self.describe(), config, self.chat_templates)
 
-    def to_gguf_metadata(self) -> dict[str, Any]:
-        return gguf_metadata(self, self.describe(), bool(self._before), bool(self._after))
+    def to_gguf_metadata(self, vocab_size: int | None = None) -> dict[str, Any]:
+        around = self.encode("")
+        return json_metadata(self, self.describe(), around, vocab_size)
 
 
 def _lexicon(backend: tokenizers.Tokenizer) -> Lexicon:
@@ -100,17 +112,15 @@ def _lexicon(backend: tokenizers.Tokenizer) -> Lexicon:
 
 def _add_tokens(backend: tokenizers.Tokenizer, settings: Settings) -> None:
     """Add what tokenizer_config.json names and tokenizer.json lacks: added tokens by their ids, then named roles."""
-    declared = settings.tokenizer.get("added_tokens_decoder", {})
     known = backend.get_added_tokens_decoder()
-    for i, entry in sorted((int(i), entry) for i, entry in declared.items()):
+    for i, token in settings.added_tokens().items():
         if i in known:
             continue
-        flags = {name: bool(entry[name]) for name in _TOKEN_FLAGS if name in entry}
-        backend.add_tokens([AddedToken(entry["content"], **flags)])
-        if backend.token_to_id(entry["content"]) != i:
+        backend.add_tokens([AddedToken(**asdict(token))])
+        if backend.token_to_id(token.content) != i:
             raise ValueError(
-                f"tokenizer_config.json: added token {entry['content']!r} has the id {i}, but in the vocabulary "
-                f"it is {backend.token_to_id(entry['content'])}"
+                f"tokenizer_config.json: added token {token.content!r} has the id {i}, but in the vocabulary "
+                f"it is {backend.token_to_id(token.content)}"
             )
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     named = [text for role in ROLES if (text := settings.token(role)) is not None and text not in added]
@@ -145,7 +155,7 @@ def _only(ids: Mapping[str, int], allowed: frozenset[int]) -> dict[str, int]:
 
 def _has_template(backend: tokenizers.Tokenizer) -> bool:
     """Whether the post-processor of a tokenizer.json puts anything around a text."""
-    return bool(backend.encode("", add_special_tokens=True).ids)
+    return backend.encode("", add_special_tokens=True).ids != backend.encode("", add_special_tokens=False).ids
 
 
 def _framing(ids: Mapping[str, int], roles: Roles, config: Mapping[str, Any], role: str) -> list[int]:

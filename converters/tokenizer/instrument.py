@@ -1,6 +1,6 @@
 """Rewrites the syntax tree of a Jinja template so that it counts what it does. Knows Jinja's nodes, not the limits."""
 
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.ext import Extension
@@ -40,7 +40,9 @@ class Instrument(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, " each")  # counts items that a condition leaves out, and empty bodies
+        node.iter = _filtered(
+            cast(nodes.Expr, node.iter), " each"
+        )  # counts items that a condition leaves out, and empty bodies
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:

@@ -19,7 +19,7 @@ _LONGEST_WORD = 100
 def read_gpt2(vocab: Path, merges: Path, settings: Settings) -> tokenizers.Tokenizer:
     """Byte-level BPE as GPT-2 does it. ValueError for files that do not fit together."""
     ids = read_json(vocab)
-    if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
+    if not isinstance(ids, dict) or not all(type(i) is int and 0 <= i < 1 << 31 for i in ids.values()):
         raise ValueError(f"{vocab}: expected an object of token → id")
     lines = [line for line in _lines(merges) if line and not line.startswith("#version")]
     try:
@@ -33,8 +33,6 @@ def read_gpt2(vocab: Path, merges: Path, settings: Settings) -> tokenizers.Token
     prefix = bool(settings.tokenizer.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    added = [tokenizers.AddedToken(token, normalized=False) for token, _ in sorted(settings.added.items(), key=_by_id)]
-    tokenizer.add_tokens(added)
     return tokenizer
 
 
@@ -85,7 +83,3 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text: {error}") from error
     return lines[:-1] if lines and not lines[-1] else lines
-
-
-def _by_id(entry: tuple[str, int]) -> int:
-    return entry[1]

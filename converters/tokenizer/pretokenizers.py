@@ -25,7 +25,8 @@ def _cased(upper: str, lower: str, suffix: str) -> str:
     return f"{_LEAD}{upper}*{lower}+{suffix}|{_LEAD}{upper}+{lower}*{suffix}"
 
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
+"""GPT-2's own pattern, which the ByteLevel pre-tokenizer has built in."""
 _DIGITS_1, _DIGITS_3 = r"\p{N}", r"\p{N}{1,3}"
 _SYMBOLS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
 _LLAMA3 = rf"{_CONTRACTION}|{_LEAD}\p{{L}}+|{_DIGITS_3}{_SYMBOLS}{_NEWLINES}"
@@ -69,7 +70,7 @@ class PreTokenizer:
     """How a byte-level BPE vocabulary cuts a text before it merges.
 
     `ignore_merges`: a piece that is a token as it stands is not built from merges.
-    `add_bos`, `add_sep`: put around a text where the file does not say (add_sep: [CLS] text [SEP] as RoBERTa does).
+    `add_bos`: begin a text with BOS where the file does not say.
     `raw`: tokens are plain text with "▁" for a space and <0x0A> for stray bytes, not GPT-2's byte alphabet.
     `whole_newlines`: a run of newlines that is a token as it stands is not built from merges.
     """
@@ -77,20 +78,18 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
-    add_sep: bool = False
     raw: bool = False
     whole_newlines: bool = False
 
 
-_STARCODER = PreTokenizer((_DIGITS_1, _GPT2))
-_PLAIN_GPT2 = PreTokenizer((_GPT2,))
+_STARCODER = PreTokenizer((_DIGITS_1, GPT2_PATTERN))
+_PLAIN_GPT2 = PreTokenizer((GPT2_PATTERN,))
 _PLAIN_QWEN2 = PreTokenizer((_QWEN2,))
 _PLAIN_LLAMA3 = PreTokenizer((_LLAMA3,))
 _PLAIN_DEEPSEEK3 = PreTokenizer(_DEEPSEEK3)
 _PLAIN_GPT4O = PreTokenizer((_GPT4O,))
 _PLAIN_BLOOM = PreTokenizer((_BLOOM,))
 _FULL_LLAMA3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
-_ROBERTA = PreTokenizer((_GPT2,), add_sep=True)
 _GEMMA4 = PreTokenizer((_LINES,), add_bos=True, raw=True, whole_newlines=True)
 _TINY_AYA = PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))
 _BAILING_WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|"
@@ -98,7 +97,7 @@ _BAILING = PreTokenizer((_BAILING_WORDS + r"\s*[\r\n]|" + _SPACES,))
 
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
     {
-        "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+        "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]")),
         "gpt-2": _PLAIN_GPT2,
         **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral"), _FULL_LLAMA3),
         **dict.fromkeys(("midm-2.0", "lfm2", "jina-v5-nano"), _FULL_LLAMA3),
@@ -108,7 +107,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
         **dict.fromkeys(("phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de"), _PLAIN_GPT2),
         **dict.fromkeys(("a.x-4.0", "mellum", "modern-bert", "exaone4", "mpt", "olmo", "jais"), _PLAIN_GPT2),
         **dict.fromkeys(("trillion", "granite-docling"), _PLAIN_GPT2),
-        **dict.fromkeys(("jina-v1-en", "jina-v2-code", "roberta-bpe"), _ROBERTA),
+        **dict.fromkeys(("jina-v1-en", "jina-v2-code", "roberta-bpe"), _PLAIN_GPT2),
         **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell"), _STARCODER),
         **dict.fromkeys(("exaone", "minerva-7b", "mellum2"), _STARCODER),
         **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), _PLAIN_DEEPSEEK3),
@@ -144,7 +143,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
             ),
             ignore_merges=True,
         ),
-        "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
+        "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_PATTERN, r"[0-9][0-9][0-9]")),
         "qwen35": PreTokenizer(
             (
                 rf"{_CONTRACTION}|{_LEAD}[\p{{L}}\p{{M}}]+|{_DIGITS_1}"
@@ -164,7 +163,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
                 r"([\t\n]|    |  )",
                 _DIGITS_1,
                 r"[\p{P}!-/:-@\[-`{-~]",
-                _GPT2,
+                GPT2_PATTERN,
             ),
             add_bos=True,
         ),

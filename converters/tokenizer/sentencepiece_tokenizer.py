@@ -4,7 +4,7 @@ Gives sentencepiece's ids for text, and reads special tokens the way the setting
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,8 @@ from pathlib import Path
 from converters.files import atomic_write
 from converters.tokenizer.base import Lexicon, Roles, Tokenizer
 from converters.tokenizer.charsmap import SpaceNormalizer
-from converters.tokenizer.export import save_settings, spm_metadata
+from converters.tokenizer.export_gguf import sentencepiece_metadata
+from converters.tokenizer.export_hf import save_settings
 from converters.tokenizer.segmenters import Normalised
 from converters.tokenizer.sentencepiece_model import (
     BPE,
@@ -23,22 +24,12 @@ from converters.tokenizer.sentencepiece_model import (
     SentencePieceModel,
     parse_model,
 )
-from converters.tokenizer.settings import ROLES, Settings
+from converters.tokenizer.settings import ROLES, AddedToken, Settings
 from converters.tokenizer.spm import merge_segmenter, path_segmenter, spell
 from converters.tokenizer.turns import end_ids
 from converters.tokenizer.vocab_tokenizer import Frame, Origin, VocabTokenizer
 
 _MOST_ADDED = 1 << 16
-
-
-@dataclass(frozen=True)
-class _Added:
-    """A token that the settings add to the model's pieces, or give another role."""
-
-    text: str
-    special: bool
-    lstrip: bool = False
-    rstrip: bool = False
 
 
 def from_sentencepiece(data: bytes, settings: Settings, where: str, file_name: str = "tokenizer.model") -> Tokenizer:
@@ -51,7 +42,7 @@ def from_sentencepiece(data: bytes, settings: Settings, where: str, file_name: s
         ValueError: not a sentencepiece model, or the settings name tokens that do not fit to it.
     """
     model = parse_model(data, where)
-    added = _added_tokens(model, settings)
+    added = settings.added_tokens()
     tokens, types = _extended(model, added, where)
     ids = {token: i for i, token in enumerate(tokens)}
     names = _names(model, settings, ids)
@@ -66,33 +57,22 @@ def from_sentencepiece(data: bytes, settings: Settings, where: str, file_name: s
     spec = model.normalizer
     lead = int((spec.add_dummy_prefix or spec.remove_extra_whitespaces) and not spec.whitespace_as_suffix)
     pieces = spell(tokens, types, (CONTROL, UNKNOWN))
+    frame = _frame(model, settings, ids, types, added, roles)
     return VocabTokenizer(
         Lexicon(tokens, pieces, lead),
         roles,
         settings.templates,
         Normalised(SpaceNormalizer(spec, kept), segment),
-        _frame(model, settings, ids, types, added, roles),
+        frame,
         Origin(
-            partial(_save, data=data, settings=settings, file_name=file_name),
-            partial(spm_metadata, model=model, types=types),
+            partial(_save, data=data, settings=settings, added=added, file_name=file_name),
+            partial(sentencepiece_metadata, model=model, types=types, frame=frame),
         ),
     )
 
 
-def _added_tokens(model: SentencePieceModel, settings: Settings) -> dict[int, _Added]:
-    """id → token of tokenizer_config.json's added_tokens_decoder and of added_tokens.json."""
-    added: dict[int, _Added] = {}
-    named = {text for role in ROLES if (text := settings.token(role)) is not None}
-    for text, i in settings.added.items():
-        added[int(i)] = _Added(text, text in named)
-    for key, entry in settings.tokenizer.get("added_tokens_decoder", {}).items():
-        flags = {name: bool(entry.get(name, False)) for name in ("special", "lstrip", "rstrip")}
-        added[int(key)] = _Added(str(entry["content"]), **flags)
-    return added
-
-
 def _extended(
-    model: SentencePieceModel, added: Mapping[int, _Added], where: str
+    model: SentencePieceModel, added: Mapping[int, AddedToken], where: str
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Tokens and types with the added ones; ids that nothing names become unused tokens."""
     tokens, types = list(model.pieces), list(model.types)
@@ -103,9 +83,9 @@ def _extended(
         tokens.append(f"[UNUSED_{i}]")
         types.append(UNUSED)
     for i, token in added.items():
-        if i < len(model.pieces) and tokens[i] != token.text:
-            raise ValueError(f"{where}: id {i} is the piece {tokens[i]!r}, but the settings call it {token.text!r}")
-        tokens[i] = token.text
+        if i < len(model.pieces) and tokens[i] != token.content:
+            raise ValueError(f"{where}: id {i} is the piece {tokens[i]!r}, but the settings call it {token.content!r}")
+        tokens[i] = token.content
         if types[i] != UNKNOWN:
             types[i] = CONTROL if token.special else USER_DEFINED
     return tuple(tokens), tuple(types)
@@ -128,7 +108,7 @@ def _roles(
     settings: Settings,
     ids: Mapping[str, int],
     types: tuple[int, ...],
-    added: Mapping[int, _Added],
+    added: Mapping[int, AddedToken],
 ) -> Roles:
     hidden = frozenset(i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))
     eos = [ids[names["eos_token"]]] if "eos_token" in names else []
@@ -148,7 +128,7 @@ def _frame(
     settings: Settings,
     ids: Mapping[str, int],
     types: tuple[int, ...],
-    added: Mapping[int, _Added],
+    added: Mapping[int, AddedToken],
     roles: Roles,
 ) -> Frame:
     config = settings.tokenizer
@@ -158,7 +138,7 @@ def _frame(
         before=(roles.bos,) if bos and roles.bos is not None else (),
         after=roles.eos[:1] if eos else (),
         control={token: i for token, i in ids.items() if types[i] in (CONTROL, UNKNOWN)},
-        always={token.text: i for i, token in added.items() if types[i] == USER_DEFINED},
+        always={token.content: i for i, token in added.items() if types[i] == USER_DEFINED},
         trim_left=frozenset(i for i, token in added.items() if token.lstrip),
         trim_right=frozenset(i for i, token in added.items() if token.rstrip),
         restart=bool(config.get("legacy", True)),
@@ -166,8 +146,16 @@ def _frame(
 
 
 def _save(
-    directory: str | PathLike[str], tokenizer: Tokenizer, *, data: bytes, settings: Settings, file_name: str
+    directory: str | PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    data: bytes,
+    settings: Settings,
+    added: Mapping[int, AddedToken],
+    file_name: str,
 ) -> list[str]:
     with atomic_write(Path(directory) / file_name, len(data)) as file:
         file.write(data)
-    return [file_name, *save_settings(directory, settings, tokenizer.chat_templates)]
+    config = {**settings.special, **settings.tokenizer}
+    config["added_tokens_decoder"] = {str(i): asdict(token) for i, token in added.items()}
+    return [file_name, *save_settings(directory, config, tokenizer.chat_templates)]

@@ -10,6 +10,24 @@ from converters.files import read_json
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
+_FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that the settings add to a vocabulary, or give another role.
+
+    `special` tokens are control tokens. The other flags are those of the tokenizers package.
+    """
+
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
+
+
 @dataclass(frozen=True)
 class Settings:
     """The files by their content: `tokenizer` is tokenizer_config.json, `special` special_tokens_map.json, `added`
@@ -31,6 +49,23 @@ class Settings:
         if value is not None and not isinstance(value, str):
             raise ValueError(f"tokenizer_config.json: {role} is {value!r}, expected a string or null")
         return value
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """id → token of added_tokens.json and of tokenizer_config.json, in the order of the ids."""
+        named = {text for role in ROLES if (text := self.token(role)) is not None}
+        found = {}
+        for text, i in self.added.items():
+            if type(i) is not int or i < 0:
+                raise ValueError(f"added_tokens.json: {text!r} has the id {i!r}, expected a number")
+            found[i] = AddedToken(text, special=text in named)
+        declared = self.tokenizer.get("added_tokens_decoder", {})
+        if not isinstance(declared, Mapping):
+            raise ValueError("tokenizer_config.json: added_tokens_decoder is no object of id → token")
+        for key, entry in declared.items():
+            if not key.isdecimal() or not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
+                raise ValueError(f"tokenizer_config.json: added_tokens_decoder has {key!r}: {entry!r}")
+            found[int(key)] = AddedToken(entry["content"], **{flag: bool(entry.get(flag, False)) for flag in _FLAGS})
+        return dict(sorted(found.items()))
 
     def ids(self, key: str) -> list[int]:
         """Ids of generation_config.json, else of config.json: one, a list, or none."""
@@ -66,14 +101,16 @@ def _optional(file: Path) -> Mapping[str, Any]:
 def _templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Name → template. Files win over tokenizer_config.json, which has one text or a list of named ones."""
     stored = config.get("chat_template")
-    if isinstance(stored, str):
+    if stored is None:
+        templates = {}
+    elif isinstance(stored, str):
         templates = {"default": stored}
-    elif isinstance(stored, list):
-        templates = {str(entry["name"]): str(entry["template"]) for entry in stored}
+    elif isinstance(stored, list) and all(isinstance(entry, dict) for entry in stored):
+        templates = {str(entry.get("name")): str(entry.get("template")) for entry in stored}
     elif isinstance(stored, dict):
         templates = {str(name): str(template) for name, template in stored.items()}
     else:
-        templates = {}
+        raise ValueError(f"{directory}: chat_template of tokenizer_config.json is no text and no list of named texts")
     for file in sorted((directory / "additional_chat_templates").glob("*.jinja")):
         templates[file.stem] = file.read_text(encoding="utf-8")
     if (file := directory / "chat_template.jinja").is_file():

@@ -314,7 +314,7 @@ def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit
 
 def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
     """An empty record, if the plan reports log-probabilities."""
-    if not plan.logprobs:
+    if plan.logprobs is None:
         return None
     shape = (batch, size, plan.logprobs)
     return Record(jnp.zeros((batch, size)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -36,10 +37,12 @@ def alibi_bias(alibi: Alibi, key_order_BS: Array, heads: tuple[int, ...], ctx: C
     """[B, N, 1, S]: slope times key position, added to the scores. `heads` says which head is in which slot."""
     whole = np.append(np.asarray(alibi.slopes, np.float32), np.float32(0))  # the zero is for padding, slot -1
     slopes = ctx.local(jnp.asarray(whole[list(heads)]))
-    if alibi.rounded:
-        slopes = slopes.astype(jnp.bfloat16)
-    bias = slopes[None, :, None, None] * key_order_BS[:, None, None, :].astype(slopes.dtype)
-    return bias.astype(jnp.float32) * alibi.scale
+    position_BS = key_order_BS.astype(jnp.float32)
+    if not alibi.rounded:
+        return slopes[None, :, None, None] * position_BS[:, None, None, :] * alibi.scale
+    # not astype: a compiler may leave the rounding out
+    bfloat16 = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+    return bfloat16(bfloat16(slopes)[None, :, None, None] * bfloat16(position_BS)[:, None, None, :]) * alibi.scale
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Makes the goldens from transformers, in float32 with eager attention. Run by hand, with torch installed:
 
-    python tests/architectures/make_goldens.py [name ...]
+python tests/architectures/make_goldens.py [name ...]
 """
 
 import json

@@ -155,11 +155,12 @@ VARIANTS: dict[str, Config] = {
     "llama_old": old(LLAMA, rope_scaling=None),
     "llama_old_linear": old(LLAMA, rope_scaling={"type": "linear", "factor": 2.5}),
     "llama_dynamic": LLAMA | {"max_position_embeddings": 16, "rope_parameters": DYNAMIC},
-    "llama_yarn": LLAMA | {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 4.0, "beta_slow": 0.5}},
-    "llama_yarn_lengths": LLAMA
-    | {"rope_parameters": YARN | {"factor": None, "mscale": 1.2, "mscale_all_dim": 0.5, "truncate": False}},
+    "llama_yarn": LLAMA
+    | {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}},
+    "llama_yarn_lengths": LLAMA | {"rope_parameters": YARN | {"factor": None, "mscale": 1.2, "mscale_all_dim": 0.5}},
     "llama_old_llama3": old(LLAMA, rope_scaling=without(LLAMA3, "rope_theta")),
     "llama_longrope": LLAMA | {"rope_parameters": LONGROPE | {"factor": 4.0}},
+    "llama_longrope_short": LLAMA | {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 32}},
     "llama_longrope_factor": LLAMA | {"rope_parameters": LONGROPE | {"attention_factor": 1.4}},
     "llama_proportional": LLAMA
     | {"rope_parameters": ROPE | {"rope_type": "proportional", "partial_rotary_factor": 0.5, "factor": 2.0}},

@@ -94,6 +94,7 @@ BOMBS = {
     "integer of 2 GB": b"\x80\x02\x8b\xff\xff\xff\x7f.",
     "negative integer size": b"\x80\x02\x8b\xff\xff\xff\xff.",
     "frame of 2^63 bytes": b"\x80\x04\x95" + struct.pack("<Q", 2**63) + b".",
+    "memo with a gap": b"\x80\x02Nr\xff\xff\xff\xff.",
     "memo that was never set": b"\x80\x02j\xff\xff\xff\xff.",
     "empty": b"",
     "no stop": b"\x80\x02}",

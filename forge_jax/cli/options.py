@@ -1,0 +1,123 @@
+"""The options that commands share: which model, how tokens are chosen. Checks what argparse cannot."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forge_jax.loading import Model
+    from forge_jax.sampling import SamplingParams
+
+DEFAULT_MODEL = "smollm2"
+DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
+
+Commands = Any  # what argparse's add_subparsers gives; it has no public type
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One number that decides how text is made, on the command line and in a chat's /set."""
+
+    read: Callable[[str], int | float]
+    default: int | float | None
+    help: str
+
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "max-new-tokens": Setting(int, 256, "end after this many new tokens (256)"),
+        "temperature": Setting(float, 0.0, "0 takes the best token (default); 0.7 varies, 1 is the model's own"),
+        "top-k": Setting(int, None, "choose among the K best tokens"),
+        "top-p": Setting(float, None, "choose among the best tokens that hold this share of probability"),
+        "min-p": Setting(float, None, "leave out tokens less probable than this share of the best one's"),
+        "repetition-penalty": Setting(float, 1.0, "above 1: avoid tokens that were there before"),
+        "seed": Setting(int, 0, "another number, another text (with a temperature)"),
+    }
+)
+NEED_TEMPERATURE = ("top-k", "top-p", "min-p")
+
+
+def command(commands: Commands, name: str, run: Callable[..., int], help: str, example: str) -> argparse.ArgumentParser:
+    """A new command with its example and the option that all have."""
+    out = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("--debug", action="store_true", help="show where an error came from")
+    out.set_defaults(run=run)
+    return out
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Where in a directory or repository the model is, and what may stay unread."""
+    group = parser.add_argument_group("where the model is")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--subfolder", help="directory inside the repository or directory")
+    group.add_argument("--file", help="file inside it, or a GGUF type such as Q4_K_M")
+    group.add_argument(
+        "--allow", action="append", default=[], metavar="KEY", help="a config key that may stay unread; repeatable"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Everything about the model of a command that makes text."""
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=f"the model ({DEFAULT_MODEL})")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: float32 on a CPU)")
+    add_source(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen and when they end."""
+    group = parser.add_argument_group("how text is made")
+    for name, setting in SETTINGS.items():
+        group.add_argument(f"--{name}", type=setting.read, default=setting.default, metavar="N", help=setting.help)
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, int | float | None]:
+    """The values of SETTINGS that were given."""
+    return {name: vars(args)[name.replace("-", "_")] for name in SETTINGS}
+
+
+def sampling(settings: Mapping[str, int | float | None]) -> "SamplingParams":
+    """The settings as the library takes them.
+
+    Raises:
+        ValueError: a value out of range, or one that would have no effect.
+    """
+    from forge_jax.sampling import SamplingParams
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    useless = [f"--{name}" for name in NEED_TEMPERATURE if name in given]
+    if useless and not given["temperature"]:
+        raise ValueError(
+            f"{' and '.join(useless)} without a temperature: at temperature 0 the best token is taken; "
+            "add --temperature 0.7"
+        )
+    names = ("temperature", *NEED_TEMPERATURE, "repetition-penalty")
+    chosen: dict[str, Any] = {name.replace("-", "_"): given[name] for name in names if name in given}
+    return SamplingParams(**chosen)
+
+
+def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
+    """Load the model that the options ask for, with a bar on a terminal."""
+    import sys
+
+    from forge_jax import loading
+
+    return loading.load(
+        name,
+        dtype=dtype,
+        revision=args.revision,
+        subfolder=args.subfolder,
+        file=args.file,
+        allow=args.allow,
+        progress=sys.stderr.isatty(),
+    )

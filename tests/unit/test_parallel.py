@@ -1,0 +1,289 @@
+"""Tensor parallelism gives the numbers of one device, for every field of the spec and every kind of leaf."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from parallel_check import assert_sharded_equals_plain, distance
+
+from forge_jax import parallel
+from forge_jax.decoder import forward, inputs
+from forge_jax.ops import Context
+from forge_jax.params import Param, Tree, flatten, map_params, unflatten
+from forge_jax.spec import (
+    Alibi,
+    Attention,
+    Block,
+    Branch,
+    DynamicNtk,
+    Mlp,
+    ModelSpec,
+    Norm,
+    Positions,
+    QueryScaling,
+    Rope,
+)
+from forge_jax.tensor import Lora, QTensor
+
+RMS = Norm(1e-3)
+LAYER = Norm(1e-3, "layer", bias=True)
+IDS = np.random.default_rng(0).integers(0, 37, (2, 11)).astype(np.int32)
+
+
+def attention(heads: int, kv_heads: int, *, head_dim: int = 8, **options) -> Attention:
+    """An attention op with a scale of its own."""
+    return Attention(heads, kv_heads, head_dim, 0.4, **options)
+
+
+def slopes(heads: int) -> Alibi:
+    """One slope a head, all different."""
+    return Alibi(tuple(0.05 * (i + 1) for i in range(heads)), scale=0.7)
+
+
+def layer(op: Attention, mlp: Mlp, norm: Norm = RMS, **options) -> Block:
+    """A pre-norm layer."""
+    return Block((Branch("attention", op, pre=norm), Branch("mlp", mlp, pre=norm)), **options)
+
+
+def model(*layers: Block, **options) -> ModelSpec:
+    """A model whose vocabulary no number of shards divides."""
+    return ModelSpec(**({"vocab_size": 37, "dim": 16, "layers": layers, "max_seq_len": 64, "final_norm": RMS} | options))
+
+
+ROPE = Rope(8, 1234.5)
+GATED, PLAIN = Mlp(20), Mlp(22, "gelu_tanh", gated=False, bias=True)
+
+SPECS = {
+    "grouped": model(
+        layer(attention(4, 2, rope=ROPE), GATED),
+        layer(attention(4, 2, rope=Rope(4, interleaved=True), window=4), Mlp(24, "gelu")),
+    ),
+    "one_kv_head_learned_positions": model(
+        layer(attention(4, 1, qkv_bias=True, o_bias=True), PLAIN, LAYER),
+        layer(attention(5, 1, qkv_bias=True), Mlp(9, "sigmoid", gated=False), LAYER),  # 5 query heads on 2 devices
+        final_norm=LAYER,
+        tied=True,
+        positions=Positions(64, offset=2),
+        head_bias=True,
+    ),
+    "alibi": model(
+        layer(attention(6, 6, alibi=slopes(6), o_bias=True), PLAIN, LAYER),
+        layer(attention(6, 2, alibi=replace(slopes(6), rounded=True)), GATED),  # padding between heads
+        layer(attention(6, 3, alibi=slopes(6), sinks=True), GATED),  # padding after them
+        embed_norm=LAYER,
+        tied=True,
+    ),
+    "softcaps_and_sandwich": model(
+        Block(
+            (
+                Branch("attention", attention(12, 3, rope=ROPE, softcap=2.0, window=4), pre=RMS, post=RMS),
+                Branch("mlp", GATED, pre=RMS, post=RMS, scale=0.7),
+            )
+        ),
+        layer(attention(12, 3, rope=ROPE, softcap=2.0, qk_norm=Norm(1e-3, offset=1.0)), GATED),
+        embed_scale=4.0,
+        logit_softcap=3.0,
+        tied=True,
+    ),
+    "parallel": model(
+        Block(
+            (Branch("attention", attention(6, 2, rope=ROPE, qkv_bias=True, o_bias=True)), Branch("mlp", PLAIN)),
+            parallel=True,
+            pre=LAYER,
+        ),
+        layer(attention(4, 4, qk_norm=LAYER, qk_norm_over="heads"), GATED, LAYER, parallel=True),
+        layer(attention(9, 3, qk_norm=LAYER, qk_norm_over="heads"), GATED, LAYER, parallel=True),
+        logit_scale=0.3,
+        head_bias=True,
+    ),
+    "norm_over_all_heads": model(
+        layer(attention(4, 1, rope=ROPE, qk_norm=RMS, qk_norm_over="all"), GATED),
+        layer(attention(6, 2, qk_norm=LAYER, qk_norm_over="all", qkv_bias=True), GATED),
+        layer(attention(12, 3, qk_norm=RMS, qk_norm_over="all"), GATED),
+        layer(attention(9, 3, qk_norm=LAYER, qk_norm_over="all"), GATED),
+    ),
+    "normed_residual": model(
+        Block(
+            (
+                Branch("attention", attention(6, 3, sinks=True, query_scaling=QueryScaling(0.3, 4)), after=LAYER),
+                Branch("mlp", PLAIN, after=LAYER),
+            )
+        ),
+        layer(attention(4, 2, rope=Rope(8, scaling=DynamicNtk(2.0, 8))), PLAIN, LAYER, residual="normed"),
+        embed_dim=12,
+    ),
+    "tied_narrow_embedding": model(layer(attention(4, 2), GATED), embed_dim=12, tied=True, head_bias=True),
+}
+
+
+def numbers(spec: ModelSpec, seed: int = 0) -> Tree:
+    """Parameters on the host in which every number differs from every other, biases and norms too."""
+    rng = np.random.default_rng(seed)
+
+    def draw(param: Param) -> np.ndarray:
+        x = rng.normal(size=param.shape).astype(np.float32)
+        if param.fill is not None:
+            return x * np.float32(0.3) + np.float32(param.fill)
+        return x * np.float32(np.prod(param.shape[: max(param.inputs, 1)]) ** -0.5 if param.inputs else 0.5)
+
+    return map_params(draw, spec)
+
+
+@pytest.mark.parametrize("shards", [2, 4, 8])
+@pytest.mark.parametrize("name", SPECS)
+def test_every_spec(name: str, shards: int) -> None:
+    """1e-5 relative: the sum over devices runs in another order, nothing else differs."""
+    assert_sharded_equals_plain(SPECS[name], numbers(SPECS[name]), IDS, shards)
+
+
+def test_scan_driver() -> None:
+    """The other driver runs on a mesh too."""
+    spec = model(*[layer(attention(6, 2, rope=ROPE), GATED)] * 3)
+    assert_sharded_equals_plain(spec, numbers(spec), IDS, 4, driver="scan")
+
+
+def test_bfloat16() -> None:
+    """Half precision, cache included. bf16 has 8 bits: two orders of summation differ by 2^-8, a few times."""
+    spec = SPECS["grouped"]
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), numbers(spec))
+    assert_sharded_equals_plain(spec, params, IDS, 4, tolerance=4 * 2**-8)
+
+
+# ------------------------------------------------------------------------------------------------ kinds of leaves
+def quantised(leaf: np.ndarray, scale_shape: tuple[int, ...], seed: int) -> QTensor:
+    """Codes and scales of no meaning but of the right size."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-127, 128, leaf.shape).astype(np.int8)
+    scale = rng.uniform(0.5, 1.5, scale_shape).astype(np.float32) * (leaf.std() / np.float32(70))
+    return QTensor(codes, scale)
+
+
+def low_rank(leaf: QTensor | np.ndarray, inputs: int, seed: int) -> Lora:
+    """An update about as large as the weight."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(*leaf.shape[:inputs], 3)).astype(np.float32) * np.float32(0.3)
+    b = rng.normal(size=(3, *leaf.shape[inputs:])).astype(np.float32) * np.float32(0.3)
+    return Lora(leaf, a, b, 0.5)
+
+
+# scales by the last part of a path: one a feature, one a group of features, one a head, one a group of heads
+SCALES = {
+    "embed": (37, 1),
+    "head": (1, 37),
+    "q": (1, 6, 8),
+    "k": (2, 3, 4),
+    "v": (1, 3, 1),
+    "o": (3, 2, 16),
+    "gate": (4, 24),
+    "up": (1, 3),
+    "down": (6, 16),
+}
+
+
+def mixed(spec: ModelSpec) -> Tree:
+    """Layer 0 quantised, layer 1 with updates on its weights, layer 2 with updates on quantised weights."""
+    leaves = dict(flatten(numbers(spec)))
+    for seed, (path, leaf) in enumerate(leaves.items()):
+        name, index = path.split(".")[-1], path.split(".")[1:2]
+        if name not in SCALES:
+            continue
+        if index != ["1"]:
+            leaf = quantised(leaf, SCALES[name], seed)
+        if index in (["1"], ["2"]):
+            leaf = low_rank(leaf, 2 if name == "o" else 1, seed)
+        leaves[path] = leaf
+    return unflatten(leaves)
+
+
+@pytest.mark.parametrize("shards", [2, 4, 8])
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantised_and_low_rank_leaves(shards: int, tied: bool) -> None:
+    """Groups of a scale that would lie on two devices included: 24 features in groups of 4 or 8, on 8 devices."""
+    spec = model(*[layer(attention(6, 3, rope=ROPE), Mlp(24))] * 3, tied=tied)
+    assert_sharded_equals_plain(spec, mixed(spec), IDS, shards)
+
+
+# ------------------------------------------------------------------------------------------------ what is compiled
+def bytes_on(device: jax.Device, tree: Tree) -> int:
+    """What the arrays of a tree occupy on one device."""
+    parts = [part for leaf in jax.tree.leaves(tree) for part in leaf.addressable_shards if part.device == device]
+    return sum(part.data.nbytes for part in parts)
+
+
+@pytest.mark.parametrize("shards", [2, 4, 8])
+def test_weights_are_split(shards: int) -> None:
+    """A device holds 1/shards of what has a split axis, the whole of the rest, and the program reads just that."""
+    spec = model(layer(attention(8, 8, rope=ROPE, qkv_bias=True), Mlp(32)), vocab_size=40)
+    params = numbers(spec)
+    mesh = parallel.make_mesh(shards)
+    placed = parallel.shard(spec, params, mesh)
+    split = {path for path, p in flatten(parallel.partition_specs(spec, params)) if "model" in p}
+    sizes = {path: leaf.nbytes for path, leaf in flatten(params)}
+    expected = sum(size // shards if path in split else size for path, size in sizes.items())
+    assert {path.split(".")[-1] for path in sizes.keys() - split} == {"scale"}
+    assert {bytes_on(device, placed) for device in mesh.devices.flat} == {expected}
+    compiled = jax.jit(parallel.shard_mapped(forward, spec, mesh)).lower(placed, inputs(IDS)).compile()
+    read = compiled.memory_analysis().argument_size_in_bytes
+    assert 0 <= read - expected <= 2 * IDS.nbytes + 64  # ids and orders
+    cache = parallel.init_cache(spec, 2, 16, mesh=mesh)
+    assert bytes_on(mesh.devices.flat[0], cache.layers) == sum(x.nbytes for x in jax.tree.leaves(cache.layers)) // shards
+
+
+@pytest.mark.parametrize(("block", "sums"), [(SPECS["grouped"].layers[0], 2), (SPECS["norm_over_all_heads"].layers[0], 4)])
+def test_sums_a_layer(block: Block, sums: int) -> None:
+    """One after the heads and one after the features, two more where a norm runs over all heads; nothing gathered."""
+
+    def count(layers: int) -> dict[str, int]:
+        spec = model(*[block] * layers)
+        mesh = parallel.make_mesh(4)
+        placed = parallel.shard(spec, numbers(spec), mesh)
+        text = jax.jit(parallel.shard_mapped(forward, spec, mesh)).lower(placed, inputs(IDS)).compile().as_text()
+        return {name: text.count(f" {name}(") for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute")}
+
+    one, three = count(1), count(3)
+    assert three["all-reduce"] - one["all-reduce"] == 2 * sums
+    assert one == {"all-reduce": 1 + sums, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}
+
+
+# ------------------------------------------------------------------------------------------------ meshes
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_other_meshes(kind: jax.sharding.AxisType) -> None:
+    """A mesh of the user's own, with another axis and another name for ours; data runs whole along the other."""
+    spec = SPECS["grouped"]
+    params = numbers(spec)
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), (kind, kind))
+    placed = parallel.shard(spec, params, mesh, axis="tensor")
+    cache = parallel.init_cache(spec, 2, 16, mesh=mesh, axis="tensor")
+    run = parallel.sharded_forward(spec, mesh, axis="tensor")
+    logits, cache = run(placed, inputs(IDS), cache)
+    expected, _ = jax.jit(forward, static_argnums=0)(spec, params, inputs(IDS))
+    assert distance(logits, expected) < 1e-5
+    assert logits.sharding.is_fully_replicated
+    assert cache.layers[0]["attention"]["k"].sharding.spec[1] == "tensor"
+    assert not cache.places["full"].order_BS.sharding.spec
+
+
+def test_fresh_cache() -> None:
+    """The context of the caller is kept, but for the axis."""
+    spec = SPECS["grouped"]
+    mesh = parallel.make_mesh(2)
+    placed, cache = parallel.shard(spec, numbers(spec), mesh), parallel.init_cache(spec, 2, 16, mesh=mesh)
+    fresh = parallel.sharded_forward(spec, mesh, ctx=Context(fresh=True))
+    logits, _ = fresh(placed, inputs(IDS), cache)
+    assert distance(logits, parallel.sharded_forward(spec, mesh)(placed, inputs(IDS))[0]) < 1e-5
+
+
+def test_placer_splits_each_tensor() -> None:
+    """What a loader hands over lies on the mesh like the leaves of `shard`."""
+    spec = SPECS["alibi"]
+    params, mesh = numbers(spec), parallel.make_mesh(4)
+    place = parallel.placer(spec, mesh)
+    placed = dict(flatten(parallel.shard(spec, params, mesh)))
+    for path, leaf in flatten(params):
+        array = place(path, leaf)
+        assert isinstance(array.sharding, NamedSharding)
+        assert array.sharding == placed[path].sharding
+        assert bool((array == placed[path]).all())

@@ -1,0 +1,90 @@
+"""contract, take and dense for each kind of leaf, against einsum on the dense weight in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forge_jax.params import Param
+from forge_jax.quantization.int8 import encode_leaf
+from forge_jax.tensor import Lora, QTensor, contract, dense, product, take
+
+EQUATIONS = {
+    "BTD,DF->BTF": ((2, 3, 8), (8, 6)),
+    "BTD,DNH->BTNH": ((2, 3, 8), (8, 4, 5)),
+    "BTNH,NHD->BTD": ((2, 3, 4, 5), (4, 5, 8)),
+    "BTD,VD->BTV": ((2, 3, 8), (7, 8)),
+}
+
+
+def normal(shape: tuple[int, ...], seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def exact(eq: str, x: jax.Array, w: jax.Array) -> np.ndarray:
+    return np.einsum(eq.replace("->", "->"), np.asarray(x, np.float64), np.asarray(w, np.float64))
+
+
+@pytest.mark.parametrize("eq", EQUATIONS)
+def test_plain(eq: str):
+    xs, ws = EQUATIONS[eq]
+    x, w = normal(xs), normal(ws, 1)
+    np.testing.assert_allclose(contract(eq, x, w), exact(eq, x, w), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("eq", EQUATIONS)
+def test_int8_is_the_product_with_the_dense_weight(eq: str):
+    xs, ws = EQUATIONS[eq]
+    x = normal(xs)
+    inputs = sum(c not in eq.split("->")[1] for c in eq.split(",")[1].split("->")[0])
+    param = Param(ws, (None,) * len(ws), inputs=0 if eq.endswith("V") else inputs)
+    q = encode_leaf(normal(ws, 1), param)
+    np.testing.assert_allclose(contract(eq, x, q), exact(eq, x, q.dense()), rtol=1e-5, atol=1e-5)
+    step = np.asarray(q.scale)
+    assert np.all(np.abs(np.asarray(q.dense()) - np.asarray(normal(ws, 1))) <= 0.5 * step * (1 + 1e-6))
+
+
+def test_tiles_of_scales():
+    q = QTensor(jnp.arange(-16, 16, dtype=jnp.int8).reshape(8, 4), jnp.asarray([[1.0], [10.0]]))
+    want = np.arange(-16, 16).reshape(8, 4) * np.repeat([[1.0], [10.0]], 4, 0)
+    np.testing.assert_array_equal(dense(q), want)
+    x = normal((2, 3, 8))
+    np.testing.assert_allclose(contract("BTD,DF->BTF", x, q), exact("BTD,DF->BTF", x, q.dense()), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("eq", ["BTD,DF->BTF", "BTD,DNH->BTNH", "BTNH,NHD->BTD"])
+def test_lora_is_the_product_with_the_merged_weight(eq: str, quantised: bool):
+    xs, ws = EQUATIONS[eq]
+    inputs = sum(c not in eq.split("->")[1] for c in eq.split(",")[1].split("->")[0])
+    base = normal(ws, 1)
+    base = encode_leaf(base, Param(ws, (None,) * len(ws), inputs=inputs)) if quantised else base
+    leaf = Lora(base, normal((*ws[:inputs], 2), 2), normal((2, *ws[inputs:]), 3), 0.7)
+    assert leaf.shape == ws
+    x = normal(xs)
+    np.testing.assert_allclose(contract(eq, x, leaf), exact(eq, x, leaf.dense()), rtol=1e-5, atol=1e-4)
+
+
+def test_take_gives_rows_of_every_kind():
+    table, ids = normal((7, 8)), jnp.asarray([[0, 6], [3, 3]])
+    np.testing.assert_array_equal(take(table, ids), np.asarray(table)[np.asarray(ids)])
+    q = encode_leaf(table, Param((7, 8), (None, None), inputs=0))
+    np.testing.assert_array_equal(take(q, ids), np.asarray(q.dense())[np.asarray(ids)])
+    columns = encode_leaf(table, Param((7, 8), (None, None)))
+    np.testing.assert_array_equal(take(columns, ids), np.asarray(columns.dense())[np.asarray(ids)])
+    leaf = Lora(table, normal((7, 2), 1), normal((2, 8), 2), 0.5)
+    np.testing.assert_allclose(take(leaf, ids), np.asarray(leaf.dense())[np.asarray(ids)], rtol=1e-5, atol=1e-6)
+
+
+def test_the_result_has_the_dtype_of_the_activations():
+    x, w = normal((2, 3, 8)).astype(jnp.bfloat16), normal((8, 6))
+    assert contract("BTD,DF->BTF", x, w).dtype == jnp.bfloat16
+
+
+def test_a_product_over_two_axes_does_not_transpose_the_weight():
+    """Otherwise XLA keeps a second, transposed copy of every output projection."""
+    x, w = normal((1, 1, 4, 16)), normal((4, 16, 32))
+    text = jax.jit(lambda x, w: product("BTNH,NHD->BTD", x, w)).lower(x, w).compile().as_text()
+    assert " dot(" in text
+    assert " transpose(" not in text
+    assert " copy(" not in text
