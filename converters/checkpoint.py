@@ -82,7 +82,7 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
     """Open a directory or file, find its family and account for every tensor.
 
     Args:
-        path: a HuggingFace directory, or a GGUF / safetensors / PyTorch file (with its config.json beside it).
+        path: a HuggingFace or orbax directory, or a GGUF / safetensors / PyTorch file (config.json beside it).
         allow: config keys that may stay unread.
         file: which file, where a directory holds several checkpoints.
 
@@ -126,17 +126,18 @@ def read_config(path: Path, source: TensorSource) -> dict[str, Any]:
 
 
 def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
-    """Turn a config and a list of tensors into a spec and concrete rules, HuggingFace names."""
+    """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
     where = str(path / "config.json" if path.is_dir() else path)
     family = architectures.find(config.get("model_type"), where)
     take = Take(config, where, allow)
     spec = family.config(take)
     take.done()
+    described = abstract(spec)
     stored = {name: info.shape for name, info in source.tensors.items()}
-    table = family.rules
+    table = rules.identity(described) if source.format == "orbax" else family.rules
     if family.prefix and not any(name.startswith(family.prefix) for name in stored):
         table = rules.without_prefix(table, family.prefix)
-    found = rules.instances(table, abstract(spec), stored)
+    found = rules.instances(table, described, stored)
     buffers = [rules.pattern(name) for name in family.buffers]
     buffers += [rules.pattern(name.removeprefix(family.prefix)) for name in family.buffers]
     extra = set(tied_copies(family, stored)) if spec.tied else set()

@@ -8,13 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 from converters.files import BoundedFile, read_json
+from converters.orbax import ROOT_FILE, find_trees, open_orbax
 from converters.safetensors_file import MAX_HEADER_BYTES, SafetensorsSource
 from converters.shards import Shards, find_shards, read_index
 from converters.source import TensorSource
 from converters.stored_zip import list_names
 from converters.torch_pickle import START_BYTES, TorchSource, find_torch_shards, is_legacy, is_pickle_entry
 
-_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA")
 _START = 512  # bytes that tell most kinds apart
 
 # What people pass by mistake: how the file begins, what it is, what to do.
@@ -58,7 +58,7 @@ def detect(path: Path | str) -> str:
     path = Path(path)
     if not path.is_dir():
         return _detect_file(path)
-    if any((path / mark).exists() for mark in _ORBAX_MARKS):
+    if _is_orbax(path):
         return "orbax"
     kind = _detect_file(_weights(path).files[0])
     return "huggingface" if kind in ("safetensors", "torch") and (path / "config.json").is_file() else kind
@@ -83,8 +83,8 @@ def open_source(path: Path | str, *, file: str | None = None, key: str | None = 
         if not (path / file).exists():
             raise FileNotFoundError(f"{path / file}: no such file; the directory holds {_listing(path)}")
         path = path / file
-    if path.is_dir() and detect(path) == "orbax":
-        return _open("orbax", Shards((path,)))
+    if path.is_dir() and _is_orbax(path):
+        return open_orbax(path)
     shards = _weights(path) if path.is_dir() else _file_shards(path)
     kinds = {_detect_file(shard) for shard in shards.files}
     if len(kinds) > 1:
@@ -109,23 +109,41 @@ def _open(kind: str, shards: Shards) -> TensorSource:
     )
 
 
-def _weights(directory: Path) -> Shards:
-    """The files of the directory's checkpoint, in the order of preference of `detect`."""
-    finders: tuple[tuple[tuple[str, ...], Callable[[Path], Shards]], ...] = (
-        ((".safetensors",), lambda folder: find_shards(folder, ".safetensors", ("model.safetensors",))),
-        ((".bin", ".pt", ".pth"), find_torch_shards),
-        ((".gguf",), lambda folder: find_shards(folder, ".gguf", ())),
-        ((".onnx",), lambda folder: find_shards(folder, ".onnx", ("model.onnx",))),
-    )
-    for suffixes, find in finders:
+def _is_orbax(directory: Path) -> bool:
+    """Whether the directory is an orbax checkpoint, or has the trees of one in it and no weights of its own."""
+    if find_trees(directory) == [directory] or (directory / ROOT_FILE).is_file():
+        return True
+    return bool(find_trees(directory)) and _finder(directory) is None
+
+
+_FINDERS: tuple[tuple[tuple[str, ...], Callable[[Path], Shards]], ...] = (
+    ((".safetensors",), lambda folder: find_shards(folder, ".safetensors", ("model.safetensors",))),
+    ((".bin", ".pt", ".pth"), find_torch_shards),
+    ((".gguf",), lambda folder: find_shards(folder, ".gguf", ())),
+    ((".onnx",), lambda folder: find_shards(folder, ".onnx", ("model.onnx",))),
+)
+"""Suffixes of weights, and what finds those that belong together, in the order of preference of `detect`."""
+
+
+def _finder(directory: Path) -> Callable[[Path], Shards] | None:
+    """What finds the weights of a directory; None if there are none."""
+    for suffixes, find in _FINDERS:
         if any(
             any(directory.glob(f"*{suffix}")) or any(directory.glob(f"*{suffix}.index.json")) for suffix in suffixes
         ):
-            return find(directory)
-    raise FileNotFoundError(
-        f"{directory}: no weights here (*.safetensors, *.bin, *.pt, *.pth, *.gguf, *.onnx, or an orbax checkpoint); "
-        f"it holds {_listing(directory)}"
-    )
+            return find
+    return None
+
+
+def _weights(directory: Path) -> Shards:
+    """The files of the directory's checkpoint."""
+    find = _finder(directory)
+    if find is None:
+        raise FileNotFoundError(
+            f"{directory}: no weights here (*.safetensors, *.bin, *.pt, *.pth, *.gguf, *.onnx, or an orbax "
+            f"checkpoint); it holds {_listing(directory)}"
+        )
+    return find(directory)
 
 
 def _listing(directory: Path) -> str:

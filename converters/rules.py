@@ -249,6 +249,11 @@ def write_tree(
         yield instance.theirs, lambda i=instance: i.rule.write([fetch(path) for path in i.paths])
 
 
+def identity(described: Tree) -> tuple[Rule, ...]:
+    """The rules for a checkpoint of our own tree: every name and every axis is ours."""
+    return tuple(Rule(path, path) for path, _ in flatten(described))
+
+
 def without_prefix(rules: Sequence[Rule], prefix: str) -> tuple[Rule, ...]:
     """The rules for a checkpoint that was saved from the bare model, without its prefix."""
     return tuple(replace(rule, theirs=rule.theirs.removeprefix(prefix)) for rule in rules)

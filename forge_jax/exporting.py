@@ -1,10 +1,10 @@
-"""A model back to files: a HuggingFace directory, one safetensors file, GGUF. Part of the front.
+"""A model back to files: a HuggingFace directory, one safetensors file, GGUF, orbax. Part of the front.
 
-Every writer streams: one tensor is on the host at a time, and a file is there whole or not at all.
+Every writer but orbax streams: one tensor is on the host at a time. A file is there whole or not at all.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from converters import architectures, rules
 from converters.files import atomic_directory
+from converters.gguf.export import Type
+from converters.gguf.export import export_gguf as write_gguf_model
+from converters.orbax import PARAMS, write_orbax
 from converters.safetensors_file import Entry, write_safetensors, write_sharded
 from forge_jax.loading import Model
 from forge_jax.params import abstract, flatten
@@ -44,45 +47,68 @@ def storage_types(model: Model, dtype: str) -> Callable[[str], str]:
     return kind
 
 
-def fetcher(model: Model) -> Callable[[str], np.ndarray]:
-    """A function that brings one leaf to the host.
+def plain_leaves(model: Model) -> dict[str, Any]:
+    """Every leaf by its path.
 
     Raises:
-        ValueError: the leaf is quantised or adapted, so that a plain export would not be this model.
+        ValueError: a leaf is quantised or adapted, so that a plain export would not be this model.
     """
     leaves = dict(flatten(model.params))
-
-    def fetch(path: str) -> np.ndarray:
-        leaf = leaves[path]
+    for path, leaf in leaves.items():
         if isinstance(leaf, QTensor | Lora):
             raise ValueError(
                 f"export: {path} is a {type(leaf).__name__}; export the model as it was before it was quantised or "
                 "adapted, or merge first"
             )
-        return np.asarray(leaf)
-
-    return fetch
+    return leaves
 
 
 def entries(model: Model, dtype: str) -> Iterator[Entry]:
     """Every tensor under its HuggingFace name, made when it is written."""
     family = architectures.find(model.config.get("model_type"), "export")
-    kind, fetch = storage_types(model, dtype), fetcher(model)
+    kind, leaves = storage_types(model, dtype), plain_leaves(model)
     for instance in rules.instances(family.rules, abstract(model.spec)):
         stored = kind(instance.paths[0])
 
         def make(instance: rules.Instance = instance, stored: str = stored) -> np.ndarray:
-            values = instance.rule.write([fetch(path) for path in instance.paths])
-            return np.ascontiguousarray(values.astype(NUMPY[stored], copy=False))
+            values = instance.rule.write([np.asarray(leaves[path]) for path in instance.paths])
+            return narrowed(values, NUMPY[stored], instance.theirs)
 
         yield Entry(instance.theirs, instance.stored_shape, stored, make)
 
 
+def narrowed(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The values in the dtype of a file, contiguous.
+
+    Raises:
+        ValueError: a value that is finite becomes infinite: float16 ends at 65504.
+    """
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(values.astype(dtype, copy=False))
+    if dtype == np.float16 and out.dtype != values.dtype and not np.isfinite(out).all():
+        raise ValueError(f"export: {name} has values beyond float16's 65504; export as bfloat16 or float32")
+    return out
+
+
 def hf_config(model: Model, dtype: str) -> dict[str, Any]:
-    """The config.json of an export: the model's own, with the dtype of the weights."""
-    named = {short: long for long, short in STORAGE.items()}
+    """The config.json of an export: the model's own, with the dtype of the weights ("float32", ...)."""
     kept = {key: value for key, value in model.config.items() if key not in ("torch_dtype", "quantization_config")}
-    return kept | {"dtype": named[storage_types(model, dtype)("embed")]}
+    return kept | {"dtype": dtype}
+
+
+def embedding_dtype(model: Model, dtype: str) -> str:
+    """The dtype that config.json tells of an export: that of the embedding."""
+    named = {short: long for long, short in STORAGE.items()}
+    return named[storage_types(model, dtype)("embed")]
+
+
+def write_sides(model: Model, directory: Path, dtype: str) -> None:
+    """Write all that stands beside the weights: config, generation config, tokenizer."""
+    write_json(directory / "config.json", hf_config(model, dtype))
+    if model.generation:
+        write_json(directory / "generation_config.json", dict(model.generation))
+    if model.tokenizer is not None:
+        model.tokenizer.save(directory)
 
 
 def export_huggingface(
@@ -104,12 +130,8 @@ def export_huggingface(
     tensors = list(entries(model, dtype))
     size = sum(NUMPY[e.dtype].itemsize * int(np.prod(e.shape)) for e in tensors)
     with atomic_directory(directory, size, overwrite=overwrite) as part:
-        write_json(part / "config.json", hf_config(model, dtype))
-        if model.generation:
-            write_json(part / "generation_config.json", dict(model.generation))
+        write_sides(model, part, embedding_dtype(model, dtype))
         write_sharded(part, tensors, max_shard_bytes, {"format": "pt"})
-        if model.tokenizer is not None:
-            model.tokenizer.save(part)
     return directory
 
 
@@ -118,9 +140,54 @@ def export_safetensors(model: Model, path: str | Path, *, dtype: str = "stored")
 
     Raises: as `export_huggingface`.
     """
-    config = json.dumps(hf_config(model, dtype))
+    config = json.dumps(hf_config(model, embedding_dtype(model, dtype)))
     write_safetensors(Path(path), entries(model, dtype), {"format": "pt", "config": config})
     return Path(path)
+
+
+def export_gguf(model: Model, path: str | Path, *, type: Type = "F16", allow: Container[str] = ()) -> Path:
+    """Write a GGUF file with the tokenizer in it, for llama.cpp and everything built on it.
+
+    Args:
+        type: how matrices are stored: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1.
+        allow: fields of the spec that the file may lose, if an error named them and they do not matter.
+
+    Raises:
+        ValueError: GGUF cannot say this model or its tokenizer (names what), or a leaf is quantised or adapted.
+        OSError: the disk is full; nothing is left behind.
+    """
+    leaves, spec = plain_leaves(model), model.spec
+    write_gguf_model(
+        path,
+        spec,
+        leaves.__getitem__,
+        str(model.config.get("model_type")),
+        type=type,
+        tokenizer=model.tokenizer.to_gguf_metadata() if model.tokenizer is not None else None,
+        name=model.path.stem if model.path is not None else None,
+        allow=allow,
+    )
+    return Path(path)
+
+
+def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a directory with the parameter tree as an orbax checkpoint in `params`, the config and the tokenizer.
+
+    Leaves keep the dtype they have now. orbax brings the whole tree to the host. Training code restores `params` with
+    orbax alone; `load` reads the directory.
+
+    Raises:
+        FileExistsError: the directory is there and not empty, and `overwrite` is false.
+        ImportError: orbax is not installed.
+        ValueError: a leaf is quantised or adapted.
+        OSError: the disk is full; nothing is left behind.
+    """
+    leaves = plain_leaves(model)
+    size = sum(leaf.nbytes for leaf in leaves.values())
+    with atomic_directory(Path(directory), size, overwrite=overwrite) as part:
+        write_sides(model, part, str(leaves["embed"].dtype))
+        write_orbax(part / PARAMS, model.params)
+    return Path(directory)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -79,8 +79,8 @@ def load(
         ValueError: an unknown format or architecture, config keys not understood, tensors missing, unused, misshapen
             or with NaN. The message names them.
     """
-    path = resolve(str(name), revision=revision, subfolder=subfolder, file=file, progress=progress)
-    checkpoint = open_checkpoint(path, allow=allow, file=file)
+    path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
+    checkpoint = open_checkpoint(path, allow=allow)
     try:
         return read_model(checkpoint, place or placer(dtype), progress)
     finally:

@@ -142,11 +142,14 @@ def vocabulary(tokenizer: Mapping[str, Any], size: int) -> dict[str, Any]:
     for key, unused in {"tokenizer.ggml.tokens": "", **PADDING}.items():
         if key not in out:
             continue
-        given = list(plain(out[key]))
+        given = plain(out[key])
         if len(given) != count:
             raise ValueError(f"the tokenizer has {count} tokens, but {key} has {len(given)} entries")
-        longer = given + (tokens[count:] if not unused else [unused] * (size - count))
-        out[key] = Typed(out[key].type, longer) if isinstance(out[key], Typed) else longer
+        more = tokens[count:] if not unused else [unused] * (size - count)
+        if isinstance(given, np.ndarray):
+            out[key] = np.concatenate([given, np.array(more, given.dtype)])
+        else:
+            out[key] = Typed(out[key].type, [*given, *more]) if isinstance(out[key], Typed) else [*given, *more]
     return out
 
 

@@ -193,11 +193,8 @@ class Tokenizer(ABC):
         """Write the files of a Hugging Face tokenizer into an existing directory; returns their names."""
 
     @abstractmethod
-    def to_gguf_metadata(self, vocab_size: int | None = None) -> dict[str, Any]:
+    def to_gguf_metadata(self) -> dict[str, Any]:
         """The tokenizer.* keys of a GGUF file for this tokenizer.
-
-        Args:
-            vocab_size: rows of the model's embedding, if there are more than tokens: the list is filled up.
 
         Raises:
             ValueError: GGUF has no way to express it; the message says which part.

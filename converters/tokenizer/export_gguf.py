@@ -35,28 +35,6 @@ _CONTRACTION_SPELLED_OUT = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
 
-def padded(metadata: Mapping[str, Any], vocab_size: int | None) -> dict[str, Any]:
-    """The metadata with unused tokens added up to a number of tokens.
-
-    Raises:
-        ValueError: there are more tokens than that.
-    """
-    filled = dict(metadata)
-    tokens = list(filled["tokenizer.ggml.tokens"])
-    missing = len(tokens) if vocab_size is None else vocab_size
-    missing -= len(tokens)
-    if missing < 0:
-        raise ValueError(f"the tokenizer has {len(tokens)} tokens, the model's embedding only {vocab_size} rows")
-    if missing:
-        filled["tokenizer.ggml.tokens"] = tokens + [f"[PAD{len(tokens) + i}]" for i in range(missing)]
-        for key, value in (("token_type", UNUSED), ("scores", _UNREACHABLE_SCORE)):
-            name = f"tokenizer.ggml.{key}"
-            if name in filled:
-                array = np.asarray(filled[name])
-                filled[name] = np.concatenate([array, np.full(missing, value, array.dtype)])
-    return filled
-
-
 def _shared(tokenizer: Tokenizer, before: Sequence[int], after: Sequence[int]) -> dict[str, Any]:
     """What every kind of vocabulary says: ids with a role, what goes around a text, chat templates."""
     ends = tokenizer.eos_ids
@@ -80,7 +58,7 @@ def _shared(tokenizer: Tokenizer, before: Sequence[int], after: Sequence[int]) -
 
 
 def sentencepiece_metadata(
-    tokenizer: Tokenizer, vocab_size: int | None, *, model: SentencePieceModel, types: Sequence[int], frame: Frame
+    tokenizer: Tokenizer, *, model: SentencePieceModel, types: Sequence[int], frame: Frame
 ) -> dict[str, Any]:
     """GGUF metadata of a sentencepiece model."""
     scores = [*model.scores, *([_UNREACHABLE_SCORE] * (tokenizer.vocab_size - len(model.scores)))]
@@ -101,12 +79,10 @@ def sentencepiece_metadata(
         metadata["tokenizer.ggml.remove_extra_whitespaces"] = spec.remove_extra_whitespaces
         if spec.charsmap:
             metadata["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(spec.charsmap, np.uint8)
-    return padded(metadata, vocab_size)
+    return metadata
 
 
-def json_metadata(
-    tokenizer: Tokenizer, description: Mapping[str, Any], around: Sequence[int], vocab_size: int | None
-) -> dict[str, Any]:
+def json_metadata(tokenizer: Tokenizer, description: Mapping[str, Any], around: Sequence[int]) -> dict[str, Any]:
     """GGUF metadata of a tokenizer.json.
 
     Args:
@@ -122,12 +98,11 @@ def json_metadata(
         raise ValueError(f"GGUF has no vocabulary like tokenizer.json's model {kind!r}; it knows {', '.join(kinds)}")
     _warn_of_flags(description)
     types = _types(tokenizer, description)
-    metadata = {
+    return {
         "tokenizer.ggml.tokens": [_name(tokenizer, i) for i in range(tokenizer.vocab_size)],
         "tokenizer.ggml.token_type": types,
         **kinds[kind](tokenizer, description, types, list(around)),
     }
-    return padded(metadata, vocab_size)
 
 
 def _name(tokenizer: Tokenizer, i: int) -> str:

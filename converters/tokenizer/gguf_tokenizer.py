@@ -15,7 +15,6 @@ import tokenizers
 from converters.tokenizer.base import Lexicon, Tokenizer
 from converters.tokenizer.bpe import BpeSegmenter, build_bpe, byte_level_piece, parse_merges
 from converters.tokenizer.charsmap import SpaceNormalizer
-from converters.tokenizer.export_gguf import padded
 from converters.tokenizer.export_hf import (
     config_of,
     describe_vocab,
@@ -81,11 +80,10 @@ def _assemble(
         description = describe_vocab(backend(), frame, vocab.tokens)
         return save_json_tokenizer(directory, description, config_of(roles), tokenizer.chat_templates)
 
-    def to_gguf(tokenizer: Tokenizer, vocab_size: int | None) -> dict[str, Any]:
-        return padded(vocab.keys.all, vocab_size)
-
     lexicon = Lexicon(vocab.tokens, pieces, lead)
-    return VocabTokenizer(lexicon, roles, read_templates(vocab.keys), segment, frame, Origin(save, to_gguf))
+    return VocabTokenizer(
+        lexicon, roles, read_templates(vocab.keys), segment, frame, Origin(save, lambda _: dict(vocab.keys.all))
+    )
 
 
 def _frame(vocab: GgufVocab, before: list[int | None], after: list[int | None]) -> Frame:

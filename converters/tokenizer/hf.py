@@ -92,9 +92,8 @@ class HFTokenizer(Tokenizer):
         config = {**self._settings.special, **self._settings.tokenizer}
         return save_json_tokenizer(directory, self.describe(), config, self.chat_templates)
 
-    def to_gguf_metadata(self, vocab_size: int | None = None) -> dict[str, Any]:
-        around = self.encode("")
-        return json_metadata(self, self.describe(), around, vocab_size)
+    def to_gguf_metadata(self) -> dict[str, Any]:
+        return json_metadata(self, self.describe(), self.encode(""))
 
 
 def _lexicon(backend: tokenizers.Tokenizer) -> Lexicon:
@@ -111,7 +110,7 @@ def _lexicon(backend: tokenizers.Tokenizer) -> Lexicon:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, settings: Settings) -> None:
-    """Add what tokenizer_config.json names and tokenizer.json lacks: added tokens by their ids, then named roles."""
+    """Add the tokens that tokenizer_config.json declares and tokenizer.json lacks."""
     known = backend.get_added_tokens_decoder()
     for i, token in settings.added_tokens().items():
         if i in known:
@@ -122,9 +121,20 @@ def _add_tokens(backend: tokenizers.Tokenizer, settings: Settings) -> None:
                 f"tokenizer_config.json: added token {token.content!r} has the id {i}, but in the vocabulary "
                 f"it is {backend.token_to_id(token.content)}"
             )
+    _mark_special(backend, settings)
+
+
+def _mark_special(backend: tokenizers.Tokenizer, settings: Settings) -> None:
+    """Make control tokens of those that have a role and are in the vocabulary.
+
+    A role's token that is in no vocabulary stays out: the model's embedding has no row for it.
+    """
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    named = [text for role in ROLES if (text := settings.token(role)) is not None and text not in added]
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in dict.fromkeys(named)])
+    named = {text: None for role in ROLES if (text := settings.token(role)) is not None and text not in added}
+    known = [
+        AddedToken(text, special=True, normalized=False) for text in named if backend.token_to_id(text) is not None
+    ]
+    backend.add_special_tokens(known)
 
 
 def _roles(backend: tokenizers.Tokenizer, settings: Settings, ids: Mapping[str, int]) -> Roles:
@@ -132,8 +142,8 @@ def _roles(backend: tokenizers.Tokenizer, settings: Settings, ids: Mapping[str, 
     hidden = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
 
     def first(role: str) -> int | None:
-        found = [ids[names[role]]] if role in names else settings.ids(f"{role}_id")
-        return found[0] if found else None
+        named = ids.get(names.get(role, ""))
+        return named if named is not None else next(iter(settings.ids(f"{role}_id")), None)
 
     generation_ends = settings.ids("eos_token_id")
     ends = [i for i in (first("eos_token"),) if i is not None] + (
@@ -160,7 +170,8 @@ def _has_template(backend: tokenizers.Tokenizer) -> bool:
 
 def _framing(ids: Mapping[str, int], roles: Roles, config: Mapping[str, Any], role: str) -> list[int]:
     """The ids that `add_bos_token` or `add_eos_token` puts around a text; none where the token itself is null."""
-    return [ids[roles.names[role]]] if config.get(f"add_{role}") and role in roles.names else []
+    i = ids.get(roles.names.get(role, ""))
+    return [i] if config.get(f"add_{role}") and i is not None else []
 
 
 def _uncovered_bytes(backend: tokenizers.Tokenizer, ids: Mapping[str, int]) -> frozenset[int]:

@@ -61,6 +61,8 @@ def parse_model(data: bytes, where: str) -> SentencePieceModel:
     normalizer: dict[int, Any] = {}
     try:
         for number, value in _fields(data):
+            if number <= 3 and not isinstance(value, bytes):
+                raise ValueError(f"field {number} is a number, expected a message")
             if number == 1:
                 _add_piece(dict(_fields(value)), pieces, scores, types)
             elif number == 2:

@@ -38,7 +38,7 @@ class Origin:
     """How to write the tokenizer to files again: what it came from, unchanged, or an equal description."""
 
     save: Callable[[str | PathLike[str], Tokenizer], list[str]]
-    to_gguf: Callable[[Tokenizer, int | None], dict[str, Any]]
+    to_gguf: Callable[[Tokenizer], dict[str, Any]]
 
 
 class VocabTokenizer(Tokenizer):
@@ -94,5 +94,5 @@ class VocabTokenizer(Tokenizer):
     def save(self, directory: str | PathLike[str]) -> list[str]:
         return self._origin.save(directory, self)
 
-    def to_gguf_metadata(self, vocab_size: int | None = None) -> dict[str, Any]:
-        return self._origin.to_gguf(self, vocab_size)
+    def to_gguf_metadata(self) -> dict[str, Any]:
+        return self._origin.to_gguf(self)

@@ -54,14 +54,15 @@ def run(args: argparse.Namespace) -> int:
             for piece in stream:
                 print(piece, end="", flush=True)
             print()
-            stats = stream.stats
+            line = watch.line(stream.stats)
         else:
             with watch.waiting():
                 replies, stats = text.complete(model, [turns], n=args.n, **given)
             for i, reply in enumerate(replies, 1):
                 print(f"--- {i} of {args.n}\n{reply.text}")
-        if args.stats:
-            print(watch.line(stats), file=sys.stderr)
+            line = watch.whole_line(stats)
+    if args.stats:
+        print(line, file=sys.stderr)
     return 0
 
 

@@ -1,6 +1,7 @@
 """The options that commands share: which model, how tokens are chosen. Checks what argparse cannot."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -76,9 +77,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how text is made")
     for name, setting in SETTINGS.items():
         group.add_argument(f"--{name}", type=setting.read, default=setting.default, metavar="N", help=setting.help)
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
-    )
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, int | float | None]:
@@ -108,8 +107,6 @@ def sampling(settings: Mapping[str, int | float | None]) -> "SamplingParams":
 
 def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
     """Load the model that the options ask for, with a bar on a terminal."""
-    import sys
-
     from forge_jax import loading
 
     return loading.load(

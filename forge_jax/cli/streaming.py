@@ -35,9 +35,9 @@ class Watch:
     ) -> None:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith(COMPILING):
-            self.compiling += seconds
+            self.compiling += duration_secs
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -61,10 +61,14 @@ class Watch:
         return stream
 
     def line(self, stats: Stats) -> str:
-        """The figures without the time of compiling, which is told at the end."""
+        """The figures of a text that `begin` started, without the time of compiling, which is told at the end."""
         plain = replace(
             stats,
             prompt_seconds=max(stats.prompt_seconds - self.before_text, 0.0),
             seconds=max(stats.seconds - self.compiling, 0.0),
         )
         return f"{plain} | and {self.compiling:.1f} s of compiling" if self.compiling >= 0.05 else str(plain)
+
+    def whole_line(self, stats: Stats) -> str:
+        """The figures of texts made in one go, the time of compiling within."""
+        return f"{stats} | {self.compiling:.1f} s of it compiling" if self.compiling >= 0.05 else str(stats)

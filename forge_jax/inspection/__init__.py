@@ -28,7 +28,7 @@ def inspect(
     """Find out what a checkpoint is and what running it takes.
 
     Args:
-        name: a directory, a file, a hub id or "smollm2". Of a hub id only headers, configs and the tokenizer are fetched.
+        name: a directory, a file, a hub id or "smollm2". Of a hub id, headers, configs and tokenizer are fetched.
         context, batch: the tokens a row and the rows that memory is counted for; None: the model's whole context.
         dtype: of the parameters once loaded, as for `forge_jax.load`.
         revision, subfolder, file, allow: as for `forge_jax.load`.

@@ -232,20 +232,27 @@ def test_weights_are_split(shards: int) -> None:
     assert bytes_on(mesh.devices.flat[0], cache.layers) == sum(x.nbytes for x in jax.tree.leaves(cache.layers)) // shards
 
 
-@pytest.mark.parametrize(("block", "sums"), [(SPECS["grouped"].layers[0], 2), (SPECS["norm_over_all_heads"].layers[0], 4)])
+def collectives(spec: ModelSpec) -> dict[str, int]:
+    """How many instructions of the compiled program talk to other devices."""
+    mesh = parallel.make_mesh(4)
+    placed = parallel.shard(spec, numbers(spec), mesh)
+    text = jax.jit(parallel.shard_mapped(forward, spec, mesh)).lower(placed, inputs(IDS)).compile().as_text()
+    return {name: text.count(f" {name}(") for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute")}
+
+
+@pytest.mark.parametrize(
+    ("block", "sums"),
+    [
+        (SPECS["grouped"].layers[0], 2),  # one after the heads and one after the features
+        (SPECS["parallel"].layers[0], 1),  # XLA joins the two, because neither waits for the other
+        (SPECS["norm_over_all_heads"].layers[0], 3),  # one more for the moments of queries and keys
+    ],
+)
 def test_sums_a_layer(block: Block, sums: int) -> None:
-    """One after the heads and one after the features, two more where a norm runs over all heads; nothing gathered."""
-
-    def count(layers: int) -> dict[str, int]:
-        spec = model(*[block] * layers)
-        mesh = parallel.make_mesh(4)
-        placed = parallel.shard(spec, numbers(spec), mesh)
-        text = jax.jit(parallel.shard_mapped(forward, spec, mesh)).lower(placed, inputs(IDS)).compile().as_text()
-        return {name: text.count(f" {name}(") for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute")}
-
-    one, three = count(1), count(3)
-    assert three["all-reduce"] - one["all-reduce"] == 2 * sums
+    """A layer talks as often as it must. The ends of the model add one sum (embedding) and one gather (logits)."""
+    one, three = collectives(model(block)), collectives(model(block, block, block))
     assert one == {"all-reduce": 1 + sums, "all-gather": 1, "all-to-all": 0, "collective-permute": 0}
+    assert three == one | {"all-reduce": 1 + 3 * sums}
 
 
 # ------------------------------------------------------------------------------------------------ meshes

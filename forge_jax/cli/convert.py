@@ -1,0 +1,114 @@
+"""`forge-jax convert`: a checkpoint of any format that is read, written in any format that is written.
+
+The weights are in memory once, as the checkpoint stores them (packed types decoded); writers take them one at a time.
+"""
+
+import argparse
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_jax.cli import options
+
+if TYPE_CHECKING:
+    from forge_jax.loading import Model
+
+KINDS = ("huggingface", "safetensors", "gguf", "orbax")
+FILES = {".safetensors": "safetensors", ".gguf": "gguf"}
+DTYPES = ("stored", "float32", "bfloat16", "float16")
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def add(commands: options.Commands) -> None:
+    """Describe the command."""
+    parser = options.command(
+        commands,
+        "convert",
+        run,
+        "write a checkpoint in another format",
+        "forge-jax convert org/name model.gguf --type Q8_0\n"
+        "  forge-jax convert model.gguf my-model --to huggingface --dtype bfloat16",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a directory, a file or a hub id")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="the file or directory to write")
+    parser.add_argument("--to", choices=KINDS, help="what to write (by TARGET: .gguf, .safetensors, or huggingface)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights, not for GGUF (stored: as in the source)")
+    parser.add_argument("--type", choices=GGUF_TYPES, help="of the matrices of a GGUF (what most of the source has)")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="of huggingface's files (5GB)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at TARGET")
+    options.add_source(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, write, and say what was written."""
+    kind = args.to or FILES.get(args.target.suffix, "huggingface")
+    check(args, kind)
+    shard = read_size(args.max_shard_size or "5GB")
+    model = options.load(args, args.source, "stored")
+    write(model, kind, args, shard)
+    files = sorted(p for p in args.target.rglob("*") if p.is_file()) if args.target.is_dir() else [args.target]
+    for file in files:
+        print(f"{file.stat().st_size:>16,}  {file}")
+    return 0
+
+
+def check(args: argparse.Namespace, kind: str) -> None:
+    """Find what cannot be before a large file is read.
+
+    Raises:
+        FileExistsError: there is something at the target.
+        ValueError: an option that this kind of target does not have.
+    """
+    for option, value, kinds in (
+        ("--type", args.type, ("gguf",)),
+        ("--dtype", args.dtype, ("huggingface", "safetensors")),
+        ("--max-shard-size", args.max_shard_size, ("huggingface",)),
+    ):
+        if value is not None and kind not in kinds:
+            raise ValueError(f"{option} does not apply to {kind}; it is for {' and '.join(kinds)}")
+    there = any(args.target.iterdir()) if args.target.is_dir() else args.target.exists()
+    if there and not args.overwrite:
+        raise FileExistsError(f"{args.target}: is there already; choose another name or add --overwrite")
+
+
+def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> None:
+    """Write the model as one of KINDS."""
+    from forge_jax import exporting
+
+    match kind:
+        case "huggingface":
+            exporting.export_huggingface(
+                model, args.target, dtype=args.dtype or "stored", max_shard_bytes=shard, overwrite=args.overwrite
+            )
+        case "safetensors":
+            exporting.export_safetensors(model, args.target, dtype=args.dtype or "stored")
+        case "gguf":
+            exporting.export_gguf(model, args.target, type=args.type or usual_type(model))
+        case "orbax":
+            exporting.export_orbax(model, args.target, overwrite=args.overwrite)
+
+
+def usual_type(model: "Model") -> str:
+    """The plain type that loses nothing: what most of the weights are stored as, F32 where that is packed."""
+    from forge_jax.params import flatten
+
+    sizes: dict[str, int] = defaultdict(int)
+    for path, leaf in flatten(model.params):
+        sizes[model.stored.get(path, "F32")] += leaf.size
+    most = max(sizes, key=sizes.__getitem__)
+    return most if most in ("F16", "BF16") else "F32"
+
+
+def read_size(text: str) -> int:
+    """Bytes of "5GB", "500MB", "2GiB" or "1000".
+
+    Raises:
+        ValueError: something else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    unit = UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "") if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise ValueError(f"--max-shard-size {text!r}: expected a size such as 5GB, 500MB or 2GiB")
+    return int(float(match[1]) * unit)
