@@ -17,7 +17,7 @@ from converters.gguf.export import Type
 from converters.gguf.export import export_gguf as write_gguf_model
 from converters.orbax import PARAMS, write_orbax
 from converters.safetensors_file import Entry, write_safetensors, write_sharded
-from forge_jax.loading import Model
+from forge_jax.loading import Model, narrowed
 from forge_jax.params import abstract, flatten
 from forge_jax.tensor import Lora, QTensor
 
@@ -72,22 +72,9 @@ def entries(model: Model, dtype: str) -> Iterator[Entry]:
 
         def make(instance: rules.Instance = instance, stored: str = stored) -> np.ndarray:
             values = instance.rule.write([np.asarray(leaves[path]) for path in instance.paths])
-            return narrowed(values, NUMPY[stored], instance.theirs)
+            return np.ascontiguousarray(narrowed(values, NUMPY[stored], instance.theirs))
 
         yield Entry(instance.theirs, instance.stored_shape, stored, make)
-
-
-def narrowed(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """The values in the dtype of a file, contiguous.
-
-    Raises:
-        ValueError: a value that is finite becomes infinite: float16 ends at 65504.
-    """
-    with np.errstate(over="ignore"):
-        out = np.ascontiguousarray(values.astype(dtype, copy=False))
-    if dtype == np.float16 and out.dtype != values.dtype and not np.isfinite(out).all():
-        raise ValueError(f"export: {name} has values beyond float16's 65504; export as bfloat16 or float32")
-    return out
 
 
 def hf_config(model: Model, dtype: str) -> dict[str, Any]:

@@ -27,8 +27,6 @@ from forge_jax.presets import preset_config
 from forge_jax.sampling import SamplingParams
 from forge_jax.spec import ModelSpec
 
-forward_jit = jax.jit(decoder.forward, static_argnames=("spec", "ctx", "driver"), donate_argnames=("cache",))
-
 
 class Forge(ForgeFiles):
     """A language model.
@@ -165,7 +163,7 @@ class Forge(ForgeFiles):
         elif start_pos:
             raise ValueError("Forge.forward: start_pos counts tokens in the cache; pass use_cache=True")
         else:
-            logits, _ = forward_jit(self.spec, self.params, decoder.inputs(ids))
+            logits, _ = self.model.programs.forward(self.spec, self.params, decoder.inputs(ids))
         if targets is not None:
             return logits, cross_entropy(logits, self._ids(targets), ignore_index)
         if return_loss:
@@ -180,10 +178,12 @@ class Forge(ForgeFiles):
             raise ValueError(f"Forge.forward: start_pos = {start_pos}, but the cache holds {held} tokens")
         end = capacity(start_pos + ids.shape[1], self.max_len)
         if self.cache is None or start_pos == 0:
-            self.cache = caches.init(self.spec, ids.shape[0], max(end, self.max_len), dtype=self._cache_dtype())
+            new_cache = self.model.programs.new_cache
+            self.cache = new_cache(self.spec, ids.shape[0], max(end, self.max_len), dtype=self._cache_dtype())
         elif start_pos < held:
             self.cache = caches.rewind(self.cache, jnp.full((ids.shape[0],), start_pos, jnp.int32))
-        logits, self.cache = forward_jit(self.spec, self.params, decoder.inputs(ids, start_pos), self.cache)
+        forward = self.model.programs.forward
+        logits, self.cache = forward(self.spec, self.params, decoder.inputs(ids, start_pos), self.cache)
         return logits
 
     def _cache_dtype(self) -> Any:
@@ -306,6 +306,7 @@ class Forge(ForgeFiles):
             stop_ids=stops,
             seed=seed,
             cache_dtype=self._cache_dtype(),
+            programs=self.model.programs,
         )
         return self.session
 

@@ -4,7 +4,7 @@ Weights go tensor by tensor from the file to the device in the dtype asked for; 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,11 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.files import read_json
 from converters.tokenizer import Tokenizer, from_directory, from_gguf
+from forge_jax import parallel
+from forge_jax.generation.session import LOCAL, Programs
 from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
@@ -31,6 +34,7 @@ class Model:
 
     config: the HuggingFace-style config it was understood from. generation: the checkpoint's own sampling defaults.
     stored: the storage type of each parameter in the checkpoint, by our path; what an export goes back to.
+    mesh, programs: the devices that the parameters are split over, and what a session calls on them.
     """
 
     spec: ModelSpec
@@ -42,6 +46,8 @@ class Model:
     stored: Mapping[str, str] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    mesh: Mesh | None = None
+    programs: Programs = LOCAL
 
     def __repr__(self) -> str:
         """Kind, size, dtype and where from."""
@@ -61,7 +67,7 @@ def load(
     subfolder: str | None = None,
     file: str | None = None,
     allow: Iterable[str] = (),
-    place: Callable[[str, np.ndarray], Any] | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Model:
     """Load a checkpoint of any format that the library reads.
@@ -69,9 +75,10 @@ def load(
     Args:
         name: a directory, a file, a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M") or "smollm2".
         dtype: of the parameters. "auto": float32 on a CPU, on an accelerator what the checkpoint has (bfloat16 for
-            packed formats). "stored": every tensor as it is. Or a dtype.
+            packed formats). "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype.
         allow: config keys that may stay unread, if an error named them and they do not matter.
-        place: makes a leaf from (path, host array), in place of a cast and a device_put: to shard, for example.
+        mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
+            goes straight to its shards.
         progress: show a bar that tells reading, decoding and placing apart.
 
     Raises:
@@ -79,10 +86,13 @@ def load(
         ValueError: an unknown format or architecture, config keys not understood, tensors missing, unused, misshapen
             or with NaN. The message names them.
     """
+    cast = caster(dtype)
     path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
     checkpoint = open_checkpoint(path, allow=allow)
     try:
-        return read_model(checkpoint, place or placer(dtype), progress)
+        put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
+        model = read_model(checkpoint, lambda path, values: put(path, cast(values)), progress)
+        return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()
 
@@ -116,24 +126,43 @@ def read_model(checkpoint: Checkpoint, place: Callable[[str, np.ndarray], Any], 
     )
 
 
-def placer(dtype: DTypeLike | str) -> Callable[[str, np.ndarray], jax.Array]:
-    """The function that casts a host array and puts it on the default device."""
+def device_put(path: str, values: np.ndarray) -> jax.Array:
+    """Put a host array on the default device."""
+    return jax.device_put(values)
+
+
+def caster(dtype: DTypeLike | str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that casts a host array as `load` was told to.
+
+    Raises:
+        ValueError: a dtype of no known name, or none that a model computes in.
+    """
     on_cpu = jax.default_backend() == "cpu"
+    given = dtype if dtype in ("auto", "stored") else computing(dtype)
 
     def target(values: np.ndarray) -> Any:
-        if not jnp.issubdtype(values.dtype, jnp.floating) or dtype == "stored":
+        if not jnp.issubdtype(values.dtype, jnp.floating) or given == "stored":
             return values.dtype
-        if dtype == "auto":
-            wide = values.dtype.itemsize != 2
-            return jnp.float32 if on_cpu else jnp.bfloat16 if wide else values.dtype
-        if isinstance(dtype, str) and dtype not in DTYPES:
-            raise ValueError(f"load: dtype {dtype!r} is unknown; expected auto, stored, {', '.join(DTYPES)}")
-        return DTYPES[dtype] if isinstance(dtype, str) else jnp.dtype(dtype)
+        if given == "auto":
+            return jnp.float32 if on_cpu else values.dtype if values.dtype.itemsize == 2 else jnp.bfloat16
+        return given
 
-    def place(path: str, values: np.ndarray) -> jax.Array:
-        return jax.device_put(np.ascontiguousarray(values.astype(target(values), copy=False)))
+    return lambda values: np.ascontiguousarray(values.astype(target(values), copy=False))
 
-    return place
+
+def computing(dtype: DTypeLike | str) -> Any:
+    """A dtype that a model computes in.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise ValueError(f"load: dtype {name!r} is unknown; expected auto, stored, {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def read_text_side(checkpoint: Checkpoint) -> tuple[Tokenizer | None, dict[str, Any]]:
@@ -174,3 +203,16 @@ def check_finite(path: str, values: np.ndarray, checkpoint: Checkpoint) -> None:
         raise ValueError(
             f"{checkpoint.path}: {path} has NaN or infinite values; the file is damaged or badly converted"
         )
+
+
+def narrowed(values: np.ndarray, dtype: DTypeLike, path: str) -> np.ndarray:
+    """The values in another dtype, without a copy if they have it.
+
+    Raises:
+        ValueError: a finite value becomes infinite: float16 ends at 65504.
+    """
+    with np.errstate(over="ignore"):
+        out = values.astype(dtype, copy=False)
+    if out.dtype == np.float16 and values.dtype != np.float16 and not np.isfinite(out).all():
+        raise ValueError(f"{path} has values beyond float16's 65504; use bfloat16 or float32")
+    return out

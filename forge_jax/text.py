@@ -196,6 +196,7 @@ def stream(
         stop_ids=stop_ids(model),
         seed=seed,
         cache_dtype=cache_dtype,
+        programs=model.programs,
     )
     return TextStream(model, ids, session, stop, start)
 
@@ -235,6 +236,7 @@ def complete(
         n=n,
         seed=seed,
         cache_dtype=cache_dtype,
+        programs=model.programs,
     )
     first = time.perf_counter()
     texts = Texts(model, session, [row for row in rows for _ in range(n)], stop)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from converters.tokenizer.cuts import literal_splitter
+from converters.tokenizer.cuts import Literals
 from converters.tokenizer.sentencepiece_model import NormalizerSpec
 
 _SPACES = re.compile(" +")
@@ -91,7 +91,7 @@ class SpaceNormalizer:
     def __init__(self, spec: NormalizerSpec, kept: Iterable[str] = ()) -> None:
         self._spec = spec
         self._map = CharsMap(spec.charsmap) if spec.charsmap else None
-        self._kept = literal_splitter(kept)
+        self._kept = Literals(kept)
 
     def __call__(self, text: str, prefix: bool) -> str:
         """The normalised text; `prefix` False leaves out the dummy prefix."""
@@ -110,7 +110,5 @@ class SpaceNormalizer:
     def _replace(self, text: str) -> str:
         if self._map is None:
             return text
-        if self._kept is None:
-            return self._map(text)
         parts = self._kept.split(text)
         return "".join(part if i % 2 else self._map(part) for i, part in enumerate(parts))

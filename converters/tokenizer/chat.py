@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2.environment import Template
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from converters.tokenizer.sandbox import MAX_TEXT, Sandbox
 
@@ -36,9 +36,10 @@ class ChatTemplate:
         self.source = source
         try:
             self._code = Sandbox().compile(source)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"chat template, line {error.lineno}: {error.message}") from error
         except TemplateError as error:
-            line = getattr(error, "lineno", None)
-            raise ValueError(f"chat template, line {line}: {error.message}") from error
+            raise ValueError(f"chat template: {error.message}") from error
         except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
             raise ValueError(f"chat template: cannot be compiled: {error}") from error
 

@@ -4,6 +4,7 @@ Gives the ids that llama.cpp gives. Knows which algorithm a model kind means and
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike
 from types import MappingProxyType
@@ -214,6 +215,13 @@ def _unescape(token: str) -> bytes:
 
 def _build_bpe(keys: Keys) -> Tokenizer:
     """Byte-level BPE with a named pre-tokenizer."""
+    if "tokenizer.ggml.pre" not in keys.all:
+        warnings.warn(
+            "the GGUF file does not name its pre-tokenizer (tokenizer.ggml.pre): 'default' is used, "
+            "which may cut text otherwise than the model has learnt; convert the model again",
+            UserWarning,
+            stacklevel=4,
+        )
     return _build_named_bpe(keys, keys.text("tokenizer.ggml.pre", "default"))
 
 

@@ -26,7 +26,7 @@ from jinja2.ext import loopcontrols
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, pass_environment
+from jinja2.utils import Cycler, Joiner, Namespace, pass_environment
 from markupsafe import Markup
 
 from converters.tokenizer.instrument import Generation, Instrument
@@ -116,8 +116,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "range": self._range,
             "dict": self._dict,
             "namespace": _Names,
-            "cycler": self.globals["cycler"],
-            "joiner": self.globals["joiner"],
+            "cycler": Cycler,
+            "joiner": Joiner,
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
@@ -220,9 +220,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self._spend(1)
-        if isinstance(__obj, type) and __obj is not _Names and not issubclass(__obj, Undefined):
-            if __obj.__module__ != "jinja2.utils":
-                raise SecurityError(f"{__obj!r} is not safely callable")
+        if isinstance(__obj, type) and __obj not in (_Names, Cycler, Joiner):
+            raise SecurityError(f"{__obj!r} is not safely callable")
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             args = __self._checked_method(owner, __obj.__name__, args)

@@ -6,9 +6,9 @@ drops text: what the vocabulary cannot express is the unknown id where there is 
 
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol
+from typing import Protocol
 
-from converters.tokenizer.cuts import CutCache, literal_splitter
+from converters.tokenizer.cuts import CutCache, Literals
 
 
 class Segmenter(Protocol):
@@ -66,12 +66,12 @@ class ScoreMerges:
         self._ids = ids
         self._fallback = fallback
         self._frozen = frozen
-        self._splitter = literal_splitter(frozen)
+        self._literals = Literals(frozen)
         self._cut = CutCache(scores, self._merge)
 
     def __call__(self, text: str, first: bool) -> list[int]:
         ids: list[int] = []
-        for i, part in enumerate(self._splitter.split(text) if self._splitter else [text]):
+        for i, part in enumerate(self._literals.split(text)):
             ids += [self._frozen[part]] if i % 2 else self._cut(part)
         return fuse_runs(ids, self._fallback.fuse)
 
@@ -144,7 +144,7 @@ class BestPath:
         self._ids = ids
         self._fallback = fallback
         self._unknown_score = unknown_score
-        self._trie = build_trie(scores)
+        self._literals = Literals(scores)
         self._cut = CutCache(scores, self._best)
 
     def __call__(self, text: str, first: bool) -> list[int]:
@@ -157,12 +157,8 @@ class BestPath:
         known = [False] * (size + 1)
         for start in range(size):
             found_one = False
-            node: Trie | None = self._trie
-            for end in range(start + 1, size + 1):
-                if (node := node.get(text[end - 1])) is None:
-                    break
-                if (token := node.get("")) is None:
-                    continue
+            for token in self._literals.at(text, start):
+                end = start + len(token)
                 found_one = found_one or end == start + 1
                 if (score := best[start] + self._scores[token]) > best[end]:
                     best[end], starts[end], known[end] = score, start, True
@@ -181,8 +177,8 @@ class LongestMatch:
     """RWKV: at each byte take the longest token that matches. Tokens are byte strings."""
 
     def __init__(self, ids: Mapping[bytes, int], unk: int | None) -> None:
-        self._trie = build_trie({token.decode("latin-1"): None for token in ids if token})
-        self._ids = ids
+        self._ids = {token.decode("latin-1"): i for token, i in ids.items()}
+        self._literals = Literals(self._ids)
         self._unk = unk
 
     def __call__(self, text: str, first: bool) -> list[int]:
@@ -190,32 +186,13 @@ class LongestMatch:
         ids: list[int] = []
         start = 0
         while start < len(data):
-            node: Trie | None = self._trie
-            match = ""
-            for end in range(start, len(data)):
-                if (node := node.get(data[end])) is None:
-                    break
-                match = node.get("", match)
-            token = self._ids[match.encode("latin-1")] if match else self._unk
+            match = self._literals.longest(data, start)
+            token = self._ids[match] if match else self._unk
             if token is None:
                 raise ValueError(f"the vocabulary cannot express the byte 0x{ord(data[start]):02X} of {text!r}")
             ids.append(token)
             start += len(match) or 1
         return ids
-
-
-Trie = dict[str, Any]  # character → Trie; "" → the token that ends here
-
-
-def build_trie(tokens: Mapping[str, object]) -> Trie:
-    """Nested dicts by character; the key "" holds the token that ends at a node."""
-    root: Trie = {}
-    for token in tokens:
-        node = root
-        for char in token:
-            node = node.setdefault(char, {})
-        node[""] = token
-    return root
 
 
 class Normalised:

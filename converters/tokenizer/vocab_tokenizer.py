@@ -4,14 +4,13 @@ Serves GGUF vocabularies and sentencepiece models. Knows neither file format: th
 what goes around a text, and what to write when it is saved.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from converters.tokenizer.base import Lexicon, Roles, Tokenizer, check_text
-from converters.tokenizer.cuts import literal_splitter
+from converters.tokenizer.cuts import Literals
 from converters.tokenizer.segmenters import Segmenter
 
 
@@ -59,8 +58,8 @@ class VocabTokenizer(Tokenizer):
         self._origin = origin
         self._always = dict(frame.always or {})
         self._special = {**self._always, **(frame.control or {})}
-        self._split_always = literal_splitter(self._always)
-        self._split_special = literal_splitter(self._special)
+        self._split_always = Literals(self._always)
+        self._split_special = Literals(self._special)
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         check_text(text)
@@ -75,10 +74,8 @@ class VocabTokenizer(Tokenizer):
             first = self._frame.restart and isinstance(part, int)
         return ids + list(self._frame.after) if add_special else ids
 
-    def _parts(self, text: str, splitter: re.Pattern[str] | None) -> list[str | int]:
+    def _parts(self, text: str, splitter: Literals) -> list[str | int]:
         """The text as a list of special ids and the texts between them, without empty texts."""
-        if splitter is None:
-            return [text] if text else []
         raw = splitter.split(text)
         special = [self._special[literal] for literal in raw[1::2]]
         parts: list[str | int] = []

@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
+from forge_jax.decoder import forward
 from forge_jax.generation import loop
 from forge_jax.generation.loop import Record, State
 from forge_jax.generation.sizes import capacity, chunks
@@ -45,8 +46,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Programs:
-    """The compiled functions a session calls. `LOCAL` runs on one device; forge_jax.parallel makes others."""
+    """The compiled functions that run a model. `LOCAL` is for one device; forge_jax.parallel makes others.
 
+    forward: (spec, params, inputs, cache) to (logits, cache), the cache donated.
+    """
+
+    forward: Callable[..., tuple[Array, caches.Cache | None]]
     prefill: Callable[..., tuple[Array, caches.Cache]]
     choose: Callable[..., State]
     advance: Callable[..., State]
@@ -54,6 +59,7 @@ class Programs:
 
 
 LOCAL = Programs(
+    forward=jax.jit(forward, static_argnames=("spec",), donate_argnames=("cache",)),
     prefill=jax.jit(loop.prefill, static_argnames=("spec", "ctx"), donate_argnames=("cache", "logits_BV")),
     choose=jax.jit(loop.choose, static_argnames=("plan",)),  # hands on what it does not change, without a copy
     advance=jax.jit(loop.advance, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",)),

@@ -143,7 +143,7 @@ def gguf_head(read: Read, size: int, target: Path) -> None:
     """
     head = b""
     while True:
-        head += read(len(head), min(size, max(1 << 20, 4 * len(head))))
+        head += read(len(head), min(size, max(FIRST, 4 * len(head))))
         write(target, head, size)
         try:
             header = parse(target)
@@ -156,9 +156,11 @@ def gguf_head(read: Read, size: int, target: Path) -> None:
             break
     with target.open("r+b") as file:
         for name, entry in header.entries.items():
-            if not name.startswith("blk.") and len(entry.info.shape) == 1 and entry.info.nbytes <= MAX_VECTOR:
+            end = entry.offset + entry.info.nbytes
+            vector = len(entry.info.shape) == 1 and entry.info.nbytes <= MAX_VECTOR
+            if vector and end > len(head) and not name.startswith("blk."):
                 file.seek(entry.offset)
-                file.write(read(entry.offset, entry.offset + entry.info.nbytes))
+                file.write(read(entry.offset, end))
 
 
 def parse(path: Path) -> Header:

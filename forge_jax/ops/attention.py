@@ -4,7 +4,7 @@ Head counts are read from the weights, never from the spec: under shard_map they
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -20,6 +20,7 @@ from forge_jax.params import Tree
 from forge_jax.spec import Alibi, Attention
 from forge_jax.tensor import contract
 
+BLOCK = 128  # queries of a prompt that are looked at together
 HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
 
 
@@ -96,6 +97,19 @@ def attend(
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1)
 
 
+def triangle(look: Callable[[Array, Sequence[Keys]], Array], q_BTNH: Array, keys: Keys) -> Array:
+    """Attention of a prompt to itself, block by block of queries: what comes after a block is not even computed."""
+    length = q_BTNH.shape[1]
+
+    def block(start: int) -> Array:
+        end = min(start + BLOCK, length)
+        bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., :end]
+        seen = keys.seen_BTS[:, start:end, :end]
+        return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, :end], keys.v_BKSH[:, :, :end], seen, bias)])
+
+    return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
+
+
 def normed(op: Attention, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
     """Query or key normalisation, over a head's features or over all heads together.
 
@@ -148,12 +162,14 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window)
         return Keys(k_BKSH, v_BKSH, seen, alibi_bias(op.alibi, order_BS, heads.queries, ctx) if op.alibi else None)
 
-    parts = [keys(k_BKTH, v_BKTH, call.order_BT, call.span_BT)]
+    present = keys(k_BKTH, v_BKTH, call.order_BT, call.span_BT)
+    parts = [present]
     slots = call.slots[place_key(op)] if state is not None else None
     if state is not None and slots is not None and not ctx.fresh:
         past = (state[name].astype(q.dtype) for name in ("k", "v"))
-        parts.insert(0, keys(*past, slots.past.order_BS, slots.past.span_BS))
-    y = attend(q, parts, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
+        parts = [keys(*past, slots.past.order_BS, slots.past.span_BS), present]
+    look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
+    y = triangle(look, q, present) if ctx.fresh else look(q, parts)
 
     if state is not None and slots is not None:
         # the slots wait for y, or XLA would copy the slab to read and write it at the same time

@@ -14,7 +14,8 @@ class Context:
     """Static facts of an execution. Hashable.
 
     `axis` names the mesh axis that heads, feed-forward features and vocabulary are split over, None when they are
-    whole. `fresh` says that the cache holds nothing yet, so that attention need not read it back.
+    whole. `fresh` promises a prompt from its beginning: the cache holds nothing, token t of every row has
+    order t or is padding at the end, and no span makes a token see what comes after it.
     """
 
     axis: str | None = None

@@ -9,12 +9,13 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from forge_jax.cache import Cache
+from forge_jax.decoder import Inputs, forward
 from forge_jax.generation import loop
 from forge_jax.generation.loop import State
 from forge_jax.generation.session import LOCAL, Programs
 from forge_jax.ops import Context
-from forge_jax.params import Tree
 from forge_jax.parallel.tensor_parallel import init_cache, shard_mapped, shards_of
+from forge_jax.params import Tree
 from forge_jax.sampling import SamplerPlan, SamplerValues
 from forge_jax.spec import ModelSpec
 
@@ -26,6 +27,10 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
         ValueError: the mesh lacks the axis.
     """
     shards_of(mesh, axis)
+
+    @partial(jax.jit, static_argnames=("spec",), donate_argnames=("cache",))
+    def whole(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache | None = None) -> tuple[Array, Cache | None]:
+        return shard_mapped(forward, spec, mesh, axis=axis)(params, inputs, cache)
 
     @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=("cache", "logits_BV"))
     def prefill(
@@ -51,9 +56,7 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
 
         return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
 
-    def new_cache(
-        spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32
-    ) -> Cache:
+    def new_cache(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
         return init_cache(spec, batch, length, mesh=mesh, slack=slack, dtype=dtype, axis=axis)
 
-    return Programs(prefill, LOCAL.choose, advance, new_cache)
+    return Programs(whole, prefill, LOCAL.choose, advance, new_cache)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from forge_jax.ops.call import head_slots
-from forge_jax.params import Param, Tree, unflatten
 from forge_jax.parallel.axes import described, lora_axes
+from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Op
 from forge_jax.tensor import Lora, QTensor
 

@@ -19,9 +19,9 @@ from forge_jax import cache as caches
 from forge_jax.cache import Cache
 from forge_jax.decoder import Driver, Inputs, forward
 from forge_jax.ops import Context
-from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.parallel.axes import described, leaf_specs, partition_specs, tensor_rules
 from forge_jax.parallel.prepare import prepare_leaf, prepared_shape, widened
+from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.spec import ModelSpec
 
 REPLICATED = PartitionSpec()

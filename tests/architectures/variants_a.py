@@ -30,16 +30,16 @@ LONGROPE: Config = {
 
 SIZES: Config = {
     "vocab_size": 160,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 56,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "pad_token_id": 0,
 }
-"""Without head_dim or key-value heads: every head has its own, of 12 features."""
+"""Without head_dim or key-value heads: every head has its own, of 16 features."""
 COMMON: Config = SIZES | {
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 24,
     "rms_norm_eps": 1e-3,
     "max_position_embeddings": 128,
     "rope_parameters": ROPE,
@@ -90,7 +90,7 @@ MINISTRAL3 = model(
         }
     },
 )
-QWEN2 = model("qwen2", without(COMMON, "head_dim"), {"hidden_size": 64, "sliding_window": 8, "max_window_layers": 1})
+QWEN2 = model("qwen2", without(COMMON, "head_dim"), {"sliding_window": 8, "max_window_layers": 1})
 QWEN3 = model("qwen3", COMMON, {"sliding_window": 8, "max_window_layers": 1})
 GEMMA = model("gemma", COMMON)
 GEMMA2 = model(
@@ -120,23 +120,22 @@ GEMMA3 = model(
 GEMMA3_OLD = old(
     without(GEMMA3, "layer_types"), rope_theta=2000.0, rope_local_base_freq=300.0, sliding_window_pattern=2
 )
-PHI3 = model("phi3", without(COMMON, "head_dim"), {"hidden_size": 64})
+PHI3 = model("phi3", without(COMMON, "head_dim"))
 GRANITE = model(
     "granite",
     without(COMMON, "head_dim"),
     {
-        "hidden_size": 64,
         "attention_multiplier": 0.31,
         "embedding_multiplier": 1.7,
         "logits_scaling": 1.6,
         "residual_multiplier": 0.6,
     },
 )
-OLMO2 = model("olmo2", without(COMMON, "head_dim"), {"hidden_size": 64})
+OLMO2 = model("olmo2", without(COMMON, "head_dim"))
 SMOLLM3 = model(
     "smollm3",
     without(COMMON, "head_dim"),
-    {"hidden_size": 64, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "no_rope_layer_interval": 4},
+    {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "no_rope_layer_interval": 4},
 )
 COHERE2 = model(
     "cohere2",
@@ -159,15 +158,16 @@ VARIANTS: dict[str, Config] = {
     | {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}},
     "llama_yarn_lengths": LLAMA | {"rope_parameters": YARN | {"factor": None, "mscale": 1.2, "mscale_all_dim": 0.5}},
     "llama_old_llama3": old(LLAMA, rope_scaling=without(LLAMA3, "rope_theta")),
-    "llama_longrope": LLAMA | {"rope_parameters": LONGROPE | {"factor": 4.0}},
-    "llama_longrope_short": LLAMA | {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 32}},
-    "llama_longrope_factor": LLAMA | {"rope_parameters": LONGROPE | {"attention_factor": 1.4}},
+    "llama_longrope": LLAMA | {"head_dim": 16, "rope_parameters": LONGROPE | {"factor": 4.0}},
+    "llama_longrope_short": LLAMA
+    | {"head_dim": 16, "rope_parameters": LONGROPE | {"original_max_position_embeddings": 32}},
+    "llama_longrope_factor": LLAMA | {"head_dim": 16, "rope_parameters": LONGROPE | {"attention_factor": 1.4}},
     "llama_proportional": LLAMA
     | {"rope_parameters": ROPE | {"rope_type": "proportional", "partial_rotary_factor": 0.5, "factor": 2.0}},
     "mistral": MISTRAL,
     "mistral_no_window": MISTRAL | TIED | {"sliding_window": None, "hidden_act": "gelu_pytorch_tanh"},
     "mistral_null_head_dim": MISTRAL | {"head_dim": None},
-    "mistral_bare": model("mistral", SIZES, {"hidden_size": 64, "num_attention_heads": 8}),
+    "mistral_bare": model("mistral", SIZES, {"num_attention_heads": 8}),
     "mistral_old_yarn": old(MISTRAL, rope_scaling=without(YARN, "rope_theta", "original_max_position_embeddings")),
     "ministral3": MINISTRAL3,
     "ministral3_window": MINISTRAL3 | TIED | {"sliding_window": 8},
@@ -179,15 +179,15 @@ VARIANTS: dict[str, Config] = {
     ),
     "qwen2": QWEN2,
     "qwen2_windows": QWEN2 | {"use_sliding_window": True, "num_hidden_layers": 3},
-    "qwen2_layer_types": QWEN2 | TIED | {"use_sliding_window": True, "layer_types": kinds("sf"), "head_dim": 8},
-    "qwen2_bare": model("qwen2", SIZES, {"hidden_size": 64, "num_attention_heads": 32}),
+    "qwen2_layer_types": QWEN2 | TIED | {"use_sliding_window": True, "layer_types": kinds("sf"), "head_dim": 24},
+    "qwen2_bare": model("qwen2", SIZES, {"num_attention_heads": 32}),
     "qwen2_nulls": QWEN2 | {"num_key_value_heads": None, "layer_types": None, "hidden_act": "gelu_new"},
     "qwen2_old_yarn": old(QWEN2, rope_scaling=without(YARN, "rope_theta")),
     "qwen3": QWEN3,
     "qwen3_bias_tied": QWEN3 | BIAS | TIED | {"hidden_act": "gelu"},
     "qwen3_windows": QWEN3 | {"use_sliding_window": True},
     "qwen3_layer_types": QWEN3 | {"use_sliding_window": True, "layer_types": kinds("sf")},
-    "qwen3_bare": model("qwen3", SIZES, {"num_attention_heads": 32, "hidden_size": 32}),
+    "qwen3_bare": model("qwen3", SIZES, {"num_attention_heads": 32}),
     "qwen3_old": old(QWEN3, rope_scaling=None, use_sliding_window=True, max_window_layers=0),
     "gemma": GEMMA,
     "gemma_untied_bias": GEMMA | UNTIED | BIAS,
@@ -252,7 +252,6 @@ VARIANTS: dict[str, Config] = {
     "cohere2_all_sliding": COHERE2 | {"layer_types": kinds("ss"), "num_key_value_heads": None},
     "cohere2_old": old(
         without(COHERE2, "layer_types", "head_dim"),
-        hidden_size=64,
         sliding_window_pattern=2,
         rope_scaling=None,
         layer_switch=2,

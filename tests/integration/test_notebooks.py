@@ -20,5 +20,7 @@ def test_runs(path: Path, tmp_path: Path):
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
-    texts = [out.get("text", "") + str(out.get("data", "")) for cell in notebook.cells for out in cell.get("outputs", [])]
+    texts = [
+        out.get("text", "") + str(out.get("data", "")) for cell in notebook.cells for out in cell.get("outputs", [])
+    ]
     assert any("Paris" in text for text in texts)

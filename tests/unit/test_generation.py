@@ -1,6 +1,7 @@
 """Generation against its definition: the greedy continuation is the argmax of a plain forward pass, token by token."""
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
@@ -216,9 +217,7 @@ def test_an_interrupt_leaves_the_session_usable(params):
             signal.raise_signal(signal.SIGINT)  # between the call and the storing of its result
         return real(*args)
 
-    session.programs = type(session.programs)(
-        session.programs.prefill, session.programs.choose, interrupted, session.programs.new_cache
-    )
+    session.programs = dataclasses.replace(session.programs, advance=interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.advance()
     made = session.ids()[0]

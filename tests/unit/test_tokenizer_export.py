@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 from test_tokenizer_gguf import bpe_metadata, spm_metadata
-from test_tokenizer_hf import CASES, byte_level, texts, write
+from test_tokenizer_hf import CASES, SPECIAL, byte_level, texts, write
 from tokenizers import models, normalizers, pre_tokenizers
 
 from converters.gguf import open_gguf
@@ -56,12 +56,12 @@ def test_tokenizer_json_to_gguf(name: str, tmp_path: Path) -> None:
     if name == "unigram":  # GGUF knows no NFKC
         trained.normalizer = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
     first = from_directory(write(tmp_path, trained, config))
-    second = from_gguf(first.to_gguf_metadata(first.vocab_size + 3))
-    assert second.vocab_size == first.vocab_size + 3
+    second = from_gguf(first.to_gguf_metadata())
+    assert second.vocab_size == first.vocab_size
     assert second.eos_ids[:1] == first.eos_ids[:1]
-    some = [
-        text for text in texts(60) if name != "unigram" or not {" ", "▁"} & {text[:1], text[-1:]} and "  " not in text
-    ]
+    some = texts(60)
+    if name == "unigram":  # GGUF trims each text between special tokens, and takes a literal "▁" for a space
+        some = [text.strip(" ") for text in some if not any(part in text for part in ("  ", "▁", *SPECIAL))]
     for text in some:
         assert second.encode(text) == first.encode(text), text
 
@@ -110,8 +110,6 @@ def test_what_gguf_cannot_say_is_refused(tmp_path: Path) -> None:
     trained.normalizer = normalizers.Lowercase()
     with pytest.raises(ValueError, match="no word for the normaliser"):
         from_directory(write(tmp_path, trained, {})).to_gguf_metadata()
-    with pytest.raises(ValueError, match="has 400 tokens, the model's embedding only 399 rows"):
-        from_directory(write(tmp_path, byte_level(), {})).to_gguf_metadata(399)
 
 
 def test_template_names_stay_inside_the_directory(tmp_path: Path) -> None:

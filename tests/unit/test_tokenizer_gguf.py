@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from converters.gguf import open_gguf
-from converters.tokenizer import Tokenizer, from_gguf
+from converters.tokenizer import Tokenizer, from_directory, from_gguf
 from converters.tokenizer.bpe import BYTE_TO_CHAR
 from converters.tokenizer.segmenters import Fallback, ScoreMerges
 from converters.tokenizer.spm import byte_ids, merge_segmenter
@@ -101,6 +101,10 @@ def test_stories260k_reads_and_writes_its_reference(shared: Path) -> None:
     assert tokenizer.decode(ids, skip_special=False) == "<s>" + reference["text"]
     assert tokenizer.decode(ids) == reference["text"].removeprefix(" ")
     assert tokenizer.encode(reference["text"].removeprefix(" ")) == ids
+    described = from_directory(shared / "models/stories260K/hf")
+    assert described.encode(reference["text"].removeprefix(" ")) == ids
+    assert described.decode(ids, skip_special=False) == "<s>" + reference["text"]
+    assert (described.bos_id, described.eos_ids) == (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
 
 
 def smollm2_file() -> Path:
@@ -322,3 +326,37 @@ def test_text_that_the_vocabulary_lacks_is_an_error_not_a_gap() -> None:
         tokenizer.decode([256])
     with pytest.raises(ValueError, match="not in the vocabulary"):
         tokenizer.token_bytes(-1)
+
+
+def test_a_file_that_names_no_pre_tokenizer_says_so() -> None:
+    data = bpe_metadata()
+    del data["tokenizer.ggml.pre"]
+    with pytest.warns(UserWarning, match="does not name its pre-tokenizer"):
+        assert len(from_gguf(data).encode("a==12")) == 5
+
+
+def test_many_special_tokens_and_overlapping_ones() -> None:
+    special = ("<a>", "<a><b>", "<b>", *(f"<unused{i}>" for i in range(3000)))
+    tokenizer = from_gguf(bpe_metadata(special=special))
+    names = [tokenizer.id_to_token(i) for i in tokenizer.encode("<a><b><b>x<unused2999><unused>", add_special=False)]
+    assert names == ["<a><b>", "<b>", "x", "<unused2999>", "<", *"unused>"]
+
+
+def test_chat_templates_by_name() -> None:
+    data = bpe_metadata(
+        special=("<s>",),
+        **{
+            "tokenizer.ggml.bos_token_id": 256,
+            "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ extra }}",
+            "tokenizer.chat_template.tool_use": "{{ tools | length }}{{ documents }}",
+        },
+    )
+    tokenizer = from_gguf(data)
+    chat = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(chat, variables={"extra": "!"}) == "<s>hi!"
+    assert tokenizer.apply_chat_template(chat, tools=[{}]) == "1None"
+    assert tokenizer.apply_chat_template(chat, tools=[{}], template="default") == "<s>hi"
+    with pytest.raises(ValueError, match=r"no chat template 'rag' \(it has: default, tool_use\)"):
+        tokenizer.apply_chat_template(chat, template="rag")
+    with pytest.raises(ValueError, match=r"it has: none"):
+        from_gguf(bpe_metadata()).apply_chat_template(chat)

@@ -80,7 +80,7 @@ def word_piece() -> tokenizers.Tokenizer:
 BERT_ROLES = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 SEP_TOKEN = {"content": "<sep>", "special": False, "lstrip": True, "rstrip": False, "normalized": True}
 CASES = {
-    "byte_level": (byte_level, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}),
+    "byte_level": (byte_level, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|im_end|>"}),
     "byte_level_added": (
         byte_level,
         {"eos_token": {"content": "</s>", "__type": "AddedToken"}, "added_tokens_decoder": {"400": SEP_TOKEN}},
@@ -151,6 +151,11 @@ def test_settings_beside_the_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.chat_template == "new"
     (tmp_path / "generation_config.json").unlink()
     assert from_directory(tmp_path).eos_ids == (1, 2)  # <|im_end|> is known by its text
+
+
+def test_a_role_that_no_vocabulary_has_stays_empty(tmp_path: Path) -> None:
+    tokenizer = from_directory(write(tmp_path, byte_level(), {"eos_token": "</s>", "pad_token": "[PAD]"}))
+    assert (tokenizer.pad_id, tokenizer.vocab_size) == (None, 400)
 
 
 def test_what_the_config_puts_around_a_text(tmp_path: Path) -> None:

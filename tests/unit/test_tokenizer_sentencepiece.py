@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converters.tokenizer import Tokenizer, from_directory
+from converters.tokenizer import Tokenizer, from_directory, from_gguf
 from converters.tokenizer.charsmap import CharsMap
 from converters.tokenizer.sentencepiece_model import BPE, UNIGRAM, parse_model
 from converters.tokenizer.sentencepiece_tokenizer import from_sentencepiece
@@ -177,3 +177,18 @@ def test_a_charsmap_that_points_outside_is_refused() -> None:
     far = (0x1FFFFF << 10).to_bytes(4, "little")
     with pytest.raises(ValueError, match="node .* of a trie of 1"):
         CharsMap(b"\x04\0\0\0" + far)("a")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_model_becomes_gguf_metadata(kind: str) -> None:
+    options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if kind == "bpe" else {}
+    first = load(train(kind, **options))
+    second = from_gguf(first.to_gguf_metadata())
+    for text in texts(60):
+        if "ab" not in text:  # GGUF matches user-defined pieces before spaces become "▁"
+            text = text.replace("▁", "").replace("<sep>", "").strip(" ")
+            assert second.encode(text, parse_special=False) == first.encode(text, parse_special=False)
+    assert (second.bos_id, second.eos_ids) == (first.bos_id, first.eos_ids)
+    if kind == "bpe":
+        with pytest.raises(ValueError, match="BPE model normalises its text"):
+            load(train("bpe")).to_gguf_metadata()

@@ -18,6 +18,7 @@ def byte_level() -> Tokenizer:
     return from_gguf(
         {
             "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
             "tokenizer.ggml.tokens": tokens,
             "tokenizer.ggml.token_type": np.array(types, np.int32),
             "tokenizer.ggml.merges": [],
