@@ -134,7 +134,7 @@ def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allo
     take.done()
     described = abstract(spec)
     stored = {name: info.shape for name, info in source.tensors.items()}
-    table = rules.identity(described) if source.format == "orbax" else family.rules
+    table = rules.identity(described) if source.format == "orbax" else family.table(spec)
     if family.prefix and not any(name.startswith(family.prefix) for name in stored):
         table = rules.without_prefix(table, family.prefix)
     found = rules.instances(table, described, stored)

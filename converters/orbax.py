@@ -95,7 +95,9 @@ class OrbaxSource:
         claimed = sum(info.nbytes for info in self.tensors.values())
         held = sum(file.stat().st_size for file in self._directory.rglob("*") if file.is_file())
         if claimed > MOST_PACKED * held + SLACK_BYTES:
-            raise ValueError(f"{self._directory}: claims {claimed} bytes of tensors, its files have {held}; it is damaged")
+            raise ValueError(
+                f"{self._directory}: claims {claimed} bytes of tensors, its files have {held}; it is damaged"
+            )
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor into new memory. Errors as in `TensorSource.read`."""
@@ -114,7 +116,9 @@ class OrbaxSource:
             raise ValueError(f"{info.file}: tensor {quote(name)} cannot be read: {short(error)}") from error
         values = dict(flatten(tree))[name]
         if values.shape != info.shape or values.dtype != self._dtypes[name]:
-            raise ValueError(f"{info.file}: tensor {quote(name)} is {values.dtype}{list(values.shape)}, not as described")
+            raise ValueError(
+                f"{info.file}: tensor {quote(name)} is {values.dtype}{list(values.shape)}, not as described"
+            )
         return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
     def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
@@ -130,7 +134,9 @@ def check_keys(tree: Tree, where: str) -> None:
     """Raise ValueError for a key that is no plain name: joined with dots, it could not be told from another."""
     for key, value in tree.items():
         if not isinstance(key, str) or "." in key:
-            raise ValueError(f"{where}: the key {key!r} is no plain name; expected nested dicts, as export_orbax writes")
+            raise ValueError(
+                f"{where}: the key {key!r} is no plain name; expected nested dicts, as export_orbax writes"
+            )
         if isinstance(value, dict):
             check_keys(value, where)
 

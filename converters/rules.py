@@ -32,6 +32,8 @@ class Rule:
     ("(n c) r": n groups, in each of them the parts one after another), and `layout` has one entry a part, written
     from those unfolded axes ("n h r -> r n h"). `one` is an axis of size 1 that we do not have, `two` one of size 2.
     `add` is added to the values on import and subtracted on export, in float32.
+    A letter in braces in `theirs` that `ours` lacks numbers an axis of ours, one tensor for each index:
+    Rule("norm.scale", "norms.{n}.weight", "h -> n h").
     """
 
     ours: str | tuple[str, ...]
@@ -153,22 +155,58 @@ def rearrange(x: np.ndarray, source: str, target: str, sizes: Mapping[str, int])
 # ------------------------------------------------------------------------------------------------ a whole model
 @dataclass(frozen=True)
 class Instance:
-    """A rule applied to concrete leaves: their name, our paths and shapes."""
+    """A rule applied to concrete leaves: their name, our paths and shapes.
+
+    With `axis`, their tensor is slice `index` of `count` along that axis of our leaf, and `shapes` are the slice's.
+    """
 
     rule: Rule
     theirs: str
     paths: tuple[str, ...]
     shapes: tuple[Shape, ...]
+    axis: int | None = None
+    index: int = 0
+    count: int = 1
 
     @property
     def stored_shape(self) -> Shape:
         """The shape that their tensor must have."""
         return self.rule.stored_shape(self.shapes)
 
+    def write(self, fetch: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Their tensor, from our leaves that `fetch(path)` gives."""
+        leaves = [fetch(path) for path in self.paths]
+        return self.rule.write(leaves if self.axis is None else [np.take(x, self.index, self.axis) for x in leaves])
+
+
+def numbered(rule: Rule, theirs: str, path: str, shape: Shape) -> list[Instance]:
+    """The instances of a rule for one leaf of ours whose tensors are numbered along one of its axes.
+
+    Raises:
+        ValueError: the rule is not of this kind; a bug in the architecture's table.
+    """
+    letter = theirs[theirs.index("{") + 1 : theirs.index("}")]
+    left, right = rule.sides()[0]
+    if len(rule.paths) > 1 or [letter] not in groups(right):
+        raise ValueError(f"{theirs}: {letter!r} must be an axis of its own on the right of {rule.layout!r}")
+    axis = groups(right).index([letter])
+    rest = " ".join(token for token in re.findall(r"\([^)]*\)|\S+", right) if token != letter)
+    one = replace(rule, layout=f"{left} -> {rest}")
+    shapes = ((*shape[:axis], *shape[axis + 1 :]),)
+    names = [theirs.replace(f"{{{letter}}}", str(i)) for i in range(shape[axis])]
+    return [Instance(one, name, (path,), shapes, axis, i, len(names)) for i, name in enumerate(names)]
+
 
 def pattern(path: str) -> re.Pattern[str]:
     """A path with {l} in it, as an expression that matches its instances."""
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(path)) + r"\Z")
+
+
+def filled(name: str, numbers: Mapping[str, str]) -> str:
+    """A name with its {l} replaced; braces of other letters stay."""
+    for letter, number in numbers.items():
+        name = name.replace(f"{{{letter}}}", number)
+    return name
 
 
 def instances(rules: Sequence[Rule], described: Tree, stored: Container[str] | None = None) -> list[Instance]:
@@ -190,11 +228,17 @@ def instances(rules: Sequence[Rule], described: Tree, stored: Container[str] | N
             found = None if path in taken else first.match(path)
             if found is None:
                 continue
-            theirs = rule.theirs.format(**found.groupdict())
-            paths = tuple(p.format(**found.groupdict()) for p in rule.paths)
-            if all(p in want and p not in taken for p in paths) and (not only_stored or theirs in (stored or ())):
+            theirs = filled(rule.theirs, found.groupdict())
+            paths = tuple(filled(p, found.groupdict()) for p in rule.paths)
+            if not all(p in want and p not in taken for p in paths):
+                continue
+            if "{" in theirs:
+                made = numbered(rule, theirs, paths[0], want[paths[0]])
+            else:
+                made = [Instance(rule, theirs, paths, tuple(want[p] for p in paths))]
+            if not only_stored or made[0].theirs in (stored or ()):
                 taken.update(paths)
-                out.append(Instance(rule, theirs, paths, tuple(want[p] for p in paths)))
+                out.extend(made)
 
     for only_stored in (True, False) if stored is not None else (False,):
         for rule in rules:
@@ -234,10 +278,16 @@ def read_tree(
 ) -> Tree:
     """Read every tensor, one in memory at a time, and hand each leaf to `place(path, values)`."""
     leaves: dict[str, Any] = {}
+    slices: dict[str, list[np.ndarray]] = {}
     for instance in found:
         values = instance.rule.read(read(instance.theirs), instance.shapes)
         for path, value in zip(instance.paths, values, strict=True):
-            leaves[path] = place(path, value)
+            if instance.axis is None:
+                leaves[path] = place(path, value)
+                continue
+            slices.setdefault(path, []).append(value)
+            if instance.index + 1 == instance.count:
+                leaves[path] = place(path, np.stack(slices.pop(path), instance.axis))
     return unflatten(leaves)
 
 
@@ -246,7 +296,7 @@ def write_tree(
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yield (their name, a function that makes the tensor), so that a writer holds one tensor at a time."""
     for instance in found:
-        yield instance.theirs, lambda i=instance: i.rule.write([fetch(path) for path in i.paths])
+        yield instance.theirs, lambda i=instance: i.write(fetch)
 
 
 def identity(described: Tree) -> tuple[Rule, ...]:

@@ -67,11 +67,11 @@ def entries(model: Model, dtype: str) -> Iterator[Entry]:
     """Every tensor under its HuggingFace name, made when it is written."""
     family = architectures.find(model.config.get("model_type"), "export")
     kind, leaves = storage_types(model, dtype), plain_leaves(model)
-    for instance in rules.instances(family.rules, abstract(model.spec)):
+    for instance in rules.instances(family.table(model.spec), abstract(model.spec)):
         stored = kind(instance.paths[0])
 
         def make(instance: rules.Instance = instance, stored: str = stored) -> np.ndarray:
-            values = instance.rule.write([np.asarray(leaves[path]) for path in instance.paths])
+            values = instance.write(lambda path: np.asarray(leaves[path]))
             return np.ascontiguousarray(narrowed(values, NUMPY[stored], instance.theirs))
 
         yield Entry(instance.theirs, instance.stored_shape, stored, make)

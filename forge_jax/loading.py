@@ -91,7 +91,7 @@ def load(
     checkpoint = open_checkpoint(path, allow=allow)
     try:
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
-        model = read_model(checkpoint, lambda path, values: put(path, cast(values)), progress)
+        model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress)
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()
@@ -131,11 +131,11 @@ def device_put(path: str, values: np.ndarray) -> jax.Array:
     return jax.device_put(values)
 
 
-def caster(dtype: DTypeLike | str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that casts a host array as `load` was told to.
+def caster(dtype: DTypeLike | str) -> Callable[[str, np.ndarray], np.ndarray]:
+    """The function that casts a host array, of the parameter at a path, as `load` was told to.
 
     Raises:
-        ValueError: a dtype of no known name, or none that a model computes in.
+        ValueError: a dtype of no known name, or none that a model computes in; and from the function, as `narrowed`.
     """
     on_cpu = jax.default_backend() == "cpu"
     given = dtype if dtype in ("auto", "stored") else computing(dtype)
@@ -147,7 +147,7 @@ def caster(dtype: DTypeLike | str) -> Callable[[np.ndarray], np.ndarray]:
             return jnp.float32 if on_cpu else values.dtype if values.dtype.itemsize == 2 else jnp.bfloat16
         return given
 
-    return lambda values: np.ascontiguousarray(values.astype(target(values), copy=False))
+    return lambda path, values: np.ascontiguousarray(narrowed(values, target(values), path))
 
 
 def computing(dtype: DTypeLike | str) -> Any:
@@ -168,8 +168,8 @@ def computing(dtype: DTypeLike | str) -> Any:
 def read_text_side(checkpoint: Checkpoint) -> tuple[Tokenizer | None, dict[str, Any]]:
     """The tokenizer (None where the checkpoint has none) and the sampling defaults."""
     if checkpoint.source.format == "gguf":
-        has_vocabulary = "tokenizer.ggml.model" in checkpoint.source.metadata
-        return (from_gguf(checkpoint.source.metadata) if has_vocabulary else None), {}
+        kind = checkpoint.source.metadata.get("tokenizer.ggml.model", "none")
+        return (from_gguf(checkpoint.source.metadata) if kind not in ("none", "no_vocab") else None), {}
     directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     generation = (
         read_json(directory / "generation_config.json") if (directory / "generation_config.json").exists() else {}

@@ -196,6 +196,7 @@ def stream(
         stop_ids=stop_ids(model),
         seed=seed,
         cache_dtype=cache_dtype,
+        known_ids=need_tokenizer(model).vocab_size,
         programs=model.programs,
     )
     return TextStream(model, ids, session, stop, start)
@@ -236,6 +237,7 @@ def complete(
         n=n,
         seed=seed,
         cache_dtype=cache_dtype,
+        known_ids=need_tokenizer(model).vocab_size,
         programs=model.programs,
     )
     first = time.perf_counter()

@@ -20,6 +20,7 @@ from converters.architectures.common import (
 )
 from converters.architectures.family import Family
 from converters.rope import DIALECT, read_rope
+from converters.rules import Rule
 from converters.take import Take
 from forge_jax.spec import Alibi, Attention, Block, Mlp, ModelSpec, Norm
 
@@ -82,6 +83,13 @@ def config(take: Take) -> ModelSpec:
 
 
 LAYER = "transformer.h.{l}"
+
+
+def sequential_norms(spec: ModelSpec) -> tuple[Rule, ...]:
+    """One branch after another has other names for the norms than two branches side by side."""
+    return () if spec.layers[0].parallel else pre_norm_rules(LAYER)
+
+
 FAMILY = Family(
     ("falcon",),
     config,
@@ -96,4 +104,5 @@ FAMILY = Family(
     ),
     prefix="transformer.",
     buffers=(f"{LAYER}.self_attention.maybe_rotary.inv_freq",),
+    first=sequential_norms,
 )

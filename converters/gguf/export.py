@@ -123,7 +123,7 @@ def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
 
 def values(instance: rules.Instance, fetch: Callable[[str], Any]) -> np.ndarray:
     """A tensor of theirs in float32, from our leaves: sums with a norm's offset must not be rounded further."""
-    return instance.rule.write([np.asarray(fetch(path), np.float32) for path in instance.paths])
+    return instance.write(lambda path: np.asarray(fetch(path), np.float32))
 
 
 def vocabulary(tokenizer: Mapping[str, Any], size: int) -> dict[str, Any]:

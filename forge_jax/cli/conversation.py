@@ -35,6 +35,7 @@ class Conversation:
         self.model, self.settings, self.stop = model, settings, stop
         self.messages: list[Message] = []
         self.session: Session | None = None
+        self.kept = 0
         self.watch = Watch()
         self.figures = "no answer yet"
         self.set_system(system or "")
@@ -88,22 +89,22 @@ class Conversation:
         held = self.held()
         self.kept = len(held) if len(held) < len(ids) and ids[: len(held)] == held else 0
         session, self.session = self.session, None  # a failure below leaves no half-read session behind
-        if session is not None and self.kept:
-            try:
-                session.extend([ids[self.kept :]], new)
-            except KeyboardInterrupt:
-                self.session = session  # an interrupt comes after the work, see `generation.session`
-                raise
-        else:
-            session = Session(
-                self.model.spec,
-                self.model.params,
-                [ids],
+        if session is None or not self.kept:
+            stream = text.stream(
+                self.model,
+                ids,
                 max_new_tokens=new,
                 sampling=options.sampling(self.settings),
-                stop_ids=text.stop_ids(self.model),
+                stop=self.stop,
                 seed=int(self.settings["seed"] or 0),
             )
+            self.session = stream.session
+            return stream
+        try:
+            session.extend([ids[self.kept :]], new)
+        except KeyboardInterrupt:
+            self.session = session  # an interrupt comes after the work, see `generation.session`
+            raise
         self.session = session
         return TextStream(self.model, ids, session, self.stop, start)
 

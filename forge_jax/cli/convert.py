@@ -7,7 +7,7 @@ import argparse
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from forge_jax.cli import options
 
@@ -90,7 +90,7 @@ def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> No
             exporting.export_orbax(model, args.target, overwrite=args.overwrite)
 
 
-def usual_type(model: "Model") -> str:
+def usual_type(model: "Model") -> Literal["F32", "F16", "BF16"]:
     """The plain type that loses nothing: what most of the weights are stored as, F32 where that is packed."""
     from forge_jax.params import flatten
 
@@ -98,7 +98,7 @@ def usual_type(model: "Model") -> str:
     for path, leaf in flatten(model.params):
         sizes[model.stored.get(path, "F32")] += leaf.size
     most = max(sizes, key=sizes.__getitem__)
-    return most if most in ("F16", "BF16") else "F32"
+    return "F16" if most == "F16" else "BF16" if most == "BF16" else "F32"
 
 
 def read_size(text: str) -> int:

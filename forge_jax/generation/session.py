@@ -24,7 +24,7 @@ from forge_jax.generation.loop import Record, State
 from forge_jax.generation.sizes import capacity, chunks
 from forge_jax.ops import Context
 from forge_jax.params import Tree
-from forge_jax.sampling import SamplerPlan, SamplingParams, build, start_history
+from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
 from forge_jax.spec import ModelSpec
 
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
@@ -87,6 +87,7 @@ class Session:
         n: int = 1,
         seed: int = 0,
         cache_dtype: DTypeLike | None = None,
+        known_ids: int | None = None,
         programs: Programs = LOCAL,
     ) -> None:
         """Read the prompts and choose the first token of each row.
@@ -99,6 +100,7 @@ class Session:
             n: continuations of each prompt, in neighbouring rows; the prompt is read once.
             seed: for rows whose sampling has none.
             cache_dtype: of the keys and values; None: that of the parameters.
+            known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
 
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
@@ -108,6 +110,8 @@ class Session:
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
         self.plan, self.values = build(sampling, self.batch, spec.vocab_size, stop_ids, seed)
+        if known_ids is not None and known_ids < spec.vocab_size:
+            self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)

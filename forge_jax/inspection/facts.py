@@ -23,7 +23,7 @@ from forge_jax import cache as caches
 from forge_jax.generation import capacity
 from forge_jax.generation.session import BURST
 from forge_jax.inspection import report
-from forge_jax.loading import check_vocabulary, placer, read_text_side
+from forge_jax.loading import caster, check_vocabulary, read_text_side
 from forge_jax.ops.rope import explain
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec, Norm, Rope, segments
@@ -209,14 +209,14 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
     Raises:
         ValueError: a context that is longer than the model's, or an unknown dtype.
     """
-    spec, place = checkpoint.spec, placer(dtype)
+    spec, cast = checkpoint.spec, caster(dtype)
     sizes = {path: param.size for path, param in flatten(abstract(spec))}
     loaded: dict[str, np.dtype] = {}  # by storage type: what one number of it becomes
     weights, embedding = 0, np.dtype(np.float32)
     for instance in checkpoint.found:
         type = checkpoint.source.tensors[instance.theirs].dtype
         if type not in loaded:
-            loaded[type] = np.dtype(place("", np.zeros(1, PLAIN.get(type, PLAIN["F32"]))).dtype)
+            loaded[type] = cast("", np.zeros(1, PLAIN.get(type, PLAIN["F32"]))).dtype
         weights += loaded[type].itemsize * sum(sizes[path] for path in instance.paths)
         embedding = loaded[type] if "embed" in instance.paths else embedding
     size = capacity(context, spec.max_seq_len)

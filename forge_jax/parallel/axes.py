@@ -65,8 +65,8 @@ def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
             return array_spec(leaf, param.axes, rules)
 
 
-def array_spec(array: Any, axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
-    """The PartitionSpec of one array."""
+def array_spec(array: Any, axes: tuple[str | None, ...], rules: Rules) -> Any:
+    """The PartitionSpec of one array, typed loosely because it stands in the array's place."""
     if len(array.shape) != len(axes):
         raise ValueError(f"sharding: an array of shape {array.shape} cannot have the axes {axes}")
     return PartitionSpec(*(rules.mesh_axis(axis) for axis in axes))

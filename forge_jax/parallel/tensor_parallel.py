@@ -27,7 +27,7 @@ from forge_jax.spec import ModelSpec
 REPLICATED = PartitionSpec()
 
 
-def make_mesh(shards: int, *, axis: str = "model", devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shards: int, *, axis: str = "model", devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the first `shards` devices.
 
     Raises:
@@ -99,7 +99,7 @@ def init_cache(
 
 # ------------------------------------------------------------------------------------------------ running
 def split_caches(tree: Any, axis: str) -> Any:
-    """The PartitionSpecs of anything: the slabs [B, K, ...] of caches in it split over kv heads, all else replicated."""
+    """The PartitionSpecs of anything: slabs [B, K, ...] of caches in it are split over kv heads, all else is whole."""
 
     def specs(node: Any) -> Any:
         if not isinstance(node, Cache):

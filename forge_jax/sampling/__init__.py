@@ -1,6 +1,7 @@
 """Sampling: logits processors as a chain of pure functions, and one draw a row that its seed alone decides."""
 
 from forge_jax.sampling.params import SamplingParams, build
+from forge_jax.sampling.processors import VocabularyLimit
 from forge_jax.sampling.sampler import distribution, process, sample
 from forge_jax.sampling.state import History, SamplerPlan, SamplerValues, start_history, update_history
 
@@ -9,6 +10,7 @@ __all__ = [
     "SamplerPlan",
     "SamplerValues",
     "SamplingParams",
+    "VocabularyLimit",
     "build",
     "distribution",
     "process",

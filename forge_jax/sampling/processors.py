@@ -6,6 +6,8 @@ truncation finds its border by bisection, which costs 31 sums and is several tim
 Knows no model, no text and no random number.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -54,6 +56,18 @@ def ban_early_stop(logits_BV: Array, values: SamplerValues, history: History) ->
     """Ban the stop ids until `min_tokens` tokens have been generated."""
     early_B = history.length_B - history.prompt_length_B < values.min_tokens_B
     return ban(logits_BV, values.stop_ids_BE, jnp.broadcast_to(early_B[:, None], values.stop_ids_BE.shape))
+
+
+@dataclass(frozen=True)
+class VocabularyLimit:
+    """A processor that bans ids from `size` on: rows of a padded embedding that no tokenizer knows."""
+
+    size: int
+
+    def __call__(self, logits_BV: Array, values: SamplerValues, history: History) -> Array:
+        """Put -inf at them."""
+        ids_1V = jax.lax.broadcasted_iota(jnp.int32, (1, logits_BV.shape[1]), 1)
+        return jnp.where(ids_1V < self.size, logits_BV, -jnp.inf)
 
 
 PROCESSORS = (add_logit_bias, penalise_repetition, penalise_counts, ban_words, ban_early_stop)

@@ -3,7 +3,7 @@
 A key that is read must show: it changes the tensors that are asked for, or is refused, or moves the logits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -44,7 +44,7 @@ def others(value: Any) -> Any:
             return 3 * value
         case str():
             return SWAPS.get(value, "relu")
-        case [0 | 1 as mark, *rest]:
+        case [int() as mark, *rest] if mark in (0, 1):
             return [1 - mark, *rest]
         case [first, *rest]:
             return [others(first), *rest]

@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
 from variants_a import VARIANTS as A
 from variants_b import VARIANTS as B
-from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
 
 VARIANTS = A | B
 
@@ -40,7 +40,9 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
         save_file({key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}, file, {"format": "pt"})
         (path / "config.json").write_text(json.dumps(config))
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        # the eager path of falcon adds ALiBi twice, in the mask and to the scores; its default does not
+        attention = "sdpa" if config.get("alibi") else "eager"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
     tokens = token_ids()
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits.float().numpy()

@@ -95,7 +95,7 @@ def test_a_stop_text_is_not_printed(run, model):
         (["--prompt-file", "no such file"], "", "no such file"),
         (["x", "--temperature", "-1"], "", "SamplingParams.temperature"),
         (["x", "--subfolder", "nothing"], "", "nothing: no such directory"),
-        (["x" * 600], "", "do not fit the model's context of 512"),
+        (["x" * 600], "", "a prompt of 600 tokens is longer than the model's context of 512"),
         ([], "", "prompt 0 is empty"),
     ],
 )
@@ -157,7 +157,7 @@ def test_three_turns_through_a_pipe(run, model, tmp_path):
     assert out == "".join(turn["content"] + "\n" for turn in turns if turn["role"] == "assistant")
     assert json.loads(saved.read_text()) == {"messages": turns}
     assert "of 512 tokens of context in use" in err
-    assert "0 of them were kept" not in err
+    assert "; 0 of them were kept" not in err
 
 
 def test_commands(run, model, tmp_path):

@@ -82,7 +82,7 @@ def test_the_formats_agree(model: Model, stories: Path, bin_file: Path):
 def test_the_reference_ids(model: Model, stories: Path):
     reference = json.loads((stories / "reference.json").read_text())
     for one in (model, load(stories / "stories260K-f32.gguf")):
-        assert greedy(one, reference["prompt_ids"], 119) == reference["greedy120"]
+        assert greedy(one, reference["prompt_ids"], 120) == reference["greedy120"]  # the prompt and 120 new ids
         assert one.tokenizer is not None
         assert one.tokenizer.decode(reference["greedy120"]).strip() == reference["text"].strip()
 
@@ -210,7 +210,8 @@ def test_transformers_reads_our_export(model: Model, stories: Path, tmp_path: Pa
     for name in ("f32", "gguf"):
         np.testing.assert_array_equal(theirs(tmp_path / name), original)
     for name in ("f32", "bf16"):
-        np.testing.assert_allclose(ours(tmp_path / name), theirs(tmp_path / name), atol=1e-5)
+        # logits reach 22, and float32 of either is up to 2e-5 from float64
+        np.testing.assert_allclose(ours(tmp_path / name), theirs(tmp_path / name), atol=3e-5, rtol=0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "f32")
     assert tokenizer("Once upon a time")["input_ids"] == [1, 403, 407, 261, 378]
 
@@ -225,7 +226,8 @@ def test_dtypes_of_a_load(tmp_path: Path):
     assert dtypes(load(half, "float16")) == {"float16"}
     assert dtypes(load(tmp_path / "hf", "bfloat16")) == {"bfloat16"}
     assert_same(load(half, "bfloat16"), load(tmp_path / "hf", "bfloat16"))
-    assert dtypes(loading.load(half, dtype=jnp.float16, progress=False)) == {"float16"}
+    for dtype in (jnp.float16, np.dtype(np.float16)):
+        assert dtypes(loading.load(half, dtype=dtype, progress=False)) == {"float16"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 from forge_jax import parallel
 from forge_jax.decoder import inputs
 from forge_jax.ops.call import head_slots
-from forge_jax.params import Param, abstract, flatten, map_params
 from forge_jax.parallel.axes import lora_axes
 from forge_jax.parallel.prepare import scale_slots
+from forge_jax.params import Param, abstract, flatten, map_params
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm
 from forge_jax.tensor import Lora, QTensor
 
