@@ -125,13 +125,22 @@ def read_config(path: Path, source: TensorSource) -> dict[str, Any]:
     return config
 
 
-def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
-    """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
-    where = str(path / "config.json" if path.is_dir() else path)
+def interpret(config: Mapping[str, Any], where: str, allow: Iterable[str] = ()) -> tuple[Family, ModelSpec]:
+    """The family and the spec that a config describes; every key must be understood.
+
+    Raises:
+        ValueError: an unknown architecture, keys not understood (but those in `allow`), or wrong values.
+    """
     family = architectures.find(config.get("model_type"), where)
     take = Take(config, where, allow)
     spec = family.config(take)
     take.done()
+    return family, spec
+
+
+def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
+    """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
+    family, spec = interpret(config, str(path / "config.json" if path.is_dir() else path), allow)
     described = abstract(spec)
     stored = {name: info.shape for name, info in source.tensors.items()}
     table = rules.identity(described) if source.format == "orbax" else family.table(spec)

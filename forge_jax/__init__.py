@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from forge_jax.generation import Session as Session
     from forge_jax.generation import generate as generate
     from forge_jax.generation import stream as stream
+    from forge_jax.inspection import Inspection as Inspection
+    from forge_jax.inspection import inspect as inspect
     from forge_jax.loading import Model as Model
     from forge_jax.presets import MODEL_PRESETS as MODEL_PRESETS
     from forge_jax.presets import estimate_memory_usage as estimate_memory_usage
@@ -41,6 +43,7 @@ HOMES = {
     "decoder": ("Inputs", "forward", "inputs"),
     "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),
     "generation": ("Session", "generate", "stream"),
+    "inspection": ("Inspection", "inspect"),
     "loading": ("Model",),
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),
     "sampling": ("SamplingParams",),

@@ -27,6 +27,9 @@ from forge_jax.presets import preset_config
 from forge_jax.sampling import SamplingParams
 from forge_jax.spec import ModelSpec
 
+SIZES: Mapping[str, int] = {"dim": 256, "n_layers": 6, "n_heads": 8, "max_seq_len": 2048}
+"""Of a model that nothing was said of; smaller than a bare ForgeConfig, as they always were."""
+
 
 class Forge(ForgeFiles):
     """A language model.
@@ -60,10 +63,11 @@ class Forge(ForgeFiles):
             ValueError: values that do not go together; the message names them.
             NotImplementedError: an option that this version cannot honour.
         """
+        named = {"dim": dim, "n_layers": depth, "n_heads": heads, "max_seq_len": max_len}
+        given = {name: value for name, value in named.items() if value is not None}
         if config is None:
-            sizes = {"dim": dim or 256, "n_layers": depth or 6, "n_heads": heads or 8, "max_seq_len": max_len or 2048}
-            config = ForgeConfig(vocab_size=vocab_size, **(sizes | fields))
-        elif fields or any(value is not None for value in (dim, depth, heads, max_len)):
+            config = ForgeConfig.from_dict({"vocab_size": vocab_size, **SIZES, **fields, **given})
+        elif fields or given or vocab_size not in (8000, config.vocab_size):
             raise ValueError("Forge: give either a config or sizes, not both; change the config instead")
         if missing := unsupported(config):
             raise NotImplementedError("Forge: " + "; ".join(missing))
@@ -155,9 +159,11 @@ class Forge(ForgeFiles):
             return_loss: give (logits, loss) also without targets: the inputs then predict their successors.
 
         Raises:
-            ValueError: ids of the wrong shape or range, or a start_pos that the cache does not reach.
+            ValueError: ids of the wrong shape or range, more than the context holds, or a start_pos that the cache
+                does not reach.
         """
         ids = self._ids(input_ids)
+        capacity(ids.shape[1], self.max_len)
         if use_cache:
             logits = self._cached_forward(ids, start_pos)
         elif start_pos:
@@ -165,7 +171,7 @@ class Forge(ForgeFiles):
         else:
             logits, _ = self.model.programs.forward(self.spec, self.params, decoder.inputs(ids))
         if targets is not None:
-            return logits, cross_entropy(logits, self._ids(targets), ignore_index)
+            return logits, cross_entropy(logits, self._targets(targets, ids.shape, ignore_index), ignore_index)
         if return_loss:
             return logits, cross_entropy(logits[:, :-1], ids[:, 1:], ignore_index)
         return logits
@@ -173,17 +179,25 @@ class Forge(ForgeFiles):
     __call__ = forward
 
     def _cached_forward(self, ids: Array, start_pos: int) -> Array:
-        held = 0 if self.cache is None else int(np.asarray(next(iter(self.cache.places.values())).order_BS).max()) + 1
+        programs, batch = self.model.programs, ids.shape[0]
+        places = [] if self.cache is None else list(self.cache.places.values())
+        held = int(np.asarray(places[0].order_BS).max()) + 1 if places else 0
         if not 0 <= start_pos <= held:
             raise ValueError(f"Forge.forward: start_pos = {start_pos}, but the cache holds {held} tokens")
-        end = capacity(start_pos + ids.shape[1], self.max_len)
-        if self.cache is None or start_pos == 0:
-            new_cache = self.model.programs.new_cache
-            self.cache = new_cache(self.spec, ids.shape[0], max(end, self.max_len), dtype=self._cache_dtype())
+        if start_pos and batch != places[0].order_BS.shape[0]:
+            raise ValueError(f"Forge.forward: {batch} rows, but the cache holds {places[0].order_BS.shape[0]}")
+        # slack: no layer forgets what is outside its window, so that any start_pos can be gone back to
+        size = capacity(start_pos + ids.shape[1], self.max_len)
+        cache, self.cache = self.cache, None
+        if cache is None or not start_pos:
+            cache = programs.new_cache(self.spec, batch, size, slack=size, dtype=self._cache_dtype())
         elif start_pos < held:
-            self.cache = caches.rewind(self.cache, jnp.full((ids.shape[0],), start_pos, jnp.int32))
-        forward = self.model.programs.forward
-        logits, self.cache = forward(self.spec, self.params, decoder.inputs(ids, start_pos), self.cache)
+            cache = caches.rewind(cache, jnp.full((batch,), start_pos, jnp.int32))
+        if size > cache.length:
+            cache = caches.widen(
+                cache, programs.new_cache(self.spec, batch, size, slack=size, dtype=self._cache_dtype())
+            )
+        logits, self.cache = programs.forward(self.spec, self.params, decoder.inputs(ids, start_pos), cache)
         return logits
 
     def _cache_dtype(self) -> Any:
@@ -199,6 +213,14 @@ class Forge(ForgeFiles):
             raise ValueError(
                 f"Forge: ids reach from {array.min()} to {array.max()}; the vocabulary has {self.vocab_size}"
             )
+        return jnp.asarray(array, jnp.int32)
+
+    def _targets(self, targets: Any, shape: tuple[int, ...], ignore_index: int) -> Array:
+        array = np.asarray(targets)
+        array = array[None] if array.ndim == 1 else array
+        if array.shape != shape:
+            raise ValueError(f"Forge.forward: targets are {list(array.shape)}, the ids {list(shape)}")
+        self._ids(np.where(array == ignore_index, 0, array))  # what is ignored may be outside the vocabulary
         return jnp.asarray(array, jnp.int32)
 
     def forward_multimodal(
@@ -263,8 +285,8 @@ class Forge(ForgeFiles):
             out[i, ids.shape[1] : ids.shape[1] + len(row)] = row
         if not return_logits:
             return out
-        logits = self.forward(out[:, :-1])
-        return out, (logits[0] if isinstance(logits, tuple) else logits)[:, ids.shape[1] - 1 :]
+        logits, _ = self.model.programs.forward(self.spec, self.params, decoder.inputs(out))
+        return out, logits[:, ids.shape[1] - 1 : -1]
 
     def generate_stream(
         self,
@@ -334,10 +356,11 @@ class Forge(ForgeFiles):
 
 def cross_entropy(logits_BTV: Array, targets_BT: Array, ignore_index: int) -> Array:
     """Mean negative log-likelihood in nats over the targets that are not `ignore_index`; 0 if there are none."""
-    chosen = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits_BTV, axis=-1) - chosen
     keep = targets_BT != ignore_index
-    return jnp.where(keep, loss, 0.0).sum() / jnp.maximum(keep.sum(), 1)
+    ids = jnp.where(keep, targets_BT, 0)
+    chosen = jnp.take_along_axis(logits_BTV, ids[..., None], axis=-1)[..., 0]
+    loss = jax.nn.logsumexp(logits_BTV, axis=-1) - chosen
+    return jnp.where(keep, loss, 0.0).sum() / jnp.maximum(keep.sum(), 1).astype(loss.dtype)
 
 
 def create_model(size: str = "small", vocab_size: int | None = None, **overrides: Any) -> Forge:

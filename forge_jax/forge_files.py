@@ -3,11 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
+import jax
+
+from converters.architectures.forge import forge_config
+from converters.checkpoint import interpret
 from forge_jax import exporting, loading
 from forge_jax.config import QUANTIZATION_MODES, ForgeConfig
 from forge_jax.loading import Model
+from forge_jax.params import init
 from forge_jax.quantization import quantize_int8
 from forge_jax.spec import Attention, Mlp, ModelSpec
 
@@ -60,16 +66,24 @@ class ForgeFiles:
     # -------------------------------------------------------------------------------------------- in
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | ForgeConfig) -> Self:
-        """A new model from a config, with random weights."""
-        return cls(config=config if isinstance(config, ForgeConfig) else ForgeConfig.from_dict(config))  # type: ignore[call-arg]
+        """A new model with random weights, from a ForgeConfig, its fields, or the config of any known architecture.
+
+        Raises:
+            ValueError: a key that is no field (names the nearest), an unknown architecture, or a wrong value.
+        """
+        if isinstance(config, ForgeConfig):
+            return cls(config=config)  # type: ignore[call-arg]
+        if config.get("model_type", "forge") == "forge":
+            return cls(config=forge_config(config))  # type: ignore[call-arg]
+        _, spec = interpret(config, "Forge.from_config")
+        return cls.from_model(Model(spec, init(spec, jax.random.key(0)), None, MappingProxyType(dict(config))))
 
     @classmethod
     def from_model(cls, model: Model) -> Self:
         """The facade of a model that was loaded."""
         self = cls.__new__(cls)
-        kind = model.config.get("model_type")
-        fields = {key: value for key, value in model.config.items() if key not in ("model_type", "dtype")}
-        self.adopt(model, ForgeConfig.from_dict(fields) if kind == "forge" else summarise(model.spec))
+        own = model.config.get("model_type") == "forge"
+        self.adopt(model, forge_config(model.config) if own else summarise(model.spec))
         return self
 
     @classmethod

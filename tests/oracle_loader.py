@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from converters.checkpoint import open_checkpoint
-from forge_jax import cache as caches
-from forge_jax.decoder import Inputs, forward, inputs
+from forge_jax import generation
+from forge_jax.decoder import Inputs, forward
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
@@ -60,15 +60,7 @@ def load(path: str | Path, *, adapter: str | None = None) -> Forward:
 
 
 def generate(path: str | Path, input_ids: Any, n: int) -> np.ndarray:
-    """The `n` ids [B, n] that greedy decoding with a cache appends."""
+    """The `n` ids [B, n] that greedy decoding appends."""
     spec, params = open_float32(path)
-    tokens = np.asarray(input_ids)
-    batch, length = tokens.shape
-    cache = caches.init(spec, batch, length + n)
-    out: list[np.ndarray] = []
-    while len(out) < n:
-        start = length + len(out) - 1 if out else 0
-        logits, cache = run(spec, params, inputs(jnp.asarray(tokens), start), cache)
-        out.append(np.asarray(logits[:, -1].argmax(-1)))
-        tokens = out[-1][:, None]
-    return np.stack(out, 1)
+    outputs = generation.generate(spec, params, np.asarray(input_ids).tolist(), max_new_tokens=n)
+    return np.array([output.ids for output in outputs])

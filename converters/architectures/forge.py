@@ -1,5 +1,8 @@
 """The library's own checkpoints: config.json holds a ForgeConfig, tensors have the names and axes of our tree."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from converters.architectures.family import Family
 from converters.rules import Rule
 from converters.take import Take
@@ -20,11 +23,19 @@ PATHS = (
 )
 
 
+def forge_config(config: Mapping[str, Any]) -> ForgeConfig:
+    """The ForgeConfig that a config.json holds.
+
+    Raises:
+        ValueError: a key that is no field (names the nearest), or a wrong value.
+    """
+    return ForgeConfig.from_dict({k: v for k, v in config.items() if k not in ("model_type", "architectures", "dtype")})
+
+
 def config(take: Take) -> ModelSpec:
     """The fields of a ForgeConfig, by their names."""
-    take.ignore(*take.config)  # from_dict accounts for every key itself
-    named = {key: value for key, value in take.config.items() if key not in ("model_type", "architectures", "dtype")}
-    return ForgeConfig.from_dict(named).to_spec()
+    take.ignore(*take.config)  # forge_config accounts for every key itself
+    return forge_config(take.config).to_spec()
 
 
 FAMILY = Family(("forge",), config, tuple(Rule(path, path) for path in PATHS), prefix="")

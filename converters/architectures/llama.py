@@ -15,7 +15,8 @@ BUFFERS = ("model.layers.{l}.self_attn.rotary_emb.inv_freq",)
 def config(take: Take) -> ModelSpec:
     """Pre-norm, rotary, gated; biases in attention and feed-forward where the config asks for them."""
     take.assume(DEFAULTS)
-    take.ignore("pretraining_tp")  # cuts the same products into pieces
+    # cuts the same products into pieces; an older name of the context length
+    take.ignore("pretraining_tp", "max_sequence_length")
     norm, bias = Norm(take("rms_norm_eps")), take("attention_bias", False)
     attention = replace(rotary_attention(take), qkv_bias=bias, o_bias=bias)
     mlp = replace(gated_mlp(take), bias=take("mlp_bias", False))

@@ -42,6 +42,7 @@ def rotated(take: Take, count: int) -> list[bool]:
 def config(take: Take) -> ModelSpec:
     """Pre-norm, gated."""
     take.assume(DEFAULTS)
+    take.ignore("pretraining_tp", "max_window_layers")  # inherited from other families' configs, read by nobody
     norm, bias, count = Norm(take("rms_norm_eps")), take("attention_bias", False), take("num_hidden_layers")
     attention = replace(rotary_attention(take), qkv_bias=bias, o_bias=bias)
     mlp = replace(gated_mlp(take), bias=take("mlp_bias", False))

@@ -25,11 +25,16 @@ DEFAULTS = {
     "tie_word_embeddings": True,
     "use_bias": True,
 }
+# of the first StarCoder's config, in the files of the second; the reference reads none of them
+LEFTOVERS = (
+    "activation_function attention_softmax_in_fp32 layer_norm_epsilon scale_attention_softmax_in_fp32 scale_attn_weights"
+).split()
 
 
 def config(take: Take) -> ModelSpec:
     """Read a StarCoder 2 config."""
     take.assume(DEFAULTS)
+    take.ignore(*LEFTOVERS)
     take.require("mlp_type", "default")
     take.require("norm_type", "layer_norm")
     norm, bias = Norm(take("norm_epsilon"), "layer", bias=True), take("use_bias")

@@ -45,7 +45,7 @@ QUANTIZATION_VERSION = 2
 PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.token_type": 5}
 """What an unused token has; 5 is "unused"."""
 
-SHARED = {"mistral": "llama"}
+SHARED = {"forge": "llama", "mistral": "llama"}
 """Families that another's architecture can say."""
 
 

@@ -5,6 +5,6 @@ one entry, so it is written once a step. `layers` holds the slabs. Masks are a f
 reports and of nothing else: dense, ring, ragged and chunked use are the same attention code.
 """
 
-from forge_jax.cache.dense import Cache, Places, Slots, assign, init, place_key, put, rewind
+from forge_jax.cache.dense import Cache, Places, Slots, assign, init, place_key, put, rewind, widen
 
-__all__ = ["Cache", "Places", "Slots", "assign", "init", "place_key", "put", "rewind"]
+__all__ = ["Cache", "Places", "Slots", "assign", "init", "place_key", "put", "rewind", "widen"]

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.suppress(ImportError):  # not on Windows
             import readline  # noqa: F401  line editing and history for input()
         sizes = f"{model.config.get('model_type')}, {len(model.spec.layers)} layers, context {model.spec.max_seq_len}"
-        print(f"{args.model}: {sizes}. /help shows the commands, Ctrl-D leaves.", file=sys.stderr)
+        note(f"{args.model}: {sizes}\n/help shows the commands, Ctrl-D leaves")
     chat = Chat(Conversation(model, settings, args.stop, args.system))
     chat.loop(terminal)
     return int(chat.failed and not terminal)

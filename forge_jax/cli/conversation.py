@@ -64,7 +64,7 @@ class Conversation:
 
     def _answer(self, messages: list[Message]) -> Iterator[str]:
         pieces: list[str] = []
-        complete = False
+        complete, stream = False, None
         try:
             with self.watch as watch:
                 stream = watch.begin(lambda: self._begin(messages))
@@ -72,8 +72,9 @@ class Conversation:
                     pieces.append(piece)
                     yield piece
             complete = True
-            self._note_figures(stream)
         finally:
+            if stream is not None:
+                self._note_figures(stream)
             if complete or pieces:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 

@@ -126,7 +126,7 @@ class Session:
         new_tokens = wanted(max_new_tokens, list(map(len, rows)), self.spec.max_seq_len)
         for row, new in zip(rows, new_tokens, strict=True):
             capacity(len(row) + new, self.spec.max_seq_len)  # all of it must fit the context in the end
-        first = max(len(row) + min(new, FIRST) for row, new in zip(rows, new_tokens, strict=True))
+        first = min(max(map(len, rows)) + FIRST, self.spec.max_seq_len)  # whatever is asked: one program for all
         return capacity(first, self.spec.max_seq_len), new_tokens
 
     def begin(self, cache: caches.Cache, rows: list[list[int]], new_tokens: list[int], logits: Array) -> None:

@@ -26,4 +26,6 @@ def capacity(length: int, limit: int) -> int:
             f"{length} tokens (prompt and what is to be generated) do not fit the model's context of {limit}; "
             "shorten the prompt, ask for fewer tokens, or extend the context with a rope scaling"
         )
-    return min(bucket(length, 256), limit)
+    # powers of two and the sizes half-way between: a cache is never more than half as large again as it must be
+    size = bucket(length, 256)
+    return min(size * 3 // 4 if 256 < length <= size * 3 // 4 else size, limit)

@@ -86,6 +86,7 @@ IDLE = (
     Idle("*", "max_position_embeddings n_positions seq_length", "how long a context may be, not what it says"),
     Idle("*longrope* phi3_old_*", "*.short_factor", "the golden is longer than the original length"),
     Idle("llama_longrope_short", "*.long_factor", "the golden is shorter than the original length"),
+    Idle("phi3_*", "*.original_max_position_embeddings", "the same key beside the rope's dict goes first"),
     Idle("ministral3*", "*.max_position_embeddings *.type", "repeats a value that stands elsewhere"),
     Idle(
         "qwen2 qwen2_nulls qwen2_old_yarn qwen3 qwen3_bias_tied",

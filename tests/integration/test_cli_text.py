@@ -237,6 +237,7 @@ def test_an_answer_that_was_stopped_stays_as_far_as_it_was(model, how):
         with pytest.raises(KeyboardInterrupt):
             pieces.throw(KeyboardInterrupt)
     assert talk.messages == [{"role": "user", "content": "One"}, {"role": "assistant", "content": seen}]
+    assert "generation 5 tokens" in talk.figures  # one more than was seen: it is made before the first is shown
     answer = "".join(talk.ask("Two"))
     assert answer == model.chat(talk.messages[:-1], max_new_tokens=NEW)
 
@@ -298,5 +299,5 @@ def test_at_a_terminal(directory):
         assert process.wait(60) == 0
     os.close(ours)
     text = seen.decode()
-    assert "context 512. /help shows the commands, Ctrl-D leaves." in text
+    assert "context 512\r\n/help shows the commands, Ctrl-D leaves\r\n" in text
     assert "\r\x1b[K" in text  # the notice is wiped away

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import read_golden
 from tiny_checkpoint import write_chat_model, write_golden_directory
 
 from converters.safetensors_file import open_safetensors
@@ -259,7 +258,6 @@ def test_stored_goes_back_to_what_the_checkpoint_had(tmp_path: Path):
 
 
 def test_packed_weights_are_exported_in_the_dtype_they_have(tmp_path: Path):
-    model = load(write_chat_model(tmp_path / "chat"))
     golden = load(write_golden_directory("llama", tmp_path / "hf"))
     packed = load(export_gguf(golden, tmp_path / "q8.gguf", type="Q8_0"), "bfloat16")
     assert "Q8_0" in packed.stored.values()
@@ -267,18 +265,15 @@ def test_packed_weights_are_exported_in_the_dtype_they_have(tmp_path: Path):
     assert {back.stored[path] for path, kind in packed.stored.items() if kind == "Q8_0"} == {"BF16"}
     for path, leaf in flatten(packed.params):
         np.testing.assert_array_equal(leaf.astype(jnp.float32), dict(flatten(back.params))[path].astype(jnp.float32))
-    assert model.stored["embed"] == "F32"
 
 
 # ------------------------------------------------------------------------------------------------ every naming
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_bigcode", "falcon_new", "phi3", "gpt_neox", "bloom", "gemma2"])
 def test_families_come_back_bit_for_bit(tmp_path: Path, name: str):
     model = load(write_golden_directory(name, tmp_path / "hf"))
-    back = load(export_huggingface(model, tmp_path / "out", max_shard_bytes=4000))
-    assert_same(model, back)
-    golden = read_golden(name)
-    logits = forward(back.spec, back.params, inputs(jnp.asarray(golden.tokens)))[0]
-    np.testing.assert_array_equal(logits, forward(model.spec, model.params, inputs(jnp.asarray(golden.tokens)))[0])
+    assert_same(model, load(export_huggingface(model, tmp_path / "out", max_shard_bytes=4000)))
+    theirs = {n: (t.dtype, t.shape, t.tobytes()) for n, t in tensors(tmp_path / "hf").items()}
+    assert {n: (t.dtype, t.shape, t.tobytes()) for n, t in tensors(tmp_path / "out").items()} == theirs
 
 
 def test_a_model_of_our_own_comes_back(tmp_path: Path):

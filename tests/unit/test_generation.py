@@ -120,11 +120,11 @@ def test_resume_after_finish_equals_plain(params):
 
 def test_cache_grows_when_the_text_does(params):
     session = Session(SPEC, params, [prompt(8)], max_new_tokens=600)
-    assert session.state.cache.length == 512
+    assert session.state.cache.length == 384
     session.advance()
     ids = session.ids()[0]
     assert len(ids) == 600
-    assert session.state.cache.length == 1024
+    assert session.state.cache.length == 768
     assert ids[500:510] == reference(params, prompt(8) + ids[:500], 10, size=1024)
 
 
@@ -179,7 +179,16 @@ def test_sampling_values_do_not_compile_again(params):
 def test_sizes():
     assert [bucket(n) for n in (1, 16, 17, 512, 513)] == [16, 16, 32, 512, 1024]
     assert capacity(10, 8192) == 256
-    assert capacity(300, 8192) == 512
+    assert [capacity(n, 8192) for n in (256, 257, 384, 385, 512, 513, 768, 769)] == [
+        256,
+        384,
+        384,
+        512,
+        512,
+        768,
+        768,
+        1024,
+    ]
     assert capacity(300, 400) == 400
     assert chunks(1100, 8192) == [512, 512, 128]
     with pytest.raises(ValueError, match="do not fit the model's context of 8192"):

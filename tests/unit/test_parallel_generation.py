@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from forge_jax import parallel
+from forge_jax.decoder import inputs
 from forge_jax.generation.session import Session
 from forge_jax.params import Tree, map_params
 from forge_jax.sampling import SamplingParams
@@ -60,6 +61,10 @@ def test_tokens_of_a_session(shards: int) -> None:
             assert ours.finish_reason == theirs.finish_reason
             np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)  # logits are as large as 10
         assert mapped.state.cache.length == (400 if turn else 256)
+    texts = np.asarray(plain.state.history.tokens_BS)[:, :8]
+    whole, _ = plain.programs.forward(spec, params, inputs(texts), None)
+    logits, _ = mapped.programs.forward(spec, mapped.params, inputs(texts), None)
+    np.testing.assert_allclose(logits, whole, atol=1e-4)
     slab = mapped.state.cache.layers[0]["attention"]["k"]
     assert slab.sharding.spec[1] == "model"
     assert slab.addressable_shards[0].data.shape[1] == 1  # of 2 kv heads on 2 devices, of 6 and 2 of padding on 8

@@ -1,0 +1,112 @@
+"""The goldens and the defaults against transformers itself, where it and torch are installed."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import GOLDENS, Golden, read_golden
+
+from converters.architectures import families, find
+from converters.architectures.ministral3 import ROPE
+from converters.take import Take
+
+pytestmark = pytest.mark.torch
+
+NAMES = sorted(path.stem for path in GOLDENS.glob("*.npz"))
+
+# What a config must say about the size of a model, as small as it can be with every default for the rest.
+SIZES: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 2048,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+}
+OTHER_SIZES: dict[str, dict[str, Any]] = {
+    "bloom": {"vocab_size": 160, "hidden_size": 2048, "n_layer": 2, "n_head": 4},
+    "gpt_neo": {"vocab_size": 160, "hidden_size": 2048, "num_layers": 24, "num_heads": 4},
+    "opt": SIZES | {"ffn_dim": 56},
+}
+# Defaults that are no field of the config class but stand in its code.
+IN_CODE = {
+    ("gemma3_text", "sliding_window_pattern"): 6,
+    ("gemma3_text", "rope_theta"): 1000000.0,
+    ("gemma3_text", "rope_local_base_freq"): 10000.0,
+    ("ministral3", "rope_parameters"): ROPE,
+    ("gpt_neo", "attention_types"): [[["global", "local"], 12]],
+    ("bloom", "max_position_embeddings"): 2048,
+    ("cohere2", "sliding_window_pattern"): 4,
+}
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    """The library, or a skip."""
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries that it imports
+        return pytest.importorskip("transformers")
+
+
+def plainest() -> dict[str, Golden]:
+    """The first golden of each model type."""
+    first: dict[str, Golden] = {}
+    for name in NAMES:
+        golden = read_golden(name)
+        first.setdefault(golden.config["model_type"], golden)
+    return first
+
+
+PLAINEST = plainest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in {golden.name for golden in PLAINEST.values()} else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
+def test_a_golden_is_what_the_reference_gives(transformers: Any, name: str) -> None:
+    from make_goldens import VARIANTS, reference
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    stored, fresh = read_golden(name), reference(name, VARIANTS[name])
+    assert stored.config == fresh.config
+    assert stored.shapes == fresh.shapes
+    np.testing.assert_array_equal(stored.tokens, fresh.tokens)
+    # another release, processor or number of threads sums in another order
+    np.testing.assert_allclose(stored.logits, fresh.logits, rtol=0, atol=1e-5 * float(np.abs(stored.logits).max()))
+
+
+def test_every_variant_has_its_golden() -> None:
+    from variants_a import VARIANTS as A
+    from variants_b import VARIANTS as B
+
+    assert not set(A) & set(B)
+    assert NAMES == sorted({**A, **B})
+    assert set(PLAINEST) == set(families()) - {"forge"}  # our own, of which the reference knows nothing
+
+
+@pytest.mark.parametrize("model_type", sorted(PLAINEST))
+def test_defaults_are_those_of_the_config_class(transformers: Any, model_type: str) -> None:
+    """A default that is missing or wrong would show only in a config that leaves the key out."""
+    given = {"model_type": model_type} | OTHER_SIZES.get(model_type, SIZES)
+    take = Take(given, model_type)
+    find(model_type, model_type).config(take)
+    assumed = {key: value for key, value in take.config.items() if key not in {*given, *SIZES}}
+    assert assumed
+    class_ = transformers.models.auto.configuration_auto.CONFIG_MAPPING[model_type]
+    theirs = class_()
+    for key, value in assumed.items():
+        if (model_type, key) in IN_CODE:
+            expected = IN_CODE[model_type, key]
+        elif key == "rope_theta":
+            expected = class_.default_theta
+        elif key in class_.__dataclass_fields__:
+            expected = class_.__dataclass_fields__[key].default
+        else:
+            expected = getattr(theirs, key)
+        assert value == expected, key

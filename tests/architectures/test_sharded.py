@@ -1,0 +1,40 @@
+"""Every architecture on several devices: the logits of one device."""
+
+from dataclasses import replace
+
+import pytest
+from helpers import Golden
+from parallel_check import assert_sharded_equals_plain
+from test_parity import SPECIAL, families, load
+
+from forge_jax.params import Tree
+from forge_jax.spec import ModelSpec
+
+
+def on_the_host(golden: Golden) -> Tree:
+    """Its parameters as numpy arrays, which are prepared without a compilation."""
+    return golden.checkpoint.read(lambda _, values: values)
+
+
+def one_layer_of_each_kind(spec: ModelSpec, params: Tree) -> tuple[ModelSpec, Tree]:
+    """A shorter model with the same ops: layers that equal an earlier one are left out."""
+    kept = [i for i, block in enumerate(spec.layers) if block not in spec.layers[:i]]
+    layers = {str(new): params["layers"][str(old)] for new, old in enumerate(kept)}
+    return replace(spec, layers=tuple(spec.layers[i] for i in kept)), params | {"layers": layers}
+
+
+@pytest.mark.parametrize("shards", [2, 8])
+@pytest.mark.parametrize("name", families())
+def test_family(name: str, shards: int) -> None:
+    """The plainest variant of each family: 4 query heads and 1, 2 or 4 kv heads, so that 8 devices need padding."""
+    golden = load(name)
+    assert_sharded_equals_plain(*one_layer_of_each_kind(golden.spec, on_the_host(golden)), golden.tokens, shards)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 4, 8])
+@pytest.mark.parametrize("name", sorted({*families(), *SPECIAL}))
+def test_structure(name: str, shards: int) -> None:
+    """Every way that layers are built, all layers."""
+    golden = load(name)
+    assert_sharded_equals_plain(golden.spec, on_the_host(golden), golden.tokens, shards)
