@@ -27,6 +27,24 @@ def rope_dict(take: Take) -> Mapping[str, Any]:
     return take("rope_parameters", None) or take("rope_scaling", None) or {}
 
 
+def reader(take: Take, layer_type: str | None) -> Take:
+    """A reader of the nested dict, or of the part of it that is about one layer type.
+
+    Raises:
+        ValueError: it differs by layer type and none is asked for, or the one asked for is not there.
+    """
+    outer = rope_dict(take)
+    where = f"{take.where}: rope_parameters"
+    # a nested dict is keyed by layer type and its values are dicts (or null)
+    if not outer or not all(isinstance(value, dict) or value is None for value in outer.values()):
+        return Take(outer, where)
+    if layer_type is None:
+        raise ValueError(f"{where} differ by layer type {sorted(outer)}; expected one dict")
+    if layer_type not in outer:
+        raise ValueError(f"{where}[{layer_type!r}] is missing; found {sorted(outer)}")
+    return Take(outer[layer_type] or {}, f"{where}[{layer_type!r}]")
+
+
 def read_rope(
     take: Take,
     head_dim: int,
@@ -51,15 +69,7 @@ def read_rope(
         ValueError: an unknown rope type, or a key inside the rope dict that nobody reads.
     """
     take.ignore(*DIALECT)
-    outer = rope_dict(take)
-    # a nested dict is keyed by layer type and its values are dicts (or null)
-    nested = bool(outer) and all(isinstance(value, dict) or value is None for value in outer.values())
-    if nested and layer_type is None:
-        raise ValueError(f"{take.where}: rope_parameters differ by layer type {sorted(outer)}; expected one dict")
-    name = f"{take.where}: rope_parameters" + (f"[{layer_type!r}]" if nested else "")
-    if nested and layer_type not in outer:
-        raise ValueError(f"{name} is missing; found {sorted(outer)}")
-    inner = Take((outer[layer_type] if nested else outer) or {}, name)
+    inner = reader(take, layer_type)
     theta = float(inner("rope_theta", None) or take.either(*THETA, default=theta))
     part = inner("partial_rotary_factor", None)
     part = take.either(*PARTIAL, default=partial) if part is None else part
@@ -77,10 +87,12 @@ def read_rope(
         dim = int(head_dim * part)
         scaling = read_scaling(inner, kind, length, original)
     if dim % 2 or not 0 < dim <= head_dim or not 0 <= part <= 1:
-        raise ValueError(f"{name}: {part} of {head_dim} features rotated; expected an even number of them, not more")
+        raise ValueError(
+            f"{inner.where}: {part} of {head_dim} features rotated; expected an even number of them, not more"
+        )
     if isinstance(scaling, LongRope) and {len(scaling.short), len(scaling.long)} != {dim // 2}:
         found = f"{len(scaling.short)} short and {len(scaling.long)} long"
-        raise ValueError(f"{name}: {found} factors for {dim // 2} pairs of features; expected one a pair")
+        raise ValueError(f"{inner.where}: {found} factors for {dim // 2} pairs of features; expected one a pair")
     inner.done()
     return Rope(dim, theta, interleaved, scaling)
 

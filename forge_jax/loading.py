@@ -67,6 +67,7 @@ def load(
     subfolder: str | None = None,
     file: str | None = None,
     allow: Iterable[str] = (),
+    max_seq_len: int | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Model:
@@ -77,6 +78,8 @@ def load(
         dtype: of the parameters. "auto": float32 on a CPU, on an accelerator what the checkpoint has (bfloat16 for
             packed formats). "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype.
         allow: config keys that may stay unread, if an error named them and they do not matter.
+        max_seq_len: look at more (or fewer) tokens than the config names. Rotary positions allow it; how well the
+            model does beyond what it was trained for is another matter.
         mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
             goes straight to its shards.
         progress: show a bar that tells reading, decoding and placing apart.
@@ -92,6 +95,7 @@ def load(
     try:
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
         model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress)
+        model = model if max_seq_len is None else replace(model, spec=with_context(model.spec, max_seq_len))
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()
@@ -124,6 +128,18 @@ def read_model(checkpoint: Checkpoint, place: Callable[[str, np.ndarray], Any], 
         MappingProxyType(generation),
         MappingProxyType(dict(bar.seconds)),
     )
+
+
+def with_context(spec: ModelSpec, max_seq_len: int) -> ModelSpec:
+    """The spec with another context.
+
+    Raises:
+        ValueError: not a positive number, or more than a learned table of positions has.
+    """
+    if max_seq_len <= 0 or (spec.positions is not None and max_seq_len > spec.positions.size):
+        most = "a positive number" if spec.positions is None else f"1 to {spec.positions.size}, its table of positions"
+        raise ValueError(f"load: max_seq_len = {max_seq_len}; expected {most}")
+    return replace(spec, max_seq_len=max_seq_len)
 
 
 def device_put(path: str, values: np.ndarray) -> jax.Array:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,5 +63,8 @@ def load(path: str | Path, *, adapter: str | None = None) -> Forward:
 def generate(path: str | Path, input_ids: Any, n: int) -> np.ndarray:
     """The `n` ids [B, n] that greedy decoding appends."""
     spec, params = open_float32(path)
-    outputs = generation.generate(spec, params, np.asarray(input_ids).tolist(), max_new_tokens=n)
+    rows = np.asarray(input_ids)
+    # the reference goes on past the context that the config names
+    spec = replace(spec, max_seq_len=max(spec.max_seq_len, rows.shape[1] + n))
+    outputs = generation.generate(spec, params, rows.tolist(), max_new_tokens=n)
     return np.array([output.ids for output in outputs])

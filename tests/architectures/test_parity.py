@@ -96,12 +96,10 @@ def logits_of(spec: ModelSpec, params: Tree, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(forward(spec, params, inputs(jnp.asarray(tokens)))[0])
 
 
-# compiled as quickly as can be: these programs run once
-scan = jax.jit(
-    functools.partial(forward, driver="scan"),
-    static_argnums=0,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
-)
+# compiled as quickly as can be: these programs run a few times only
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+loop = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
+scan = jax.jit(functools.partial(forward, driver="scan"), static_argnums=0, compiler_options=QUICK)
 
 
 def assert_close(found: Any, expected: np.ndarray) -> None:
@@ -152,13 +150,13 @@ def test_padded_rows_are_the_rows_alone(structure: Golden) -> None:
         padded[row, at] = tokens[row, : kept[row]]
     cache = caches.init(structure.spec, 2, length)
     prompt = Inputs(jnp.asarray(padded), jnp.asarray(order))
-    logits, cache = forward(structure.spec, structure.params, prompt, cache)
+    logits, cache = loop(structure.spec, structure.params, prompt, cache)
     for row in range(2):
         assert_close(np.asarray(logits)[row, order[row] >= 0], expected[row, : kept[row]])
     more = Inputs(
         jnp.asarray([[tokens[row, kept[row]]] for row in range(2)]), jnp.asarray(kept, dtype=jnp.int32)[:, None]
     )
-    logits, _ = forward(structure.spec, structure.params, more, cache)
+    logits, _ = loop(structure.spec, structure.params, more, cache)
     assert_close(np.asarray(logits)[:, 0], np.stack([expected[row, kept[row]] for row in range(2)]))
 
 

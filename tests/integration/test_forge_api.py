@@ -1,5 +1,6 @@
 """The names, defaults and behaviours of `Forge` that code written for the original relies on."""
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from helpers import read_golden
 from tiny_checkpoint import write_chat_model, write_golden_directory
 
 import forge_jax
-from forge_jax import Forge, ForgeConfig, create_model, decoder, get_preset
+from forge_jax import Forge, ForgeConfig, create_model, get_preset
 from forge_jax.params import flatten, unflatten
 from forge_jax.tensor import QTensor, dense
 
@@ -23,6 +24,12 @@ IDS = np.array([[5, 9, 2, 7, 11, 3], [1, 0, 59, 4, 8, 6]])
 @pytest.fixture(scope="module")
 def forge() -> Forge:
     return Forge(config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Forge:
+    """A model with a tokenizer and a chat template."""
+    return Forge.from_pretrained(write_chat_model(tmp_path_factory.mktemp("chat") / "model"), progress=False)
 
 
 def continued(forge: Forge, ids: np.ndarray, count: int) -> np.ndarray:
@@ -202,10 +209,12 @@ def test_presets():
 
 
 def test_create_model():
-    model = create_model("pi_zero", 100, n_layers=1)
+    model = create_model("pi_zero", 100, dim=32, n_heads=4, n_kv_heads=2)
     assert isinstance(model, Forge)
-    assert (model.vocab_size, model.dim, model.depth, model.heads, model.max_len) == (100, 64, 1, 2, 256)
-    assert model.forward([[1, 2, 3]]).shape == (1, 3, 100)
+    assert (model.vocab_size, model.dim, model.depth, model.heads, model.max_len) == (100, 32, 2, 4, 256)
+    assert model.config == dataclasses.replace(
+        get_preset("pi_zero", 100), dim=32, n_heads=4, n_kv_heads=2, hidden_dim=None
+    )
     with pytest.raises(TypeError, match="preset size must be a str"):
         create_model(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="found 'pi_zer' .nearest: 'pi_zero'"):
@@ -359,7 +368,7 @@ def test_drawing_depends_on_the_seed_alone(forge: Forge):
 
 
 def test_a_stream_gives_what_generate_gives(forge: Forge):
-    for options in ({"temperature": 0}, {"seed": 3}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0}):
+    for options in ({"temperature": 0}, {"seed": 3}):
         expected = forge.generate(IDS, 10, **options)[:, 6:]
         assert np.array(list(forge.generate_stream(IDS, 10, **options))).T.tolist() == expected.tolist()
         assert np.array(list(forge.generate(IDS, 10, stream=True, **options))).T.tolist() == expected.tolist()
@@ -384,18 +393,10 @@ def test_stop_tokens(forge: Forge):
     assert all(step[0] is None for step in streamed[first[0] + 1 :])
 
 
-def test_stop_tokens_of_the_tokenizer(tmp_path: Path):
-    forge = Forge.from_pretrained(write_chat_model(tmp_path / "chat"), progress=False)
-    assert forge.tokenizer is not None
-    (eos,) = forge.tokenizer.eos_ids
-    embed = forge.params["embed"]
-    forge.params = {**forge.params, "final_norm": {"scale": jnp.zeros(forge.dim)}}  # every logit is 0: the first id
-    forge.params = {**forge.params, "embed": jnp.roll(embed, 1, 0)}
-    out = forge.generate([[5, 6]], 4, temperature=0, repetition_penalty=1.0)
-    assert out.shape == (1, 6)
-    assert eos != 0
-    bias = jnp.zeros_like(embed).at[eos].set(1.0)
-    forge.params = {**forge.params, "embed": bias, "final_norm": {"scale": jnp.ones(forge.dim)}}
+def test_stop_tokens_of_the_tokenizer(chat: Forge):
+    (eos,) = chat.tokenizer.eos_ids
+    always = jnp.zeros_like(chat.params["embed"]).at[eos].set(1.0)  # after itself it has the only logit above 0
+    forge = Forge.from_model(dataclasses.replace(chat.model, params={**chat.params, "embed": always}))
     assert forge.generate([[eos, eos]], 4, temperature=0, repetition_penalty=1.0).tolist() == [[eos, eos, eos]]
     assert forge.generate([[eos, eos]], 4, temperature=0, repetition_penalty=1.0, stop_tokens=[]).shape == (1, 6)
 
@@ -436,18 +437,17 @@ def test_the_repetition_penalty_lowers_every_seen_logit(forge: Forge):
 
 @pytest.mark.parametrize(("name", "dtype"), [(None, "float32"), ("fp16", "float16"), ("bf16", "bfloat16")])
 def test_the_cache_has_the_dtype_asked_for(name: str | None, dtype: str):
-    forge = Forge(config=ForgeConfig(20, dim=8, n_layers=1, n_heads=2, max_seq_len=16, kv_cache_dtype=name))
-    forge.forward([[1, 2]], use_cache=True)
+    forge = small(ForgeConfig(**{**CONFIG.to_dict(), "kv_cache_dtype": name}))
+    forge.forward(IDS[:, :2], use_cache=True)
+    next(forge.generate_stream(IDS, 2))
     assert forge.cache is not None
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(forge.cache.layers)} == {dtype}
-    forge.generate([[1, 2]], 2)
     assert forge.session is not None
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(forge.session.state.cache.layers)} == {dtype}
+    for cache in (forge.cache, forge.session.state.cache):
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(cache.layers)} == {dtype}
 
 
 # ------------------------------------------------------------------------------------------------ text
-def test_text(tmp_path: Path, forge: Forge):
-    chat = Forge.from_pretrained(write_chat_model(tmp_path / "chat"), progress=False)
+def test_text(chat: Forge, forge: Forge):
     text = chat.complete("Hello", max_new_tokens=5)
     assert isinstance(text, str)
     assert chat.complete(["Hello", "Hi"], max_new_tokens=5)[0] == text
@@ -472,8 +472,8 @@ def test_int8(forge: Forge):
         unpacked = dict(flatten(jax.tree.map(dense, quantised.params, is_leaf=lambda x: isinstance(x, QTensor))))
         for path, leaf in flatten(forge.params):  # half a step of 1 / 127 of the largest weight
             assert float(jnp.abs(unpacked[path] - leaf).max()) <= float(jnp.abs(leaf).max()) / 253
-        same, _ = decoder.forward(forge.spec, unflatten(unpacked), decoder.inputs(jnp.asarray(IDS)))
-        np.testing.assert_allclose(quantised.forward(IDS), same, atol=1e-5)
+        same = Forge.from_model(dataclasses.replace(forge.model, params=unflatten(unpacked)))
+        np.testing.assert_allclose(quantised.forward(IDS), same.forward(IDS), atol=1e-5)
     assert small.generate(IDS, 5, temperature=0).shape == (2, 11)
     with pytest.raises(ValueError, match="is a QTensor; export the model as it was before"):
         small.save_pretrained("nowhere")

@@ -189,7 +189,7 @@ def test_sizes():
         768,
         1024,
     ]
-    assert capacity(300, 400) == 400
+    assert capacity(390, 400) == 400
     assert chunks(1100, 8192) == [512, 512, 128]
     with pytest.raises(ValueError, match="do not fit the model's context of 8192"):
         capacity(8193, 8192)

@@ -134,6 +134,7 @@ def test_scales_that_would_be_cut() -> None:
     assert scale_slots(np.arange(24), 8, 8).tolist() == [i // 8 for i in range(24)]  # 3 features a device
     assert scale_slots(np.array([0, 0, 1, 1, 2, 2]), 3, 2).tolist() == [0, 0]
     assert scale_slots(np.array([0, 0, 1, 1, 2, 2]), 2, 2).tolist() == [0, 0, 0, 0, 1, 1]
+    assert scale_slots(np.array([0, 1, 2, -1, 3, 4, 5, -1]), 2, 4).tolist() == [0, 0, 1, -1, 1, 2, 2, -1]
 
 
 # ------------------------------------------------------------------------------------------------ rules
