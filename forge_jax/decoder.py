@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from forge_jax import ops
 from forge_jax.cache import Cache, assign
@@ -39,9 +40,9 @@ class Inputs:
     span_BT: Array | None = None
 
 
-def inputs(tokens_BT: Array, start: int = 0) -> Inputs:
+def inputs(ids_BT: ArrayLike, start: int = 0) -> Inputs:
     """Inputs of unpadded rows whose first token has order `start`."""
-    tokens_BT = jnp.asarray(tokens_BT, jnp.int32)
+    tokens_BT = jnp.asarray(ids_BT, jnp.int32)
     order = jnp.arange(start, start + tokens_BT.shape[1], dtype=jnp.int32)
     return Inputs(tokens_BT, jnp.broadcast_to(order[None], tokens_BT.shape))
 
@@ -90,6 +91,7 @@ def run_loop(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, c
 def run_scan(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
     """The same, scanning over runs of equal layers, whose weights and slabs are stacked first."""
     out: list[Any] = [None] * len(spec.layers)
+    slabs = cache.layers if cache is not None else None
     for segment in segments(spec.layers):
         width = len(segment.period)
         starts = range(segment.start, segment.start + width * segment.repeats, width)
@@ -98,7 +100,7 @@ def run_scan(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, c
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[items(start + j) for start in starts])
 
         weights = [stacked(lambda i: layers[str(i)], j) for j in range(width)]
-        states = [stacked(lambda i: cache.layers[i], j) for j in range(width)] if cache is not None else None
+        states = [stacked(slabs.__getitem__, j) for j in range(width)] if slabs is not None else None
 
         def body(x: Array, step: Any, period: tuple[Block, ...] = segment.period):
             params, states = step

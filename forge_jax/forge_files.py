@@ -143,7 +143,7 @@ class ForgeFiles:
         """Write all weights to one safetensors file."""
         return exporting.export_safetensors(self.model, path, **options)
 
-    def export_to_gguf(self, path: str | Path, type: str = "F16", **options: Any) -> Path:
+    def export_to_gguf(self, path: str | Path, type: exporting.Type = "F16", **options: Any) -> Path:
         """Write a GGUF file: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1."""
         return exporting.export_gguf(self.model, path, type=type, **options)
 

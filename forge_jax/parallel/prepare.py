@@ -2,6 +2,8 @@
 
 Feed-forward features and vocabulary rows are padded with zeros, heads are arranged as `forge_jax.ops.call.head_slots`
 says: kv heads repeated, padding with zero weights. Knows shapes and kinds of leaves, no mesh and no device.
+
+For inference: an optimiser would pull the copies of a head apart.
 """
 
 from dataclasses import replace
@@ -79,9 +81,12 @@ def arrange(x: Any, axis: int, slots: np.ndarray) -> Any:
     """x[slots] along one axis, zeros for padding; numpy in numpy out. An arrangement that is none copies nothing."""
     if np.array_equal(slots, np.arange(x.shape[axis])):
         return x
-    xp = np if isinstance(x, np.ndarray) else jnp
-    keep = np.expand_dims(slots >= 0, [i for i in range(len(x.shape)) if i != axis])
-    return xp.where(keep, xp.take(x, np.maximum(slots, 0), axis=axis), xp.zeros((), x.dtype))
+    if not isinstance(x, np.ndarray):
+        outside = np.where(slots < 0, x.shape[axis], slots)
+        return jnp.take(x, outside, axis=axis, mode="fill", fill_value=0)
+    out = np.take(x, slots, axis)
+    out[(slice(None),) * axis + (slots < 0,)] = 0
+    return out
 
 
 def arrange_axes(x: Any, axes: tuple[str | None, ...], slots: Slots) -> Any:

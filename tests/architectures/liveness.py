@@ -101,6 +101,7 @@ IDLE = (
         "*.beta_fast *.original_max_position_embeddings",
         "moves a border by less than the whole feature that it is rounded to",
     ),
+    Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
 )

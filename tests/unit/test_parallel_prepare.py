@@ -116,6 +116,17 @@ def test_shapes_without_numbers(shards: int) -> None:
         assert all(size % shards == 0 for size, part in zip(sizes, parts, strict=True) if part == "model"), path
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_device_arrays_are_prepared_like_host_arrays(dtype: jnp.dtype) -> None:
+    """Bit for bit, in their own dtype."""
+    spec = model()
+    host = jax.tree.map(lambda x: (x * 60).astype(dtype), numbers(spec))
+    ready = parallel.prepare(spec, jax.tree.map(jnp.asarray, host), 4)
+    for (path, found), (_, expected) in zip(flatten(ready), flatten(parallel.prepare(spec, host, 4)), strict=True):
+        assert isinstance(found, jax.Array)
+        np.testing.assert_array_equal(np.asarray(found), expected, err_msg=path, strict=True)
+
+
 def test_abstract_quantised_leaf() -> None:
     """Codes and scales alike."""
     spec, described = model(), dict(flatten(abstract(model())))
