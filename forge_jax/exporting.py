@@ -51,14 +51,22 @@ def plain_leaves(model: Model) -> dict[str, Any]:
     """Every leaf by its path.
 
     Raises:
-        ValueError: a leaf is quantised or adapted, so that a plain export would not be this model.
+        ValueError: a leaf is quantised or adapted, or has not the shape of the spec: an export would not be this model.
     """
     leaves = dict(flatten(model.params))
+    wanted = {path: param.shape for path, param in flatten(abstract(model.spec))}
+    if odd := sorted(wanted.keys() ^ leaves.keys()):
+        raise ValueError(f"export: parameters and spec differ in {len(odd)} leaves, for example {', '.join(odd[:5])}")
     for path, leaf in leaves.items():
         if isinstance(leaf, QTensor | Lora):
             raise ValueError(
                 f"export: {path} is a {type(leaf).__name__}; export the model as it was before it was quantised or "
                 "adapted, or merge first"
+            )
+        if tuple(leaf.shape) != wanted[path]:
+            raise ValueError(
+                f"export: {path} is {list(leaf.shape)}, the spec asks {list(wanted[path])}; a model that was split "
+                "over a mesh has padded weights, load it without a mesh to export it"
             )
     return leaves
 

@@ -75,8 +75,8 @@ def load(
 
     Args:
         name: a directory, a file, a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M") or "smollm2".
-        dtype: of the parameters. "auto": float32 on a CPU, on an accelerator what the checkpoint has (bfloat16 for
-            packed formats). "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype.
+        dtype: of the parameters. "auto": float32 on a CPU; on an accelerator bfloat16, or float16 if that is what the
+            checkpoint has. "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype.
         allow: config keys that may stay unread, if an error named them and they do not matter.
         max_seq_len: look at more (or fewer) tokens than the config names. Rotary positions allow it; how well the
             model does beyond what it was trained for is another matter.
@@ -187,14 +187,15 @@ def read_text_side(checkpoint: Checkpoint) -> tuple[Tokenizer | None, dict[str, 
         kind = checkpoint.source.metadata.get("tokenizer.ggml.model", "none")
         return (from_gguf(checkpoint.source.metadata) if kind not in ("none", "no_vocab") else None), {}
     directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    generation = (
-        read_json(directory / "generation_config.json") if (directory / "generation_config.json").exists() else {}
-    )
+    file = directory / "generation_config.json"
+    generation = read_json(file) if file.exists() else {}
+    if not isinstance(generation, dict):
+        raise ValueError(f"{file}: expected a JSON object, found {type(generation).__name__}")
     try:
         tokenizer = from_directory(directory)
     except FileNotFoundError:  # no file of a tokenizer at all; methods that need one say so
         tokenizer = None
-    return tokenizer, generation if isinstance(generation, dict) else {}
+    return tokenizer, generation
 
 
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:

@@ -82,8 +82,8 @@ def stop_ids(model: Model) -> tuple[int, ...]:
     """The ids that end a text: the tokenizer's, and those of the checkpoint's generation config."""
     given = model.generation.get("eos_token_id", model.config.get("eos_token_id"))
     listed = given if isinstance(given, list) else [] if given is None else [given]
-    known = set(model.tokenizer.eos_ids if model.tokenizer is not None else ())
-    return tuple(sorted(known | {i for i in listed if isinstance(i, int) and 0 <= i < model.spec.vocab_size}))
+    known = model.tokenizer.eos_ids if model.tokenizer is not None else ()
+    return tuple(sorted({i for i in (*known, *listed) if isinstance(i, int) and 0 <= i < model.spec.vocab_size}))
 
 
 class Texts:

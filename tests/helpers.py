@@ -26,8 +26,10 @@ SHAPE = (2, 24)
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """The float32 values of a tensor, from its name: matrices keep the size of what they multiply, vectors are near 1
-    or (biases) near 0. Bits of Philox only, so every NumPy gives the same."""
+    """Make up the float32 values of a tensor from its name: matrices keep the size of what they multiply.
+
+    Vectors are near 1, biases near 0. Bits of Philox and nothing else, so that every NumPy gives the same.
+    """
     raw = np.random.Philox(key=np.array([zlib.crc32(name.encode()), seed], np.uint64)).random_raw(prod(shape))
     x = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
     x = (x * np.float32(12**0.5)).reshape(shape)  # variance 1

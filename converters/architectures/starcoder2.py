@@ -27,8 +27,12 @@ DEFAULTS = {
 }
 # of the first StarCoder's config, in the files of the second; the reference reads none of them
 LEFTOVERS = (
-    "activation_function attention_softmax_in_fp32 layer_norm_epsilon scale_attention_softmax_in_fp32 scale_attn_weights"
-).split()
+    "activation_function",
+    "attention_softmax_in_fp32",
+    "layer_norm_epsilon",
+    "scale_attention_softmax_in_fp32",
+    "scale_attn_weights",
+)
 
 
 def config(take: Take) -> ModelSpec:

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from converters.files import atomic_write
+
 from .blocks import GGMLType, encode, lookup
 from .header import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY, MAX_TENSOR_NAME
 from .values import ARRAY, BOOL, NUMBER_CODES, STRING, TYPE_IDS, Typed, infer
@@ -44,29 +46,23 @@ def write_gguf(
     written: either uint8 of exactly the stored size, taken as packed bytes, or an array of the tensor's shape, which
     `encode` packs.
 
-    The file grows as `<path>.part` and replaces `path` when it is complete. On any failure, an interrupt included,
-    the part is removed and what was at `path` stays.
+    The file grows beside `path` and replaces it when it is complete. On any failure, an interrupt included, the part
+    is removed and what was at `path` stays.
 
     Raises:
         ValueError: metadata or tensors that GGUF cannot hold, or a function's array that does not fit its tensor.
         OSError: the disk is full or the path cannot be written.
     """
-    target = Path(path)
     planned = _plan(tensors)
     alignment = _alignment(metadata)
     header = _header(metadata, planned, alignment)
-    part = target.with_name(target.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(header)
+    size = sum(-(-nbytes // alignment) * alignment for nbytes in (len(header), *(one.nbytes for one in planned)))
+    with atomic_write(Path(path), size) as file:
+        file.write(header)
+        _pad(file, alignment)
+        for one in planned:
+            file.write(_stored(one).data)
             _pad(file, alignment)
-            for one in planned:
-                file.write(_stored(one).data)
-                _pad(file, alignment)
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _plan(tensors: Iterable[TensorToWrite]) -> list[_Planned]:

@@ -4,6 +4,7 @@ Knows positions and slabs; what the slabs mean is the op's business.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax.spec import Attention, ModelSpec
+
+T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 
 
 @jax.tree_util.register_dataclass
@@ -113,13 +116,17 @@ def put(slab_BKSH: Array, slot_BT: Array, new_BKTH: Array, *, fresh: bool = Fals
     return slab_BKSH
 
 
-def widen(cache: Cache, empty: Cache) -> Cache:
-    """Copy a cache into a larger empty one. Every token must be in the slot of its order: no ring has turned."""
+def widen(tree: T, empty: T) -> T:
+    """Copy a cache, or what holds one, into a larger empty one.
+
+    Slots keep their tokens: a dense slab that is not full, and a ring that has not turned, have the token of order p
+    in slot p at any size. A ring that has turned has all the slots it needs, so its size stays.
+    """
 
     def copy(new: Array, old: Array) -> Array:
-        return jax.lax.dynamic_update_slice(new, old, (0,) * new.ndim)
+        return old if old.shape == new.shape else jax.lax.dynamic_update_slice(new, old, (0,) * new.ndim)
 
-    return jax.tree.map(copy, empty, cache)
+    return jax.tree.map(copy, empty, tree)
 
 
 def rewind(cache: Cache, length_B: Array) -> Cache:

@@ -190,18 +190,13 @@ class Session:
             self.widen(capacity(need, self.spec.max_seq_len))
 
     def widen(self, size: int) -> None:
-        """Copy the state into a larger one. Slots keep their tokens: a dense slab that is not full, and a ring that
-        has not turned, have token p in slot p at any size."""
+        """Copy the state into a larger one."""
         old = self.state
         cache = self.programs.new_cache(self.spec, self.batch, size, slack=BURST, dtype=self.cache_dtype)
         empty = np.zeros((self.batch, size), np.int32)
         history = replace(old.history, tokens_BS=jnp.asarray(empty))
         wider = replace(old, cache=cache, history=history, record=new_record(self.plan, self.batch, size))
-
-        def copy(new: Array, old: Array) -> Array:
-            return old if old.shape == new.shape else jax.lax.dynamic_update_slice(new, old, (0,) * new.ndim)
-
-        self.state = jax.tree.map(copy, wider, old)
+        self.state = caches.widen(old, wider)
 
     @property
     def done(self) -> bool:

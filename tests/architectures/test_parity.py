@@ -1,7 +1,8 @@
 """Every architecture and every variant of its config, against the goldens that the reference made.
 
-The weights are a function of their names, so neither torch nor a file of weights is needed. Blocks run op by op here:
-a hundred specs would otherwise be a hundred compilations. One test a family runs compiled.
+The weights are a function of their names, so neither torch nor a file of weights is needed. What runs once a variant
+runs op by op, because two hundred specs would be two hundred compilations; what needs a cache is compiled, for one
+variant of each structure (`-m slow` takes them all). Several devices: see test_sharded.py.
 """
 
 import functools
@@ -158,9 +159,6 @@ def test_padded_rows_are_the_rows_alone(structure: Golden) -> None:
     )
     logits, _ = loop(structure.spec, structure.params, more, cache)
     assert_close(np.asarray(logits)[:, 0], np.stack([expected[row, kept[row]] for row in range(2)]))
-
-
-# sharded == unsharded belongs here, over `structure`, once there is a module that shards
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -396,13 +396,17 @@ def test_a_model_without_a_tokenizer_says_so(llama: Path):
 # ------------------------------------------------------------------------------------------------ options
 @pytest.mark.parametrize("dtype", ["float33", "int8", "fp16", np.int32, np.float64, "Float32"])
 def test_unknown_dtypes_of_a_load(llama: Path, dtype: Any):
-    with pytest.raises(ValueError, match="load: dtype '.*' is unknown; expected auto, stored, float32, bfloat16, float"):
+    with pytest.raises(
+        ValueError, match="load: dtype '.*' is unknown; expected auto, stored, float32, bfloat16, float"
+    ):
         load(llama, dtype=dtype)
 
 
 def test_unknown_options_of_exports(llama: Path, tmp_path: Path):
     model, out = load(llama), tmp_path / "out"
-    with pytest.raises(ValueError, match="export: dtype 'int8' is unknown; expected stored, float32, bfloat16, float16"):
+    with pytest.raises(
+        ValueError, match="export: dtype 'int8' is unknown; expected stored, float32, bfloat16, float16"
+    ):
         exporting.export_huggingface(model, out, dtype="int8")
     with pytest.raises(ValueError, match="export: dtype 'f16' is unknown"):
         exporting.export_safetensors(model, out, dtype="f16")
@@ -462,6 +466,8 @@ def file_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+# once one write fails, orbax closes its event loop while others still want to report to it
+@pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("there", [False, True], ids=["new", "over another"])
 def test_a_disk_that_fills_up(export: tuple[str, Any], llama: Path, tmp_path: Path, there: bool):
     kind, write = export
@@ -476,7 +482,7 @@ def test_a_disk_that_fills_up(export: tuple[str, Any], llama: Path, tmp_path: Pa
         write(model, out)
     assert out.name in str(caught.value)
     write(model, out)
-    load(out if kind != "gguf" else out)
+    load(out)
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "over another"])
