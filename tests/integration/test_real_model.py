@@ -44,9 +44,10 @@ EMBEDDING = 49_152 * 576
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    given = os.environ.get("FORGE_JAX_SMOLLM2")
+    if given := os.environ.get("FORGE_JAX_SMOLLM2"):
+        return Path(given)
     try:
-        return resolve(given or "smollm2", offline=True, progress=False)
+        return resolve("smollm2", offline=True, progress=False)
     except FileNotFoundError as error:
         pytest.skip(f"the default model is not on this machine: {error}")
 
