@@ -48,7 +48,7 @@ class QTensor:
 class Lora:
     """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
 
-    a is [*inputs of base, R], b is [R, *outputs of base]: the inputs are the axes that `contract` sums over.
+    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
     """
 
     base: Any
@@ -88,9 +88,8 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
     """
     match w:
         case Lora(base, a, b, scale):
-            into, update = lora_equations(eq)
-            low = contract(into, x, a)
-            return contract(eq, x, base) + scale * contract(update, low, b)
+            into, out, (first, second) = lora_equations(eq, a, b)
+            return contract(eq, x, base) + scale * contract(out, contract(into, x, first), second)
         case QTensor(codes, scale) if per_output(eq, codes.shape, scale.shape):
             # one scale an output feature: multiply the product, not the weight
             y = product(eq, x, codes.astype(x.dtype))
@@ -151,10 +150,19 @@ def per_output(eq: str, codes: tuple[int, ...], scale: tuple[int, ...]) -> bool:
     return whole and out.endswith(kept)
 
 
-def lora_equations(eq: str) -> tuple[str, str]:
-    """The two einsums of the low-rank path: x with `a` into rank R, then with `b` out of it."""
+def lora_equations(eq: str, a: Array, b: Array) -> tuple[str, str, tuple[Array, Array]]:
+    """The two einsums of the low-rank path, into rank R and out of it, and the factor that each multiplies by.
+
+    Raises:
+        ValueError: the sum runs over a part of one factor's axes.
+    """
     x, w, out = subscripts(eq)
     inputs = "".join(c for c in w if c not in out)
     outputs = "".join(c for c in w if c in out)
     low = "".join(c for c in out if c not in outputs) + "r"
-    return f"{x},{inputs}r->{low}", f"{low},r{outputs}->{out}"
+    leading, trailing = w[: a.ndim - 1], w[a.ndim - 1 :]
+    if leading == inputs:
+        return f"{x},{leading}r->{low}", f"{low},r{trailing}->{out}", (a, b)
+    if trailing == inputs:  # a tied head reads the embedding the other way round
+        return f"{x},r{trailing}->{low}", f"{low},{leading}r->{out}", (b, a)
+    raise ValueError(f"Lora: {eq} sums over {inputs!r}, but a covers {leading!r} and b {trailing!r}")

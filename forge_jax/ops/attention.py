@@ -97,15 +97,16 @@ def attend(
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1)
 
 
-def triangle(look: Callable[[Array, Sequence[Keys]], Array], q_BTNH: Array, keys: Keys) -> Array:
-    """Attention of a prompt to itself, block by block of queries: what comes after a block is not even computed."""
+def triangle(look: Callable[[Array, Sequence[Keys]], Array], q_BTNH: Array, keys: Keys, window: int | None) -> Array:
+    """Attention of a prompt to itself, block by block of queries: keys that no query of a block sees cost nothing."""
     length = q_BTNH.shape[1]
 
     def block(start: int) -> Array:
         end = min(start + BLOCK, length)
-        bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., :end]
-        seen = keys.seen_BTS[:, start:end, :end]
-        return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, :end], keys.v_BKSH[:, :, :end], seen, bias)])
+        near = slice(0 if window is None else max(0, start - window + 1), end)
+        bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., near]
+        seen = keys.seen_BTS[:, start:end, near]
+        return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, near], keys.v_BKSH[:, :, near], seen, bias)])
 
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
 
@@ -169,7 +170,7 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         past = (state[name].astype(q.dtype) for name in ("k", "v"))
         parts = [keys(*past, slots.past.order_BS, slots.past.span_BS), present]
     look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
-    y = triangle(look, q, present) if ctx.fresh else look(q, parts)
+    y = triangle(look, q, present, op.window) if ctx.fresh else look(q, parts)
 
     if state is not None and slots is not None:
         # the slots wait for y, or XLA would copy the slab to read and write it at the same time

@@ -104,6 +104,14 @@ def test_the_dtype_of_auto(llama: Path, monkeypatch: pytest.MonkeyPatch):
     }
 
 
+@pytest.mark.parametrize("dtype", ["float33", "int8", "fp16", np.int32, np.float64, "Float32"])
+def test_unknown_dtypes_of_a_load(llama: Path, dtype: Any):
+    with pytest.raises(
+        ValueError, match="load: dtype '.*' is unknown; expected auto, stored, float32, bfloat16, float"
+    ):
+        load(llama, dtype=dtype)
+
+
 def test_a_gguf_without_a_vocabulary_has_no_tokenizer(llama: Path):
     assert load(export_gguf(load(llama), llama / "m.gguf", type="F32")).tokenizer is None
 

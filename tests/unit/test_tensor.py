@@ -65,6 +65,15 @@ def test_lora_is_the_product_with_the_merged_weight(eq: str, quantised: bool):
     np.testing.assert_allclose(contract(eq, x, leaf), exact(eq, x, leaf.dense()), rtol=1e-5, atol=1e-4)
 
 
+def test_lora_on_a_tied_embedding_serves_both_ends():
+    leaf = Lora(normal((7, 8)), normal((7, 2), 1), normal((2, 8), 2), 0.5)
+    x = normal((2, 3, 8), 3)
+    eq = "BTD,VD->BTV"
+    np.testing.assert_allclose(contract(eq, x, leaf), exact(eq, x, leaf.dense()), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="sums over 'N'"):
+        contract("BTN,NHD->BTHD", normal((2, 3, 4)), Lora(normal((4, 5, 8)), normal((4, 5, 2)), normal((2, 8))))
+
+
 def test_take_gives_rows_of_every_kind():
     table, ids = normal((7, 8)), jnp.asarray([[0, 6], [3, 3]])
     np.testing.assert_array_equal(take(table, ids), np.asarray(table)[np.asarray(ids)])
