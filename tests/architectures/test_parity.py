@@ -37,8 +37,13 @@ SPECIAL = (
     "smollm3_interval",
     "stablelm_qk_norm",
 )
-# ... and families whose layers are built like another's.
-ALIKE = ("gemma", "gemma3", "gpt_neo", "granite", "opt", "phi3", "qwen2", "smollm3", "stablelm", "starcoder2")
+# ... and those whose layers are built like another's.
+ALIKE = frozenset(
+    """
+    falcon_new_alibi gemma gemma3 gpt_bigcode gpt_neo gptj granite llama_one_kv_head mistral opt phi phi3 qwen2 smollm3
+    stablelm starcoder2
+    """.split()
+)
 TIED = ("bloom", "gemma", "gpt2", "llama_tied_gelu", "opt")
 TOLERANCE = 1e-5  # of the largest logit: float32 sums in another order
 NAMES = sorted(path.stem for path in GOLDENS.glob("*.npz"))
@@ -60,7 +65,7 @@ def families() -> list[str]:
 
 def structures() -> list[Any]:
     """A golden of each way that layers are built, whatever their numbers; the rest only in the long sweep."""
-    chosen = {*families(), *SPECIAL} - {*ALIKE}
+    chosen = {*families(), *SPECIAL} - ALIKE
     return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in NAMES]
 
 
@@ -111,7 +116,10 @@ def assert_close(found: Any, expected: np.ndarray) -> None:
 
 # ------------------------------------------------------------------------------------------------ numbers
 def test_logits_are_the_reference(golden: Golden) -> None:
-    logits = logits_of(golden.spec, golden.params, golden.tokens)
+    if golden.name.endswith("_bare"):  # sizes that no other variant has: one program is compiled sooner than its ops
+        logits = np.asarray(loop(golden.spec, golden.params, inputs(golden.tokens))[0])
+    else:
+        logits = logits_of(golden.spec, golden.params, golden.tokens)
     assert_close(logits[:, list(TOKENS), VOCABULARY], golden.logits)
 
 
@@ -225,7 +233,7 @@ def test_every_config_key_moves_the_logits(golden: Golden) -> None:
     take = Reader(golden.config, golden.name)
     find(golden.config["model_type"], golden.name).config(take)
     tokens = golden.tokens
-    before = logits_of(golden.spec, golden.params, tokens)
+    before = functools.cache(lambda: logits_of(golden.spec, golden.params, tokens))
     dead: list[str] = []
     for path, value in changes(golden.config):
         if path[0] not in take.seen or any(idle.covers(golden, path) for idle in IDLE):
@@ -235,7 +243,7 @@ def test_every_config_key_moves_the_logits(golden: Golden) -> None:
             params = other.read(lambda _, values: jnp.asarray(values))  # the same tensors, perhaps cut otherwise
         except ValueError:
             continue  # seen: it asks for other tensors, or for what cannot be
-        if other.spec == golden.spec or np.array_equal(logits_of(other.spec, params, tokens), before):
+        if other.spec == golden.spec or np.array_equal(logits_of(other.spec, params, tokens), before()):
             dead.append(f"{'.'.join(path)} = {value!r}")
     assert not dead, f"{golden.name}: read, and without effect: {dead}"
 

@@ -1,5 +1,6 @@
 """The names, defaults and files of `Forge` that code written for the original relies on."""
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any

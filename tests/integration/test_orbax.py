@@ -251,7 +251,11 @@ def test_damaged_data_is_an_error_that_names_the_checkpoint(tmp_path: Path, save
         load(broken)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"tree_metadata": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"tree_metadata": 3}', "[" * 100_000],
+    ids=["empty", "cut", "list", "number", "deep"],
+)
 def test_damaged_metadata_is_an_error_that_names_the_checkpoint(tmp_path: Path, saved: Path, text: str):
     broken = copy(saved, tmp_path / "x")
     (broken / "params" / "_METADATA").write_text(text)
