@@ -332,8 +332,9 @@ def compute_dtype(params: Tree) -> Any:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done. Outside the main thread signals do not arrive anyway."""
-    if threading.current_thread() is not threading.main_thread():
+    """Hold back Ctrl-C until the block is done. None arrives outside the main thread, or where it is ignored."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
     caught: list[Any] = []

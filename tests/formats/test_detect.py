@@ -135,7 +135,7 @@ def test_a_split_gguf_is_one_checkpoint(tmp_path):
 def test_orbax_by_its_marks(tmp_path):
     (tmp_path / "_METADATA").write_text("{}")
     assert detect(tmp_path) == "orbax"
-    with pytest.raises(ValueError, match="not an orbax checkpoint that can be read"):
+    with pytest.raises(ValueError, match="not the description of an orbax tree"):
         open_source(tmp_path)
 
 

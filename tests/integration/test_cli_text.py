@@ -223,7 +223,7 @@ def test_the_cache_is_kept_and_counted_right(model, directory):
     assert answer == model.chat(talk.messages[:-1], max_new_tokens=NEW)
     assert talk.session is not None
     allocated = sum(leaf.nbytes for leaf in jax.tree.leaves(talk.session.state.cache))
-    assert inspect(directory, context=len(talk.held())).memory.cache == allocated
+    assert inspect(directory, context=talk.session.state.cache.length).memory.cache == allocated
 
 
 @pytest.mark.parametrize("how", ["close", "interrupt"])
