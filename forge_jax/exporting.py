@@ -100,10 +100,13 @@ def embedding_dtype(model: Model, dtype: str) -> str:
 def write_sides(model: Model, directory: Path, dtype: str) -> None:
     """Write all that stands beside the weights: config, generation config, tokenizer."""
     write_json(directory / "config.json", hf_config(model, dtype))
-    if model.generation:
-        write_json(directory / "generation_config.json", dict(model.generation))
+    generation = dict(model.generation)
     if model.tokenizer is not None:
         model.tokenizer.save(directory)
+        if len(model.tokenizer.eos_ids) > 1:  # a GGUF may name several; tokenizer files have room for one
+            generation.setdefault("eos_token_id", list(model.tokenizer.eos_ids))
+    if generation:
+        write_json(directory / "generation_config.json", generation)
 
 
 def export_huggingface(

@@ -1,5 +1,6 @@
 """One small real model through every format and back: the same spec, the same numbers, the same ids."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -274,6 +275,18 @@ def test_families_come_back_bit_for_bit(tmp_path: Path, name: str):
     assert_same(model, load(export_huggingface(model, tmp_path / "out", max_shard_bytes=4000)))
     theirs = {n: (t.dtype, t.shape, t.tobytes()) for n, t in tensors(tmp_path / "hf").items()}
     assert {n: (t.dtype, t.shape, t.tobytes()) for n, t in tensors(tmp_path / "out").items()} == theirs
+
+
+def test_every_id_that_ends_a_text_comes_back(tmp_path: Path):
+    """From a GGUF they are known to the tokenizer alone."""
+    chat = write_chat_model(tmp_path / "hf")
+    (chat / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
+    model = dataclasses.replace(load(chat), generation={})
+    assert model.tokenizer is not None
+    assert model.tokenizer.eos_ids == (1, 7)
+    for back in (load(export_huggingface(model, tmp_path / "a")), load(export_orbax(model, tmp_path / "b"))):
+        assert back.tokenizer is not None
+        assert back.tokenizer.eos_ids == (1, 7)
 
 
 def test_a_model_of_our_own_comes_back(tmp_path: Path):
