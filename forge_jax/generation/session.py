@@ -29,7 +29,7 @@ from forge_jax.spec import ModelSpec
 
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
-FIRST = 256  # new tokens that a cache has room for before it must grow
+FIRST = 128  # new tokens that a cache has room for before it must grow
 
 FinishReason = Literal["stop", "length"]
 
