@@ -120,7 +120,7 @@ def test_resume_after_finish_equals_plain(params):
 
 def test_cache_grows_when_the_text_does(params):
     session = Session(SPEC, params, [prompt(8)], max_new_tokens=600)
-    assert session.state.cache.length == 384
+    assert session.state.cache.length == 256
     session.advance()
     ids = session.ids()[0]
     assert len(ids) == 600
