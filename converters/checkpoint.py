@@ -67,10 +67,6 @@ class Checkpoint:
                     "set tie_word_embeddings to false in config.json if the head is its own"
                 )
 
-    def stored_dtypes(self) -> dict[str, str]:
-        """The storage type of each tensor, by its own name."""
-        return {name: info.dtype for name, info in self.source.tensors.items()}
-
 
 def tied_copies(family: Family, names: Iterable[str]) -> list[str]:
     """Tensors of a tied model that repeat its embedding under the name of the head."""

@@ -7,7 +7,7 @@ Knows no architecture.
 """
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -289,14 +289,6 @@ def read_tree(
             if instance.index + 1 == instance.count:
                 leaves[path] = place(path, np.stack(slices.pop(path), instance.axis))
     return unflatten(leaves)
-
-
-def write_tree(
-    found: list[Instance], fetch: Callable[[str], np.ndarray]
-) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Yield (their name, a function that makes the tensor), so that a writer holds one tensor at a time."""
-    for instance in found:
-        yield instance.theirs, lambda i=instance: i.write(fetch)
 
 
 def identity(described: Tree) -> tuple[Rule, ...]:

@@ -16,7 +16,6 @@ import pytest
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, read_golden
 from liveness import IDLE, Reader, changed, changes
 
-from converters import rules
 from converters.architectures import find
 from forge_jax import cache as caches
 from forge_jax import decoder
@@ -172,7 +171,7 @@ def test_padded_rows_are_the_rows_alone(structure: Golden) -> None:
 # ------------------------------------------------------------------------------------------------ files
 def test_round_trip_is_bitwise(golden: Golden) -> None:
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(golden.params)}
-    written = {name: make() for name, make in rules.write_tree(list(golden.checkpoint.found), leaves.__getitem__)}
+    written = {i.theirs: i.write(leaves.__getitem__) for i in golden.checkpoint.found}
     assert set(written) == set(golden.shapes)
     for name, array in written.items():
         assert array.dtype == np.float32
