@@ -1,6 +1,5 @@
 """The bare matrix products of a model: what a forward pass cannot be faster than on this machine."""
 
-import math
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ def products(spec: ModelSpec, params: Tree, rows: int, steps: jax.Array) -> jax.
     matrices: list[tuple[Any, int, bool]] = []
     for path, param in flatten(abstract(spec)):
         if param.fill is None and path not in ("embed", "positions"):
-            matrices.append((leaves[path], math.prod(param.shape[: param.inputs]), False))
+            matrices.append((leaves[path], param.fan_in, False))
     if spec.tied:
         matrices.append((leaves["embed"], spec.dim, True))
 

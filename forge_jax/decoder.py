@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from forge_jax import ops
-from forge_jax.cache import Cache, assign
+from forge_jax.cache import Cache, assign, recurrent
 from forge_jax.ops import Call, Context, norm
 from forge_jax.params import Tree
 from forge_jax.spec import Block, ModelSpec, segments
@@ -49,10 +49,11 @@ def inputs(ids_BT: ArrayLike, start: int = 0) -> Inputs:
 
 # ------------------------------------------------------------------------------------------------ one layer
 def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """One layer. Returns (x_BTD, state).
+    """One layer. Returns (x_BTD, state, bus).
 
     Sequential:  x -> x + a(x) -> + m(x + a(x))        Parallel:  x -> x + a(x) + m(x)
     """
+    call = replace(call, bus=dict(call.bus))  # ops add to it
     shared = norm(spec.pre, params["pre"], x_BTD) if spec.pre else None
     entry, new_state = x_BTD, dict(state) if state is not None else None
     for branch in spec.branches:
@@ -71,7 +72,7 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
         x_BTD = base + (y if branch.scale == 1.0 else y * branch.scale)
         if branch.after:
             x_BTD = norm(branch.after, p.get("after", {}), x_BTD)
-    return x_BTD, new_state
+    return x_BTD, new_state, call.bus
 
 
 # ------------------------------------------------------------------------------------------------ drivers
@@ -83,9 +84,15 @@ def run_loop(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, c
     out = []
     for i, layer in enumerate(spec.layers):
         state = cache.layers[i] if cache is not None else None
-        x_BTD, state = jitted_block(layer, layers[str(i)], x_BTD, state, call, ctx)
+        x_BTD, state, bus = jitted_block(layer, layers[str(i)], x_BTD, state, share(call, i), ctx)
+        call = replace(call, bus=bus)
         out.append(state)
     return x_BTD, tuple(out)
+
+
+def share(call: Call, i: Any) -> Call:
+    """The call as layer `i` sees it."""
+    return call if call.own is None else replace(call, own=jax.tree.map(lambda leaf: leaf[i], call.own))
 
 
 def run_scan(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
@@ -102,19 +109,37 @@ def run_scan(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, c
         weights = [stacked(lambda i: layers[str(i)], j) for j in range(width)]
         states = [stacked(slabs.__getitem__, j) for j in range(width)] if slabs is not None else None
 
-        def body(x: Array, step: Any, period: tuple[Block, ...] = segment.period):
-            params, states = step
+        def body(carry: Any, step: Any, period: tuple[Block, ...] = segment.period, call: Call = call):
+            x, bus = carry
+            params, states, first = step
             new = []
             for j, layer in enumerate(period):
-                x, state = block(layer, params[j], x, states[j] if states is not None else None, call, ctx)
+                now = share(replace(call, bus=bus), first + j)
+                x, state, bus = block(layer, params[j], x, states[j] if states is not None else None, now, ctx)
                 new.append(state)
-            return x, new
+            return (x, bus), new
 
-        x_BTD, new = jax.lax.scan(body, x_BTD, (weights, states))
+        steps = (weights, states, jnp.asarray(starts))
+        (x_BTD, bus), new = scan(body, (x_BTD, call.bus), steps, segment.repeats)
+        call = replace(call, bus=bus)
         for k, start in enumerate(starts):
             for j in range(width):
                 out[start + j] = jax.tree.map(lambda leaf, k=k: leaf[k], new[j])
     return x_BTD, tuple(out)
+
+
+def scan(body: Any, carry: Any, steps: Any, repeats: int) -> Any:
+    """`jax.lax.scan`, but what the first step adds to the bus is added before the loop, since a loop cannot."""
+    pick = lambda k: jax.tree.map(lambda leaf: leaf[k], steps)  # noqa: E731
+    after, _ = jax.eval_shape(body, carry, pick(0))
+    if jax.tree.structure(after) == jax.tree.structure(carry):
+        return jax.lax.scan(body, carry, steps)
+    carry, first = body(carry, pick(0))
+    first = jax.tree.map(lambda leaf: leaf[None], first)
+    if repeats == 1:
+        return carry, first
+    carry, rest = jax.lax.scan(body, carry, pick(slice(1, None)))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest)
 
 
 # ------------------------------------------------------------------------------------------------ ends
@@ -176,16 +201,34 @@ def hidden(
     driver: Driver = "loop",
 ) -> tuple[Array, Cache | None]:
     """The stream after the last layer, and the advanced cache."""
+    moved = recurrent(spec) and not ctx.fresh and inputs.order_BT.shape[1] > 1
+    rank_BT = jnp.argsort(inputs.order_BT < 0, axis=1, stable=True) if moved else None
+    inputs = reordered(inputs, rank_BT)
     order = inputs.order_BT
     coords = order[..., None] if inputs.coords_BTC is None else inputs.coords_BTC
     span = jnp.zeros_like(order) if inputs.span_BT is None else inputs.span_BT
     assigned = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}
-    call = Call(order, jnp.maximum(coords, 0), span, {key: slots for key, (slots, _) in assigned.items()})
+    x = embed(spec, params, inputs, ctx)
+    slots = {key: slots for key, (slots, _) in assigned.items()}
+    call = Call(order, jnp.maximum(coords, 0), span, slots, bus={"embed": x})
     run = run_loop if driver == "loop" else run_scan
-    x, layers = run(spec, params["layers"], embed(spec, params, inputs, ctx), cache, call, ctx)
+    x, layers = run(spec, params["layers"], x, cache, call, ctx)
+    if rank_BT is not None:
+        x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
     if cache is None:
         return x, None
     return x, replace(cache, places={key: after for key, (_, after) in assigned.items()}, layers=layers)
+
+
+def reordered(inputs: Inputs, rank_BT: Array | None) -> Inputs:
+    """The inputs with token rank_BT[b, t] of row b at place t: running states want padding at the end of a row."""
+    if rank_BT is None:
+        return inputs
+
+    def move(leaf: Array) -> Array:
+        return jnp.take_along_axis(leaf, rank_BT.reshape(rank_BT.shape + (1,) * (leaf.ndim - 2)), axis=1)
+
+    return jax.tree.map(move, inputs)
 
 
 def forward(

@@ -79,6 +79,7 @@ class Forge(ForgeFiles):
         """Become the facade of a model."""
         self.model, self.config = model, config
         self.cache: caches.Cache | None = None
+        self._held = (0, 0, 0)  # rows and tokens in the cache, and tokens that it has room for
         self.session: Session | None = None
 
     # -------------------------------------------------------------------------------------------- facts
@@ -180,24 +181,29 @@ class Forge(ForgeFiles):
 
     def _cached_forward(self, ids: Array, start_pos: int) -> Array:
         programs, batch = self.model.programs, ids.shape[0]
-        places = [] if self.cache is None else list(self.cache.places.values())
-        held = int(np.asarray(places[0].order_BS).max()) + 1 if places else 0
+        rows, held, room = self._held
         if not 0 <= start_pos <= held:
             raise ValueError(f"Forge.forward: start_pos = {start_pos}, but the cache holds {held} tokens")
-        if start_pos and batch != places[0].order_BS.shape[0]:
-            raise ValueError(f"Forge.forward: {batch} rows, but the cache holds {places[0].order_BS.shape[0]}")
+        if start_pos and batch != rows:
+            raise ValueError(f"Forge.forward: {batch} rows, but the cache holds {rows}")
+        if 0 < start_pos < held and caches.recurrent(self.spec):
+            raise ValueError(
+                f"Forge.forward: start_pos = {start_pos}, but the cache holds {held} tokens, and a running state "
+                "cannot go back; start again from 0"
+            )
         # slack: no layer forgets what is outside its window, so that any start_pos can be gone back to
         size = capacity(start_pos + ids.shape[1], self.max_len)
-        cache, self.cache = self.cache, None
+        cache, self.cache, self._held = self.cache, None, (0, 0, 0)
         if cache is None or not start_pos:
-            cache = programs.new_cache(self.spec, batch, size, slack=size, dtype=self._cache_dtype())
+            cache, room = programs.new_cache(self.spec, batch, size, slack=size, dtype=self._cache_dtype()), size
         elif start_pos < held:
             cache = caches.rewind(cache, jnp.full((batch,), start_pos, jnp.int32))
-        if size > cache.length:
+        if size > room:
             cache = caches.widen(
                 cache, programs.new_cache(self.spec, batch, size, slack=size, dtype=self._cache_dtype())
             )
         logits, self.cache = programs.forward(self.spec, self.params, decoder.inputs(ids, start_pos), cache)
+        self._held = (batch, start_pos + ids.shape[1], max(size, room))
         return logits
 
     def _cache_dtype(self) -> Any:
@@ -236,7 +242,7 @@ class Forge(ForgeFiles):
 
     def clear_cache(self) -> None:
         """Forget every token."""
-        self.cache = None
+        self.cache, self._held = None, (0, 0, 0)
         self.session = None
 
     def get_moe_aux_loss(self) -> Array:

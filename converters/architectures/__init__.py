@@ -13,13 +13,15 @@ from converters.architectures.family import Family
 
 __all__ = ["Family", "families", "find"]
 
+SHARED = ("family", "common", "experts")  # pieces of families, no family
+
 
 @cache
 def families() -> dict[str, Family]:
     """Every model type that can be read, with its family."""
     out: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
-        if module.name in ("family", "common"):
+        if module.name in SHARED:
             continue
         family: Family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
         out |= dict.fromkeys(family.model_types, family)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from forge_jax.spec import Attention, ModelSpec
+from forge_jax.cache.memory import Slab, memories, place_key, window
+from forge_jax.spec import ModelSpec, Op
 
 T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 
@@ -28,7 +29,7 @@ class Places:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """`places` by key (see `place_key`); `layers[i][branch][name]` are slabs [B, K, S, H]."""
+    """`places` by key (see `place_key`); `layers[i][branch][name]` are the arrays of each `memory.Slab`."""
 
     places: dict[str, Places]
     layers: tuple[dict[str, dict[str, Array]], ...]
@@ -51,29 +52,25 @@ class Slots:
     past: Places
 
 
-def place_key(op: Attention) -> str:
-    """Layers with the same key have equally many slots."""
-    return "full" if op.window is None else f"window{op.window}"
-
-
 def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
     """An empty cache for `batch` sequences of up to `length` tokens.
 
     Layers with a window get window + slack slots, the others `length`. `slack` is how many tokens may be rewound.
     """
     places: dict[str, Places] = {}
+    layers: tuple[dict[str, dict[str, Array]], ...] = tuple({} for _ in spec.layers)
 
-    def slab(op: Attention) -> dict[str, Array]:
-        slots = length if op.window is None else min(length, op.window + slack)
-        empty = jnp.full((batch, slots), -1, jnp.int32)
-        places[place_key(op)] = Places(empty, jnp.zeros_like(empty))
-        shape = (batch, op.kv_heads, slots, op.head_dim)
-        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+    def empty(op: Op, slab: Slab) -> Array:
+        if not slab.slots:
+            return jnp.zeros((batch, *slab.shape), jnp.float32)
+        size = window(op)
+        slots = length if size is None else min(length, size + slack)
+        nowhere = jnp.full((batch, slots), -1, jnp.int32)
+        places[place_key(op)] = Places(nowhere, jnp.zeros_like(nowhere))
+        return jnp.zeros((batch, *slab.shape[:-1], slots, slab.shape[-1]), dtype)
 
-    layers = tuple(
-        {branch.name: slab(branch.op) for branch in block.branches if isinstance(branch.op, Attention)}
-        for block in spec.layers
-    )
+    for i, branch, op, slabs in memories(spec):
+        layers[i][branch] = {name: empty(op, slab) for name, slab in slabs.items()}
     return Cache(places, layers)
 
 
@@ -131,6 +128,8 @@ def widen(tree: T, empty: T) -> T:
 
 def rewind(cache: Cache, length_B: Array) -> Cache:
     """Forget every token whose order is not below `length_B`, a limit a row. The slabs stay where they are.
+
+    Running states cannot forget: where `memory.recurrent(spec)`, read the text again instead.
 
     In a ring, tokens that were overwritten before are gone: rewind by no more than the `slack` it was made with.
     """

@@ -112,14 +112,15 @@ class Session:
         self.plan, self.values = build(sampling, self.batch, spec.vocab_size, stop_ids, seed)
         if known_ids is not None and known_ids < spec.vocab_size:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
+        self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
         cache = programs.new_cache(spec, len(rows), size, slack=BURST, dtype=self.cache_dtype)
-        logits, cache = self.read(cache, rows, [0] * len(rows), fresh=True)
+        logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
         if n > 1:
             logits, cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (logits, cache))
-        self.begin(cache, [row for row in rows for _ in range(n)], new_tokens, logits)
+        self.begin(cache, size, [row for row in rows for _ in range(n)], new_tokens, logits)
 
     def room(self, rows: list[list[int]], max_new_tokens: int | Sequence[int] | None) -> tuple[int, list[int]]:
         """The cache size to begin with, and the new tokens of each row. More room is made when it is needed."""
@@ -129,9 +130,10 @@ class Session:
         first = min(max(map(len, rows)) + FIRST, self.spec.max_seq_len)  # whatever is asked: one program for all
         return capacity(first, self.spec.max_seq_len), new_tokens
 
-    def begin(self, cache: caches.Cache, rows: list[list[int]], new_tokens: list[int], logits: Array) -> None:
-        """Start the history after the prompts `rows`, and choose the first token of each."""
-        size = cache.length
+    def begin(
+        self, cache: caches.Cache, size: int, rows: list[list[int]], new_tokens: list[int], logits: Array
+    ) -> None:
+        """Start the history after the prompts `rows`, with room for `size` tokens; choose the first token of each."""
         tokens = np.zeros((self.batch, size), np.int32)
         for buffer, row in zip(tokens, rows, strict=True):
             buffer[: len(row)] = row
@@ -145,20 +147,23 @@ class Session:
 
     # -------------------------------------------------------------------------------------------- reading
     def read(
-        self, cache: caches.Cache, rows: list[list[int]], starts: Sequence[int], *, fresh: bool
+        self, cache: caches.Cache, size: int, rows: list[list[int]], starts: Sequence[int], *, fresh: bool
     ) -> tuple[Array, caches.Cache]:
-        """Put tokens of every row through the model, from the order `starts` on. Returns the last logits, the cache."""
+        """Put tokens of every row through the model, from the order `starts` on. Returns the last logits, the cache.
+
+        No piece is longer than `size`, the tokens that the cache is for.
+        """
         logits = jnp.zeros((len(rows), self.spec.vocab_size), jnp.float32)
         at = 0
-        for size in chunks(max(map(len, rows)), cache.length):
-            tokens, order = np.zeros((len(rows), size), np.int32), np.full((len(rows), size), -1, np.int32)
+        for width in chunks(max(map(len, rows)), size):
+            tokens, order = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
             for i, row in enumerate(rows):
-                piece = row[at : at + size]
+                piece = row[at : at + width]
                 tokens[i, : len(piece)] = piece
                 order[i, : len(piece)] = np.arange(len(piece)) + starts[i] + at
             ctx = Context(fresh=fresh and at == 0)
             logits, cache = self.programs.prefill(self.spec, self.params, cache, tokens, order, logits, ctx)
-            at += size
+            at += width
         return logits, cache
 
     # -------------------------------------------------------------------------------------------- decoding
@@ -258,6 +263,7 @@ class Session:
         length[row] = min(length[row], self.start_lengths[row] + count)
         done = np.asarray(self.state.done_B).copy()
         done[row] = True
+        self.stale |= caches.recurrent(self.spec) and length[row] < int(self.state.history.length_B[row])
         with uninterrupted():
             history = replace(self.state.history, length_B=jnp.asarray(length))
             cache = caches.rewind(self.state.cache, jnp.asarray(length - 1))
@@ -279,10 +285,17 @@ class Session:
         with uninterrupted():
             if size > tokens.shape[1]:
                 self.widen(size)
+            size = max(size, tokens.shape[1])
             # the last token was pending: it is read together with what follows
-            pending = [text[length - 1 :] for text, length in zip(whole, lengths, strict=True)]
-            logits, cache = self.read(self.state.cache, pending, (lengths - 1).tolist(), fresh=False)
-            self.begin(cache, whole, new_tokens, logits)
+            starts = np.zeros_like(lengths) if self.stale else lengths - 1
+            cache = self.state.cache
+            if self.stale:
+                options = {"slack": BURST, "dtype": self.cache_dtype}
+                cache = self.programs.new_cache(self.spec, self.batch, size, **options)
+            pending = [text[start:] for text, start in zip(whole, starts, strict=True)]
+            logits, cache = self.read(cache, size, pending, starts.tolist(), fresh=self.stale)
+            self.stale = False
+            self.begin(cache, size, whole, new_tokens, logits)
 
 
 # ------------------------------------------------------------------------------------------------ helpers

@@ -1,21 +1,27 @@
 """The mathematics of a layer, one file an op. `apply` is the only door: (op, params, x, state, call) to (y, state)."""
 
+from collections.abc import Callable
+from typing import Any
+
 from jax import Array
 
 from forge_jax.ops.attention import attention
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.mlp import mlp
+from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
-from forge_jax.spec import Attention, Mlp, Op
+from forge_jax.spec import Attention, Mlp, Moe, Op
 
 __all__ = ["Call", "Context", "apply", "norm"]
 
+OPS: dict[type, Callable[..., tuple[Array, Tree | None]]] = {
+    Attention: attention,
+    Mlp: mlp,
+    Moe: moe,
+}
 
-def apply(op: Op, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+
+def apply(op: Op, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context) -> tuple[Array, Any]:
     """Run one op. Returns (y_BTD, new state); ops without memory hand back the state they got."""
-    match op:
-        case Attention():
-            return attention(op, params, x_BTD, state, call, ctx)
-        case Mlp():
-            return mlp(op, params, x_BTD, ctx), state
+    return OPS[type(op)](op, params, x_BTD, state, call, ctx)

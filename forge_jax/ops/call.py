@@ -1,6 +1,7 @@
 """What every op is told about the call it is part of: positions as data, the mesh axis as a static fact."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 from jax import Array
@@ -50,12 +51,18 @@ class Call:
     coords_BTC: what rotary embeddings turn by; C is 1 (the order) or the number of position axes.
     span_BT: tokens of the same span > 0 see each other in both directions. 0: causal only.
     slots: for each place key of the cache, where the tokens go; empty without a cache.
+    own: what only this layer gets, of inputs that every layer has its own share of.
+    bus: what layers leave for later ones, by name. "embed" is the stream before the first layer; an op adds to it.
+
+    Where an op keeps a running state, the tokens of a row come before its padding (see `decoder.hidden`).
     """
 
     order_BT: Array
     coords_BTC: Array
     span_BT: Array
     slots: dict[str, Slots]
+    own: Any = None
+    bus: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.ops.call import Context
+from forge_jax.ops.call import Call, Context
 from forge_jax.params import Tree
 from forge_jax.spec import Activation, Mlp
 from forge_jax.tensor import contract
@@ -33,7 +33,7 @@ def activate(name: Activation, x: Array) -> Array:
             return x
 
 
-def mlp(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
+def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     """Apply the op: [B, T, D] to [B, T, D]."""
 
     def linear(name: str) -> Array:
@@ -43,3 +43,8 @@ def mlp(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     hidden = activate(op.act, linear("gate")) * linear("up") if op.gated else activate(op.act, linear("up"))
     out = ctx.psum(contract("BTF,FD->BTD", hidden, params["down"]))
     return out + params["down_bias"].astype(out.dtype)[None, None] if op.bias else out
+
+
+def mlp(op: Mlp, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """The op as a branch: it remembers nothing."""
+    return feed_forward(op, params, x_BTD, ctx), state

@@ -37,8 +37,8 @@ class Rules:
         return "\n".join(f"{name!s:{width}} -> {axis or 'replicated'}" for name, axis in self.pairs)
 
 
-SPLIT = ("vocab", "heads", "kv_heads", "ff")
-WHOLE = ("embed", "head", None)
+SPLIT = ("vocab", "heads", "kv_heads", "ff", "shared_ff")
+WHOLE = ("embed", "head", "experts", None)
 
 
 def tensor_rules(axis: str = "model") -> Rules:

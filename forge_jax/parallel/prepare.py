@@ -18,7 +18,7 @@ import numpy as np
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
-from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Op
+from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Moe, Op
 from forge_jax.tensor import Lora, QTensor
 
 Slots = dict[str | None, np.ndarray]
@@ -39,6 +39,11 @@ def op_slots(op: Op, shards: int) -> Slots:
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
         case Mlp():
             return {"ff": padded(op.dim, shards)}
+        case Moe():
+            shared = {"shared_ff": padded(op.shared.dim, shards)} if op.shared else {}
+            return {"ff": padded(op.dim, shards), **shared}
+        case _:  # every device has the whole of it
+            return {}
 
 
 def path_slots(spec: ModelSpec, path: str, shards: int) -> Slots:
@@ -67,6 +72,11 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
             case Mlp():
                 return replace(old, dim=slots["ff"])
+            case Moe():
+                shared = replace(old.shared, dim=slots["shared_ff"]) if old.shared else None
+                return replace(old, dim=slots["ff"], shared=shared)
+            case _:
+                return old
 
     def block(old: Block) -> Block:
         return replace(old, branches=tuple(replace(branch, op=op(branch.op)) for branch in old.branches))

@@ -93,22 +93,27 @@ def init_cache(
     """An empty cache (see `forge_jax.cache.init`) for prepared parameters; each device makes its own kv heads."""
     wide = widened(spec, shards_of(mesh, axis))
     make = partial(caches.init, wide, batch, length, slack=slack, dtype=dtype)
-    specs = split_caches(jax.eval_shape(make), axis)
+    specs = split_caches(spec, jax.eval_shape(make), axis)
     return jax.jit(make, out_shardings=jax.tree.map(partial(NamedSharding, mesh), specs))()
 
 
 # ------------------------------------------------------------------------------------------------ running
-def split_caches(tree: Any, axis: str) -> Any:
-    """The PartitionSpecs of anything: slabs [B, K, ...] of caches in it are split over kv heads, all else is whole."""
+def split_caches(spec: ModelSpec, tree: Any, axis: str) -> Any:
+    """The PartitionSpecs of anything: the arrays of caches in it are split as ops describe them, all else is whole."""
+    rules = tensor_rules(axis)
+
+    def array(slab: caches.Slab) -> PartitionSpec:
+        lead = slab.axes[:-1] if slab.slots else slab.axes  # slots stand before the last axis, which is whole
+        return PartitionSpec(None, *map(rules.mesh_axis, lead))
+
+    layers: tuple[dict[str, Any], ...] = tuple({} for _ in spec.layers)
+    for i, branch, _, slabs in caches.memories(spec):
+        layers[i][branch] = {name: array(slab) for name, slab in slabs.items()}
 
     def specs(node: Any) -> Any:
         if not isinstance(node, Cache):
             return REPLICATED
-        return replace(
-            node,
-            places=jax.tree.map(lambda _: REPLICATED, node.places),
-            layers=jax.tree.map(lambda _: PartitionSpec(None, axis), node.layers),
-        )
+        return replace(node, places=jax.tree.map(lambda _: REPLICATED, node.places), layers=layers)
 
     return jax.tree.map(specs, tree, is_leaf=lambda node: isinstance(node, Cache))
 
@@ -149,11 +154,11 @@ def shard_mapped(
 
     def mapped(params: Tree, *args: Any) -> Any:
         check_prepared(spec, params, shards)
-        in_specs = (partition_specs(spec, params, tensor_rules(axis)), *split_caches(args, axis))
+        in_specs = (partition_specs(spec, params, tensor_rules(axis)), *split_caches(spec, args, axis))
         run = partial(jax.shard_map, body, mesh=mesh, in_specs=in_specs)
         # a trace without checks finds the caches among the results; the real one proves that the rest is replicated
         results = jax.eval_shape(run(out_specs=REPLICATED, check_vma=False), params, *args)
-        return run(out_specs=split_caches(results, axis))(params, *args)
+        return run(out_specs=split_caches(spec, results, axis))(params, *args)
 
     return mapped
 

@@ -34,8 +34,8 @@ def quantize_int8(spec: ModelSpec, params: Tree, *, linear: bool = True, embeddi
 
 
 def encode_leaf(w: Array, param: Param) -> QTensor:
-    """Quantise one weight; its leading `inputs` axes (the last one for a table) share a scale."""
-    axes = tuple(range(param.inputs)) if param.inputs else (w.ndim - 1,)
+    """Quantise one weight; the axes that are summed over (the last one for a table) share a scale."""
+    axes = param.summed or (w.ndim - 1,)
     wide = w.astype(jnp.float32)
     scale = jnp.abs(wide).max(axes, keepdims=True) / LEVELS
     codes = jnp.round(wide / jnp.where(scale > 0, scale, 1.0))

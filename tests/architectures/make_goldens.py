@@ -19,10 +19,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
-from variants_a import VARIANTS as A
-from variants_b import VARIANTS as B
-
-VARIANTS = A | B
+from variants import VARIANTS
 
 
 def reference(name: str, config: dict[str, Any]) -> Golden:

@@ -84,8 +84,9 @@ def test_converters_see_only_the_data_types_of_the_core():
 
 
 def test_the_vocabulary_needs_no_jax():
-    for name in ("spec.py", "config.py", "presets.py"):
-        assert not [i for i in imports(ROOT / "forge_jax" / name) if i.split(".")[0] in ("jax", "flax")]
+    core = ROOT / "forge_jax"
+    for path in (*(core / "spec").glob("*.py"), core / "config.py", core / "presets.py"):
+        assert not [i for i in imports(path) if i.split(".")[0] in ("jax", "flax")]
 
 
 @pytest.mark.parametrize("package", ["forge_jax", "converters"])

@@ -1,0 +1,54 @@
+"""Pieces that mixtures of experts share: blocks whose feed-forward branch is called "moe", and its rules.
+
+A layer's feed-forward branch is "mlp" where it is dense and "moe" where it is a mixture, so that one table of rules
+serves models that have both.
+"""
+
+from converters.architectures.common import TRANSPOSED, norm_rules, weight_and_bias
+from converters.rules import Rule
+from forge_jax.spec import Attention, Block, Branch, Mlp, Moe, Norm
+
+OURS = "layers.{l}.moe"
+
+# of a mixture's training, without effect on the numbers
+TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise")
+
+
+def pre_norm(attention: Attention, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:
+    """The common block, its second branch named after what it is."""
+    second = "moe" if isinstance(feed_forward, Moe) else "mlp"
+    return Block(
+        (Branch("attention", attention, pre=norm, scale=scale), Branch(second, feed_forward, pre=norm, scale=scale))
+    )
+
+
+def expert_rules(theirs: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"):
+    """Experts stored one by one: {theirs}.{e}.gate_proj.weight [F, D] and so on."""
+    names = {"gate": gate, "up": up, "down": down}
+    return tuple(
+        Rule(f"{OURS}.{mine}", f"{theirs}.{{e}}.{name}.weight", "a b -> e b a") for mine, name in names.items()
+    )
+
+
+def router_rules(theirs: str) -> tuple[Rule, ...]:
+    """The router [E, D], and its bias."""
+    return weight_and_bias(f"{OURS}.router", theirs, TRANSPOSED)
+
+
+def shared_rules(theirs: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"):
+    """The shared expert."""
+    names = {"gate": gate, "up": up, "down": down}
+    return tuple(
+        rule
+        for mine, name in names.items()
+        for rule in weight_and_bias(f"{OURS}.shared.{mine}", f"{theirs}.{name}", TRANSPOSED)
+    )
+
+
+def pre_norm_rules(layer: str, first: str = "input_layernorm", second: str = "post_attention_layernorm"):
+    """The norms of `pre_norm` blocks, dense or not."""
+    return (
+        *norm_rules("layers.{l}.attention.pre", f"{layer}.{first}"),
+        *norm_rules("layers.{l}.mlp.pre", f"{layer}.{second}"),
+        *norm_rules(f"{OURS}.pre", f"{layer}.{second}"),
+    )

@@ -1,0 +1,63 @@
+"""What each kind of op remembers between calls, as data: one table for caches, their sharding and their size.
+
+An op that looks back on tokens has slabs with slots; an op that sums up the past has a state that every call replaces.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from forge_jax.spec import Attention, ModelSpec, Op
+
+
+@dataclass(frozen=True)
+class Slab:
+    """One array of an op's memory.
+
+    `slots`: [B, *shape[:-1], S, shape[-1]] in the dtype of the cache, a token in each slot. Otherwise a running state
+    [B, *shape] in float32. `axes` are the logical axes of `shape`, as in `Param`.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    slots: bool = True
+
+
+def attention_memory(op: Attention) -> dict[str, Slab]:
+    """Keys and values."""
+    slab = Slab((op.kv_heads, op.head_dim), ("kv_heads", "head"))
+    return {"k": slab, "v": slab}
+
+
+OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
+    Attention: lambda op, dim: attention_memory(op),
+}
+
+
+def memory(op: Op, dim: int) -> dict[str, Slab]:
+    """The slabs of an op on a stream of width `dim`; empty for one without memory."""
+    return OPS[type(op)](op, dim) if type(op) in OPS else {}
+
+
+def window(op: Op) -> int | None:
+    """How many tokens back an op with slots looks, itself included; None: all of them."""
+    return op.window if isinstance(op, Attention) else None
+
+
+def place_key(op: Op) -> str:
+    """Layers with the same key have equally many slots."""
+    size = window(op)
+    return "full" if size is None else f"window{size}"
+
+
+def memories(spec: ModelSpec) -> Iterator[tuple[int, str, Op, dict[str, Slab]]]:
+    """(layer, branch, op, slabs) of every op that remembers."""
+    for i, block in enumerate(spec.layers):
+        for branch in block.branches:
+            if slabs := memory(branch.op, spec.dim):
+                yield i, branch.name, branch.op, slabs
+
+
+def recurrent(spec: ModelSpec) -> bool:
+    """Whether some op keeps a running state, from which no token can be taken back."""
+    return any(not slab.slots for _, _, _, slabs in memories(spec) for slab in slabs.values())

@@ -1,0 +1,87 @@
+"""The parameters of a model: `abstract(spec)` is the one source of their shapes, sharding axes and initial values.
+
+A parameter tree is a Flax "params" collection: nested dicts with string keys, one entry a layer, heads as explicit
+axes. Stacking layers for a scan is an execution transform (`forge_jax.decoder`), never the format.
+Knows no architecture, no file and no device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from forge_jax.params.layers import attention_params, mlp_params, norm_params
+from forge_jax.params.moe import moe_params
+from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
+from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Moe, Op
+
+__all__ = ["Param", "Tree", "abstract", "count", "flatten", "init", "map_params", "op_params", "unflatten"]
+
+OPS: dict[type, Callable[[Any, int], Tree]] = {
+    Attention: attention_params,
+    Mlp: mlp_params,
+    Moe: moe_params,
+}
+
+
+def op_params(op: Op, dim: int) -> Tree:
+    """The parameters of any op on a stream of width `dim`."""
+    return OPS[type(op)](op, dim)
+
+
+def block_params(block: Block, dim: int) -> Tree:
+    """The parameters of one layer: an entry a branch, and the shared norm if there is one."""
+    out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
+    for branch in block.branches:
+        entry = op_params(branch.op, dim)
+        for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
+            if norm is not None:
+                entry[place] = norm_params(norm, (dim,), ("embed",))
+        out[branch.name] = entry
+    return out
+
+
+def abstract(spec: ModelSpec) -> Tree:
+    """The tree of `Param` that a model of this spec has."""
+    width = spec.embed_dim or spec.dim
+    out: Tree = {"embed": Param((spec.vocab_size, width), ("vocab", "embed"), inputs=0)}
+    if spec.embed_norm is not None:
+        out["embed_norm"] = norm_params(spec.embed_norm, (width,), ("embed",))
+    if spec.positions is not None:
+        out["positions"] = Param((spec.positions.size + spec.positions.offset, spec.dim), (None, "embed"), inputs=0)
+    if width != spec.dim:
+        out["embed_in"] = Param((width, spec.dim), (None, "embed"))
+        out["embed_out"] = Param((spec.dim, width), ("embed", None))
+    out["layers"] = {str(i): block_params(block, spec.dim) for i, block in enumerate(spec.layers)}
+    if spec.final_norm is not None:
+        out["final_norm"] = norm_params(spec.final_norm, (spec.dim,), ("embed",))
+    if not spec.tied:
+        out["head"] = Param((width, spec.vocab_size), ("embed", "vocab"))
+    if spec.head_bias:
+        out["head_bias"] = Param((spec.vocab_size,), ("vocab",), fill=0.0)
+    return prune(out)
+
+
+def init(spec: ModelSpec, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
+    """Draw the parameters of a new model, a leaf depending only on (key, its place in the tree)."""
+    described = dict(flatten(abstract(spec)))
+
+    def draw(param: Param, leaf_key: jax.Array) -> jax.Array:
+        if param.fill is not None:
+            return jnp.full(param.shape, param.fill, dtype)
+        std = param.fan_in**-0.5 if param.inputs else 0.02
+        return (std * jax.random.normal(leaf_key, param.shape, jnp.float32)).astype(dtype)
+
+    keys = jax.random.split(key, len(described))
+    return unflatten({path: draw(p, keys[i]) for i, (path, p) in enumerate(described.items())})
+
+
+def count(spec: ModelSpec) -> int:
+    """The number of parameters, tied weights once."""
+    return sum(param.size for _, param in flatten(abstract(spec)))
+
+
+def map_params(function: Callable[[Param], Any], spec: ModelSpec) -> Tree:
+    """The tree of `function(param)` over every parameter of a spec."""
+    return unflatten({path: function(param) for path, param in flatten(abstract(spec))})

@@ -1,0 +1,50 @@
+"""The parameters of norms, attention and feed-forward layers."""
+
+from forge_jax.params.tree import Param, Tree
+from forge_jax.spec import Attention, Mlp, Norm
+
+
+def norm_params(norm: Norm, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Tree:
+    """The parameters of one norm over features of `shape`."""
+    out: Tree = {}
+    if norm.scale:
+        out["scale"] = Param(shape, axes, fill=1.0 - norm.offset)
+    if norm.bias:
+        out["bias"] = Param(shape, axes, fill=0.0)
+    return out
+
+
+def attention_params(op: Attention, dim: int) -> Tree:
+    """q [D, N, H], k and v [D, K, H], o [N, H, D] and what the op's options add."""
+    n, k, h = op.heads, op.kv_heads, op.head_dim
+    query, key = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
+    out: Tree = {
+        "q": Param((dim, n, h), query),
+        "k": Param((dim, k, h), key),
+        "v": Param((dim, k, h), key),
+        "o": Param((n, h, dim), ("heads", "head", "embed"), inputs=2),
+    }
+    if op.qkv_bias:
+        out["q_bias"] = Param((n, h), query[1:], fill=0.0)
+        out["k_bias"] = Param((k, h), key[1:], fill=0.0)
+        out["v_bias"] = Param((k, h), key[1:], fill=0.0)
+    if op.o_bias:
+        out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
+    if op.qk_norm is not None:
+        own = op.qk_norm_over != "head"
+        out["q_norm"] = norm_params(op.qk_norm, (n, h) if own else (h,), query[1:] if own else ("head",))
+        out["k_norm"] = norm_params(op.qk_norm, (k, h) if own else (h,), key[1:] if own else ("head",))
+    if op.sinks:
+        out["sinks"] = Param((n,), ("heads",), fill=0.0)
+    return out
+
+
+def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:
+    """gate and up [D, F], down [F, D], and their biases; `ff` names the axis F."""
+    names = ("gate", "up") if op.gated else ("up",)
+    out: Tree = {name: Param((dim, op.dim), ("embed", ff)) for name in names}
+    out["down"] = Param((op.dim, dim), (ff, "embed"))
+    if op.bias:
+        out |= {f"{name}_bias": Param((op.dim,), (ff,), fill=0.0) for name in names}
+        out["down_bias"] = Param((dim,), ("embed",), fill=0.0)
+    return out

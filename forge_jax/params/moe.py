@@ -1,0 +1,31 @@
+"""The parameters of a mixture of experts."""
+
+from forge_jax.params.layers import mlp_params
+from forge_jax.params.tree import Param, Tree
+from forge_jax.spec import Moe
+
+
+def moe_params(op: Moe, dim: int) -> Tree:
+    """router [D, E], gate and up [E, D, F], down [E, F, D], and what the op's options add.
+
+    Identity experts have a column of the router and no weights. The width of the shared expert is split like any
+    other, under its own name, because it may differ.
+    """
+    router, experts = op.router, op.router.experts
+    names = ("gate", "up") if op.gated else ("up",)
+    into, out = ("experts", "embed", "ff"), ("experts", "ff", "embed")
+    tree: Tree = {"router": Param((dim, experts + op.identity), ("embed", None))}
+    tree |= {name: Param((experts, dim, op.dim), into, stacked=1) for name in names}
+    tree["down"] = Param((experts, op.dim, dim), out, stacked=1)
+    if op.bias:
+        tree |= {f"{name}_bias": Param((experts, op.dim), ("experts", "ff"), fill=0.0) for name in names}
+        tree["down_bias"] = Param((experts, dim), ("experts", "embed"), fill=0.0)
+    if router.logit_bias:
+        tree["router_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
+    if router.choice_bias:
+        tree["choice_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
+    if op.shared is not None:
+        tree["shared"] = mlp_params(op.shared, dim, "shared_ff")
+    if op.shared_gate:
+        tree["shared_gate"] = Param((dim, 1), ("embed", None))
+    return tree

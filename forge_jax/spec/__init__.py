@@ -1,0 +1,52 @@
+"""The vocabulary of decoders: frozen, hashable, array-free.
+
+A `ModelSpec` says everything that the mathematics of a model needs and nothing about where it came from: no
+architecture's name, no file format. It is a static argument of every jitted function. Nothing here imports jax.
+
+A variation between models is a different value here, never a flag in the decoder. A new field of an op needs two
+architectures that want it and touches one place; a boolean that would touch two places is a new op.
+"""
+
+from forge_jax.spec.model import Block, Branch, ModelSpec, Op, Segment, segments
+from forge_jax.spec.moe import Clamp, Moe, Router
+from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
+from forge_jax.spec.positions import (
+    Alibi,
+    DynamicNtk,
+    Linear,
+    Llama3,
+    LongRope,
+    Positions,
+    Proportional,
+    QueryScaling,
+    Rope,
+    Scaling,
+    Yarn,
+)
+
+__all__ = [
+    "Activation",
+    "Alibi",
+    "Attention",
+    "Block",
+    "Branch",
+    "Clamp",
+    "DynamicNtk",
+    "Linear",
+    "Llama3",
+    "LongRope",
+    "Mlp",
+    "ModelSpec",
+    "Moe",
+    "Norm",
+    "Op",
+    "Positions",
+    "Proportional",
+    "QueryScaling",
+    "Rope",
+    "Router",
+    "Scaling",
+    "Segment",
+    "Yarn",
+    "segments",
+]

@@ -1,0 +1,87 @@
+"""How ops are wired into layers and layers into a model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from forge_jax.spec.moe import Moe
+from forge_jax.spec.ops import Attention, Mlp, Norm
+from forge_jax.spec.positions import Positions
+
+Op = Attention | Mlp | Moe
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch: x + scale * post(op(pre(x))), then `after` on the sum (post-norm models)."""
+
+    name: str
+    op: Op
+    pre: Norm | None = None
+    post: Norm | None = None
+    after: Norm | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer. Branches run one after another, or all on the layer's input if `parallel`.
+
+    `pre` is one norm shared by every branch of a parallel block. `residual` is what a branch adds to: the stream
+    itself, or the output of the branch's own `pre` norm.
+    """
+
+    branches: tuple[Branch, ...]
+    parallel: bool = False
+    pre: Norm | None = None
+    residual: Literal["stream", "normed"] = "stream"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole decoder, fully expanded: one `Block` a layer."""
+
+    vocab_size: int
+    dim: int
+    layers: tuple[Block, ...]
+    max_seq_len: int
+    final_norm: Norm | None = None
+    tied: bool = False
+    """The output head is the embedding; no second copy exists anywhere."""
+    embed_dim: int | None = None
+    """Width of the embedding where it differs from `dim`; projections in and out join the two."""
+    embed_scale: float = 1.0
+    embed_norm: Norm | None = None
+    positions: Positions | None = None
+    head_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`repeats` runs of the layers `period`, beginning at layer `start`."""
+
+    period: tuple[Block, ...]
+    repeats: int
+    start: int
+
+
+def segments(layers: tuple[Block, ...], max_period: int = 16) -> tuple[Segment, ...]:
+    """Cover the layers with repeated periods so that the fewest distinct block bodies are traced."""
+    count = len(layers)
+    best: list[tuple[float, tuple[int, int]]] = [(0.0, (0, 0))] * (count + 1)
+    for i in range(count - 1, -1, -1):
+        options = []
+        for period in range(1, min(max_period, count - i) + 1):
+            repeats = 1
+            while layers[i + repeats * period : i + (repeats + 1) * period] == layers[i : i + period]:
+                repeats += 1
+            # a segment costs its period, plus a little so that one long run beats two short ones
+            options += [(period + 1e-3 + best[i + period * r][0], (period, r)) for r in {1, repeats}]
+        best[i] = min(options)
+    out, i = [], 0
+    while i < count:
+        period, repeats = best[i][1]
+        out.append(Segment(layers[i : i + period], repeats, i))
+        i += period * repeats
+    return tuple(out)

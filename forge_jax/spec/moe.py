@@ -1,0 +1,73 @@
+"""Mixture of experts: who is chosen, and what the chosen do."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from forge_jax.spec.ops import Activation, Mlp
+
+
+@dataclass(frozen=True)
+class Router:
+    """How a token chooses `top_k` of `experts`, and how much each of them weighs. Computed in float32.
+
+    score: what a logit becomes. "softmax" and "sigmoid" are taken over all experts, the "chosen_" ones over the chosen
+    only; "sparsemixer" is the two masked softmaxes of arXiv:2310.00811, as used at inference.
+    logit_bias: a learned bias on the logits. choice_bias: one on the scores that choose, but not on those that weigh.
+    groups: (count, kept): experts lie in `count` groups, of which the `kept` best are open to choice; a group is as
+    good as the sum of its `group_top` best experts.
+    renorm: the p of the norm that the chosen weights are divided by; None: they stay as they are. scale: times that.
+    jitter: the tolerance of sparsemixer.
+
+    Raises:
+        ValueError: more to choose than there are experts that can be chosen, or groups of unequal size.
+    """
+
+    experts: int
+    top_k: int
+    score: Literal["softmax", "sigmoid", "chosen_softmax", "chosen_sigmoid", "sparsemixer"] = "softmax"
+    logit_bias: bool = False
+    choice_bias: bool = False
+    groups: tuple[int, int] = (1, 1)
+    group_top: int = 1
+    renorm: float | None = None
+    renorm_eps: float = 0.0
+    scale: float = 1.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        count, kept = self.groups
+        if self.experts % count or not 1 <= kept <= count or self.group_top > self.experts // count:
+            raise ValueError(f"router: {self.experts} experts in {count} groups, {kept} kept by {self.group_top} each")
+        if not 1 <= self.top_k <= self.experts // count * kept:
+            raise ValueError(f"router: {self.top_k} of {self.experts} experts, {kept} of {count} groups of them open")
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """gate is cut at +limit, up at both, then gate * sigmoid(alpha * gate) * (up + offset)."""
+
+    limit: float
+    alpha: float = 1.702
+    offset: float = 1.0
+
+
+@dataclass(frozen=True)
+class Moe:
+    """A mixture of feed-forward experts of width `dim` (arXiv:1701.06538). No token is ever dropped.
+
+    shared: an expert that every token goes through; shared_gate: times the sigmoid of a learned score.
+    identity: that many more experts, after the others, hand back the token itself.
+    scale_input: weights multiply what enters an expert, not what leaves it.
+    """
+
+    router: Router
+    dim: int
+    act: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+    clamp: Clamp | None = None
+    shared: Mlp | None = None
+    shared_gate: bool = False
+    identity: int = 0
+    scale_input: bool = False

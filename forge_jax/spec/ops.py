@@ -1,0 +1,55 @@
+"""The ops that every decoder is made of: norms, attention, feed-forward."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from forge_jax.spec.positions import Alibi, QueryScaling, Rope
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh", "sigmoid", "identity"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square or layer normalisation: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b, in float32."""
+
+    eps: float = 1e-6
+    kind: Literal["rms", "layer"] = "rms"
+    offset: float = 0.0
+    """Added to the stored weight: 1 where a checkpoint stores w - 1."""
+    scale: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention with grouped heads.
+
+    `window`: a token sees itself and the window - 1 tokens before it. `softcap`: cap * tanh(scores / cap).
+    `qk_norm_over`: "head" shares one weight of H features among the heads, "heads" gives each head its own,
+    "all" normalises over all heads and features together. `sinks`: one learned logit a head joins the softmax.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: Rope | None = None
+    window: int | None = None
+    softcap: float | None = None
+    alibi: Alibi | None = None
+    query_scaling: QueryScaling | None = None
+    qk_norm: Norm | None = None
+    qk_norm_over: Literal["head", "heads", "all"] = "head"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    sinks: bool = False
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Feed-forward: down(act(gate(x)) * up(x)) if gated, else down(act(up(x)))."""
+
+    dim: int
+    act: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
