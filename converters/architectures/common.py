@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
     "tanh": "tanh",
     "sigmoid": "sigmoid",
+    "softplus": "softplus",
     "linear": "identity",
 }
 

@@ -14,6 +14,7 @@ from jax import Array
 
 from forge_jax.cache import place_key, put
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.gate import gated
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
@@ -177,5 +178,6 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         slot_BT = slots.slot_BT + (y[:, :, 0, 0].astype(jnp.float32) > jnp.inf).astype(jnp.int32)
         new = {"k": k_BKTH, "v": v_BKTH}
         state = {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
+    y = gated(op.gate, params, x_BTD, y)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     return (out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out), state

@@ -29,6 +29,8 @@ def activate(name: Activation, x: Array) -> Array:
             return jnp.tanh(x)
         case "sigmoid":
             return jax.nn.sigmoid(x)
+        case "softplus":
+            return jax.nn.softplus(x)
         case "identity":
             return x
 

@@ -1,7 +1,7 @@
 """The parameters of norms, attention and feed-forward layers."""
 
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import Attention, Mlp, Norm
+from forge_jax.spec import Attention, Gate, Mlp, Norm
 
 
 def norm_params(norm: Norm, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Tree:
@@ -11,6 +11,18 @@ def norm_params(norm: Norm, shape: tuple[int, ...], axes: tuple[str | None, ...]
         out["scale"] = Param(shape, axes, fill=1.0 - norm.offset)
     if norm.bias:
         out["bias"] = Param(shape, axes, fill=0.0)
+    return out
+
+
+def gate_params(gate: Gate | None, dim: int, heads: int, head_dim: int) -> Tree:
+    """gate [D, N, H], or [D, N] where a head has one number, and its bias."""
+    if gate is None:
+        return {}
+    shapes = {"feature": ((heads, head_dim), ("heads", "head")), "head": ((heads,), ("heads",))}
+    shape, axes = shapes[gate.over]
+    out: Tree = {"gate": Param((dim, *shape), ("embed", *axes))}
+    if gate.bias is not None:
+        out["gate_bias"] = Param(*shapes[gate.bias], fill=0.0)
     return out
 
 
@@ -36,7 +48,7 @@ def attention_params(op: Attention, dim: int) -> Tree:
         out["k_norm"] = norm_params(op.qk_norm, (k, h) if own else (h,), key[1:] if own else ("head",))
     if op.sinks:
         out["sinks"] = Param((n,), ("heads",), fill=0.0)
-    return out
+    return out | gate_params(op.gate, dim, n, h)
 
 
 def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:

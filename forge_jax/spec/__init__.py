@@ -9,7 +9,7 @@ architectures that want it and touches one place; a boolean that would touch two
 
 from forge_jax.spec.model import Block, Branch, ModelSpec, Op, Segment, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
-from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
+from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
 from forge_jax.spec.positions import (
     Alibi,
     DynamicNtk,
@@ -32,6 +32,7 @@ __all__ = [
     "Branch",
     "Clamp",
     "DynamicNtk",
+    "Gate",
     "Linear",
     "Llama3",
     "LongRope",

@@ -5,7 +5,9 @@ from typing import Literal
 
 from forge_jax.spec.positions import Alibi, QueryScaling, Rope
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh", "sigmoid", "identity"]
+Activation = Literal[
+    "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh", "sigmoid", "softplus", "identity"
+]
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,25 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What the output of each head is multiplied by: act of a linear map of what the op sees.
+
+    `over`: one number a head, or one a feature of it. `bias`: what is added before act, as many or one a head.
+    """
+
+    over: Literal["head", "feature"] = "feature"
+    act: Activation = "sigmoid"
+    bias: Literal["head", "feature"] | None = None
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax attention with grouped heads.
 
     `window`: a token sees itself and the window - 1 tokens before it. `softcap`: cap * tanh(scores / cap).
     `qk_norm_over`: "head" shares one weight of H features among the heads, "heads" gives each head its own,
     "all" normalises over all heads and features together. `sinks`: one learned logit a head joins the softmax.
+    `gate` multiplies each head's output.
     """
 
     heads: int
@@ -43,6 +58,7 @@ class Attention:
     qkv_bias: bool = False
     o_bias: bool = False
     sinks: bool = False
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
