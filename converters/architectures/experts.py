@@ -23,10 +23,19 @@ def pre_norm(attention: Attention, feed_forward: Mlp | Moe, norm: Norm, scale: f
 
 
 def expert_rules(theirs: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"):
-    """Experts stored one by one: {theirs}.{e}.gate_proj.weight [F, D] and so on."""
+    """Experts stored one by one: {theirs}.{e}.gate_proj.weight [F, D] and so on; or all in one, see below."""
     names = {"gate": gate, "up": up, "down": down}
-    return tuple(
+    one_by_one = (
         Rule(f"{OURS}.{mine}", f"{theirs}.{{e}}.{name}.weight", "a b -> e b a") for mine, name in names.items()
+    )
+    return (*one_by_one, *fused_expert_rules(f"{theirs}.gate_up_proj", f"{theirs}.down_proj"))
+
+
+def fused_expert_rules(gate_up: str, down: str) -> tuple[Rule, ...]:
+    """All experts in one: gate_up [E, 2F, D], where every gate comes before every up, and down [E, D, F]."""
+    return (
+        Rule((f"{OURS}.gate", f"{OURS}.up"), gate_up, "e (q f) d -> q e d f"),
+        Rule(f"{OURS}.down", down, "e d f -> e f d"),
     )
 
 
