@@ -6,7 +6,7 @@ modeling_rope_utils, but `truncate` is honoured in nested dicts too.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from converters.take import Take
@@ -95,6 +95,31 @@ def read_rope(
         raise ValueError(f"{inner.where}: {found} factors for {dim // 2} pairs of features; expected one a pair")
     inner.done()
     return Rope(dim, theta, interleaved, scaling)
+
+
+def read_ropes(
+    take: Take, head_dim: int, thetas: Mapping[str, float], stretched: Container[str] = ("full_attention",)
+) -> dict[str, Rope]:
+    """Read the rotary embedding of each layer type, of which `thetas` gives the default base.
+
+    The newer dialect nests them by layer type. In the older one, rope_scaling is about the layer types `stretched`.
+
+    Raises:
+        ValueError: rope_parameters that are not nested by layer type.
+    """
+    take.ignore(*DIALECT)
+    nested: Mapping[str, Any] = take("rope_parameters", None) or {}
+    if odd := sorted(set(nested) - set(thetas)):
+        raise ValueError(f"{take.where}: rope_parameters has {odd}; expected {' and '.join(thetas)}")
+    old = take("rope_scaling", None) or {}
+
+    def read(kind: str, theta: float) -> Rope:
+        given = nested.get(kind) or (old if kind in stretched else {})
+        flat = {"rope_parameters": {"rope_theta": theta, **given}}
+        flat["max_position_embeddings"] = take("max_position_embeddings")
+        return read_rope(Take(flat, f"{take.where}: {kind}"), head_dim)
+
+    return {kind: read(kind, theta) for kind, theta in thetas.items()}
 
 
 def read_scaling(inner: Take, kind: str, length: Any, original: Any) -> Scaling | None:

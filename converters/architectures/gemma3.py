@@ -1,13 +1,11 @@
 """Gemma 3, text: Gemma 2 without the cap on scores, with normalised queries and keys and a rope a layer type."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from converters.architectures.common import SANDWICH, grouped_attention, head_dim, layer_types, windows
 from converters.architectures.family import Family
 from converters.architectures.gemma2 import assemble
-from converters.rope import DIALECT, read_rope
+from converters.rope import read_ropes
 from converters.take import Take
 from forge_jax.spec import ModelSpec, Norm, Rope
 
@@ -32,23 +30,9 @@ DEFAULTS = {
 
 
 def ropes(take: Take) -> dict[str, Rope]:
-    """The rope of each layer type. Only the full layers are ever stretched in the older dialect.
-
-    Raises:
-        ValueError: rope_parameters that are not nested by layer type.
-    """
-    take.ignore(*DIALECT)
-    nested: Mapping[str, Any] = take("rope_parameters", None) or {}
-    if odd := sorted(set(nested) - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"{take.where}: rope_parameters has {odd}; expected full_attention and sliding_attention")
-    full = {"rope_theta": take("rope_theta")} | (nested.get("full_attention") or take("rope_scaling", None) or {})
-    sliding = {"rope_theta": take("rope_local_base_freq")} | (nested.get("sliding_attention") or {})
-
-    def read(kind: str, given: dict[str, Any]) -> Rope:
-        flat = {"rope_parameters": given, "max_position_embeddings": take("max_position_embeddings")}
-        return read_rope(Take(flat, f"{take.where}: {kind}"), head_dim(take))
-
-    return {"full_attention": read("full_attention", full), "sliding_attention": read("sliding_attention", sliding)}
+    """The rope of each layer type. Only the full layers are ever stretched in the older dialect."""
+    thetas = {"full_attention": take("rope_theta"), "sliding_attention": take("rope_local_base_freq")}
+    return read_ropes(take, head_dim(take), thetas)
 
 
 def config(take: Take) -> ModelSpec:

@@ -50,18 +50,27 @@ def config(take: Take) -> ModelSpec:
 
 
 LAYER = "transformer.h.{l}"
-PARTS = tuple(f"layers.{{l}}.attention.{part}" for part in "qkv")
+
+
+def fused_rules(layer: str) -> tuple[Rule, ...]:
+    """Attention and feed-forward, weights stored [in, out]; shared with the first GPT."""
+    parts = tuple(f"layers.{{l}}.attention.{part}" for part in "qkv")
+    return (
+        Rule(parts, f"{layer}.attn.c_attn.weight", "d (q n h) -> q d n h"),
+        Rule(tuple(f"{part}_bias" for part in parts), f"{layer}.attn.c_attn.bias", "(q n h) -> q n h"),
+        *weight_and_bias("layers.{l}.attention.o", f"{layer}.attn.c_proj", "(n h) d -> n h d"),
+        *weight_and_bias("layers.{l}.mlp.up", f"{layer}.mlp.c_fc", ""),
+        *weight_and_bias("layers.{l}.mlp.down", f"{layer}.mlp.c_proj", ""),
+    )
+
+
 FAMILY = Family(
     ("gpt2",),
     config,
     (
         *end_rules("transformer.wte", "transformer.ln_f"),
         Rule("positions", "transformer.wpe.weight"),
-        Rule(PARTS, f"{LAYER}.attn.c_attn.weight", "d (q n h) -> q d n h"),
-        Rule(tuple(f"{part}_bias" for part in PARTS), f"{LAYER}.attn.c_attn.bias", "(q n h) -> q n h"),
-        *weight_and_bias("layers.{l}.attention.o", f"{LAYER}.attn.c_proj", "(n h) d -> n h d"),
-        *weight_and_bias("layers.{l}.mlp.up", f"{LAYER}.mlp.c_fc", ""),
-        *weight_and_bias("layers.{l}.mlp.down", f"{LAYER}.mlp.c_proj", ""),
+        *fused_rules(LAYER),
         *pre_norm_rules(LAYER, "ln_1", "ln_2"),
     ),
     prefix="transformer.",

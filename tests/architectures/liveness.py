@@ -102,6 +102,7 @@ IDLE = (
         "moves a border by less than the whole feature that it is rounded to",
     ),
     Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
+    Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
 )

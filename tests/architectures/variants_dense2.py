@@ -1,0 +1,69 @@
+"""Variants of dense families with ways of their own. Data only; see variants_a.py."""
+
+from typing import Any
+
+from variants_a import BIAS, COMMON, LINEAR, SIZES, TIED, UNTIED, YARN, kinds, model, old, without
+
+Config = dict[str, Any]
+
+NO_HEAD_DIM: Config = without(COMMON, "head_dim")
+NO_ROPE: Config = without(NO_HEAD_DIM, "rope_parameters")
+TWO_ROPES: Config = {
+    "full_attention": {"rope_theta": 2000.0, "rope_type": "default"},
+    "sliding_attention": {"rope_theta": 300.0, "rope_type": "default"},
+}
+MULTIPLIERS: Config = {
+    "attention_multiplier": 0.31,
+    "embedding_multiplier": 1.7,
+    "logits_scaling": 1.6,
+    "residual_multiplier": 0.6,
+}
+
+OLMO3 = model("olmo3", NO_ROPE, {"sliding_window": 8, "num_hidden_layers": 4, "rope_parameters": TWO_ROPES})
+ERNIE4_5 = model("ernie4_5", COMMON)
+HYPERCLOVAX = model("hyperclovax", COMMON, MULTIPLIERS)
+JAIS2 = model("jais2", without(COMMON, "rms_norm_eps"), {"layer_norm_eps": 1e-3})
+GRANITE_SWA = model(
+    "granite_swa",
+    NO_HEAD_DIM,
+    MULTIPLIERS,
+    {"sliding_window": 8, "num_hidden_layers": 3, "layer_types": kinds("fss"), "layer_rope_theta": [0, 300.0, 2000.0]},
+)
+OPENAI_GPT = model(
+    "openai-gpt",
+    {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 160, "layer_norm_epsilon": 1e-3},
+)
+
+VARIANTS: dict[str, Config] = {
+    "olmo3": OLMO3,
+    "olmo3_bias_tied": OLMO3 | BIAS | TIED | {"num_hidden_layers": 2, "layer_types": kinds("fs"), "hidden_act": "gelu"},
+    "olmo3_old_yarn": old(
+        OLMO3, rope_theta=500000.0, rope_scaling=without(YARN, "rope_theta"), num_key_value_heads=None
+    ),
+    "olmo3_bare": model("olmo3", SIZES, {"num_hidden_layers": 4}),
+    "ernie4_5": ERNIE4_5,
+    "ernie4_5_bias_untied": ERNIE4_5 | UNTIED | {"use_bias": True, "hidden_act": "gelu"},
+    "ernie4_5_old_linear": old(ERNIE4_5, rope_scaling={"type": "linear", "factor": 2.5}, head_dim=None),
+    "ernie4_5_bare": model("ernie4_5", SIZES),
+    "hyperclovax": HYPERCLOVAX,
+    "hyperclovax_pre_norm": HYPERCLOVAX
+    | BIAS
+    | TIED
+    | {"use_post_norm": False, "mlp_bias": True, "hidden_act": "gelu"},
+    "hyperclovax_old": old(HYPERCLOVAX, rope_scaling=None, attention_multiplier=None, num_key_value_heads=None),
+    "hyperclovax_bare": model("hyperclovax", SIZES),
+    "jais2": JAIS2,
+    "jais2_no_bias_tied": JAIS2 | TIED | {"attention_bias": False, "mlp_bias": False, "hidden_act": "gelu"},
+    "jais2_old": old(JAIS2, rope_scaling=None, head_dim=None, num_key_value_heads=None),
+    "jais2_bare": model("jais2", SIZES),
+    "granite_swa": GRANITE_SWA,
+    "granite_swa_bias_untied": GRANITE_SWA
+    | BIAS
+    | UNTIED
+    | {"mlp_bias": True, "layer_rope_theta": None, "rope_parameters": LINEAR, "hidden_act": "gelu"},
+    "granite_swa_old": old(without(GRANITE_SWA, "layer_types", "layer_rope_theta"), rope_scaling=None),
+    "granite_swa_bare": model("granite_swa", SIZES),
+    "openai_gpt": OPENAI_GPT,
+    "openai_gpt_untied": OPENAI_GPT | UNTIED | {"afn": "silu", "n_ctx": 128},
+    "openai_gpt_bare": model("openai-gpt", {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 160}),
+}
