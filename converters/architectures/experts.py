@@ -31,12 +31,11 @@ def expert_rules(theirs: str, gate: str = "gate_proj", up: str = "up_proj", down
     return (*one_by_one, *fused_expert_rules(f"{theirs}.gate_up_proj", f"{theirs}.down_proj"))
 
 
-def fused_expert_rules(gate_up: str, down: str) -> tuple[Rule, ...]:
+def fused_expert_rules(
+    gate_up: str, down: str, into: str = "e (q f) d -> q e d f", out: str = "e d f -> e f d"
+) -> tuple[Rule, ...]:
     """All experts in one: gate_up [E, 2F, D], where every gate comes before every up, and down [E, D, F]."""
-    return (
-        Rule((f"{OURS}.gate", f"{OURS}.up"), gate_up, "e (q f) d -> q e d f"),
-        Rule(f"{OURS}.down", down, "e d f -> e f d"),
-    )
+    return (Rule((f"{OURS}.gate", f"{OURS}.up"), gate_up, into), Rule(f"{OURS}.down", down, out))
 
 
 def router_rules(theirs: str) -> tuple[Rule, ...]:

@@ -41,7 +41,8 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    return op.window if isinstance(op, Attention) else None
+    sizes = (op.window, op.chunk) if isinstance(op, Attention) else ()
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def place_key(op: Op) -> str:

@@ -25,12 +25,14 @@ BLOCK = 128  # queries of a prompt that are looked at together
 HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
 
 
-def visible(order_BT: Array, span_BT: Array, key_order_BS: Array, key_span_BS: Array, window: int | None) -> Array:
-    """[B, T, S]: which tokens each new token sees: itself, what came before it within the window, its span."""
+def visible(op: Attention, order_BT: Array, span_BT: Array, key_order_BS: Array, key_span_BS: Array) -> Array:
+    """[B, T, S]: which tokens each new token sees: itself, what came before it within the window or chunk, its span."""
     q, k = order_BT[:, :, None], key_order_BS[:, None, :]
     seen = k <= q
-    if window is not None:
-        seen &= k > q - window
+    if op.window is not None:
+        seen &= k > q - op.window
+    if op.chunk is not None:
+        seen &= k >= q // op.chunk * op.chunk
     seen |= (span_BT[:, :, None] > 0) & (span_BT[:, :, None] == key_span_BS[:, None, :])
     return seen & (k >= 0)
 
@@ -98,13 +100,20 @@ def attend(
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1)
 
 
-def triangle(look: Callable[[Array, Sequence[Keys]], Array], q_BTNH: Array, keys: Keys, window: int | None) -> Array:
+def earliest(op: Attention, order: int) -> int:
+    """The first token that a token with this order can see, spans aside."""
+    window = 0 if op.window is None else order - op.window + 1
+    chunk = 0 if op.chunk is None else order // op.chunk * op.chunk
+    return max(0, window, chunk)
+
+
+def triangle(op: Attention, look: Callable[[Array, Sequence[Keys]], Array], q_BTNH: Array, keys: Keys) -> Array:
     """Attention of a prompt to itself, block by block of queries: keys that no query of a block sees cost nothing."""
     length = q_BTNH.shape[1]
 
     def block(start: int) -> Array:
         end = min(start + BLOCK, length)
-        near = slice(0 if window is None else max(0, start - window + 1), end)
+        near = slice(earliest(op, start), end)
         bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., near]
         seen = keys.seen_BTS[:, start:end, near]
         return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, near], keys.v_BKSH[:, :, near], seen, bias)])
@@ -153,7 +162,8 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         q = rotate(rope, q, position_BT, length_B)
         k = k if late else rotate(rope, k, position_BT)
     if op.query_scaling is not None:
-        turns = jnp.floor(position_BT.astype(jnp.float32) / op.query_scaling.original_len)
+        reached_BT = position_BT + op.query_scaling.offset
+        turns = jnp.floor(reached_BT.astype(jnp.float32) / op.query_scaling.original_len)
         q = q * (1 + op.query_scaling.beta * jnp.log1p(turns)).astype(q.dtype)[:, :, None, None]
     k_BKTH = k.transpose(0, 2, 1, 3)
 
@@ -161,7 +171,7 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         if late and rope is not None:
             unrotated = k_BKSH.transpose(0, 2, 1, 3)
             k_BKSH = rotate(rope, unrotated, jnp.maximum(order_BS, 0), length_B).transpose(0, 2, 1, 3)
-        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window)
+        seen = visible(op, call.order_BT, call.span_BT, order_BS, span_BS)
         return Keys(k_BKSH, v_BKSH, seen, alibi_bias(op.alibi, order_BS, heads.queries, ctx) if op.alibi else None)
 
     present = keys(k_BKTH, v_BKTH, call.order_BT, call.span_BT)
@@ -171,7 +181,7 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         past = (state[name].astype(q.dtype) for name in ("k", "v"))
         parts = [keys(*past, slots.past.order_BS, slots.past.span_BS), present]
     look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
-    y = triangle(look, q, present, op.window) if ctx.fresh else look(q, parts)
+    y = triangle(op, look, q, present) if ctx.fresh else look(q, parts)
 
     if state is not None and slots is not None:
         # the slots wait for y, or XLA would copy the slab to read and write it at the same time

@@ -38,7 +38,8 @@ class Gate:
 class Attention:
     """Softmax attention with grouped heads.
 
-    `window`: a token sees itself and the window - 1 tokens before it. `softcap`: cap * tanh(scores / cap).
+    `window`: a token sees itself and the window - 1 tokens before it. `chunk`: it sees only its own chunk of so many
+    tokens, the first of which begins at position 0. `softcap`: cap * tanh(scores / cap).
     `qk_norm_over`: "head" shares one weight of H features among the heads, "heads" gives each head its own,
     "all" normalises over all heads and features together. `sinks`: one learned logit a head joins the softmax.
     `gate` multiplies each head's output.
@@ -50,6 +51,7 @@ class Attention:
     scale: float
     rope: Rope | None = None
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     alibi: Alibi | None = None
     query_scaling: QueryScaling | None = None

@@ -98,10 +98,11 @@ class Alibi:
 
 @dataclass(frozen=True)
 class QueryScaling:
-    """Queries grow with the position: q * (1 + beta * log(1 + floor(position / original_len)))."""
+    """Queries grow with the position: q * (1 + beta * log(1 + floor((position + offset) / original_len)))."""
 
     beta: float
     original_len: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)

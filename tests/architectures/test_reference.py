@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, Golden, read_golden
 
-from converters.architectures import families, find
+from converters.architectures import families, find, gpt_oss
 from converters.architectures.ministral3 import ROPE
 from converters.take import Take
 
@@ -34,6 +34,7 @@ IN_CODE = {
     ("gemma3_text", "rope_theta"): 1000000.0,
     ("gemma3_text", "rope_local_base_freq"): 10000.0,
     ("ministral3", "rope_parameters"): ROPE,
+    ("gpt_oss", "rope_parameters"): gpt_oss.ROPE,
     ("gpt_neo", "attention_types"): [[["global", "local"], 12]],
     ("bloom", "max_position_embeddings"): 2048,
     ("cohere2", "sliding_window_pattern"): 4,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from variants_a import BIAS, COMMON, SIZES, TIED, kinds, model, old, without
+from variants_a import BIAS, COMMON, LLAMA3, ROPE, SIZES, TIED, YARN, kinds, model, old, without
 
 Config = dict[str, Any]
 
@@ -12,6 +12,26 @@ SMALL: Config = {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per
 QWEN3_MOE = model("qwen3_moe", COMMON, SMALL, {"norm_topk_prob": True, "mlp_only_layers": [1]})
 QWEN2_MOE = model(
     "qwen2_moe", without(COMMON, "head_dim"), SMALL, {"shared_expert_intermediate_size": 40, "mlp_only_layers": [0]}
+)
+EXPERTS: Config = {"num_local_experts": 6, "num_experts_per_tok": 3}
+GPT_OSS = model(
+    "gpt_oss",
+    COMMON,
+    EXPERTS,
+    {"sliding_window": 8, "rope_parameters": YARN | {"truncate": False}, "swiglu_limit": 1.0},
+)
+LLAMA4 = model(
+    "llama4_text",
+    COMMON,
+    EXPERTS,
+    {
+        "num_hidden_layers": 4,
+        "intermediate_size_mlp": 40,
+        "attention_chunk_size": 8,
+        "attn_scale": 0.3,
+        "floor_scale": 4,
+        "moe_layers": [1, 3],
+    },
 )
 
 VARIANTS: dict[str, Config] = {
@@ -46,5 +66,49 @@ VARIANTS: dict[str, Config] = {
             "shared_expert_intermediate_size": 40,
             "num_experts": 6,
         },
+    ),
+    "gpt_oss": GPT_OSS,
+    "gpt_oss_full": GPT_OSS
+    | TIED
+    | {
+        "attention_bias": False,
+        "layer_types": kinds("fs"),
+        "rope_parameters": ROPE,
+        "swiglu_alpha": 1.3,
+        "sliding_window": 5,
+    },
+    "gpt_oss_old": without(old(GPT_OSS), "num_local_experts")
+    | {
+        "num_experts": 4,
+        "rope_scaling": without(YARN, "rope_theta"),
+        "experts_per_token": 3,
+        "initial_context_length": 4096,
+    },
+    "gpt_oss_bare": model("gpt_oss", SIZES, {"num_key_value_heads": 2, "num_local_experts": 6}),
+    "llama4_text": LLAMA4,
+    "llama4_text_untuned": LLAMA4
+    | BIAS
+    | {
+        "attn_temperature_tuning": False,
+        "use_qk_norm": False,
+        "moe_layers": None,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+        "num_experts_per_tok": 1,
+        "rope_parameters": LLAMA3,
+    },
+    "llama4_text_layers": LLAMA4
+    | TIED
+    | {
+        "layer_types": ["full_attention", "chunked_attention", "full_attention", "chunked_attention"],
+        "no_rope_layers": [0, 1, 1, 0],
+        "attention_chunk_size": 5,
+        "hidden_act": "gelu",
+    },
+    "llama4_text_old": old(LLAMA4, rope_scaling=None, attention_chunk_size=None),
+    "llama4_text_bare": model(
+        "llama4_text",
+        SIZES,
+        {"num_hidden_layers": 4, "num_key_value_heads": 2, "num_local_experts": 6},
     ),
 }
