@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from forge_jax.spec import Attention, ModelSpec, Op
+from forge_jax.spec import Attention, Mamba, Mamba2, ModelSpec, Op
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,30 @@ def attention_memory(op: Attention) -> dict[str, Slab]:
     return {"k": slab, "v": slab}
 
 
+def mamba_memory(op: Mamba) -> dict[str, Slab]:
+    """The last inputs of the convolution, and the state."""
+    channels, axes = (op.heads, op.dim // op.heads), (None, "ff", None)
+    return {
+        "tail": Slab((*channels, op.conv - 1), axes, slots=False),
+        "state": Slab((*channels, op.state), axes, slots=False),
+    }
+
+
+def mamba2_memory(op: Mamba2) -> dict[str, Slab]:
+    """The last inputs of each convolution, and the state."""
+    heads, groups, axes = (op.heads, op.head_dim), (op.groups, op.state), ("heads", "head", None)
+    return {
+        "x_tail": Slab((*heads, op.conv - 1), axes, slots=False),
+        "b_tail": Slab((*groups, op.conv - 1), (None, None, None), slots=False),
+        "c_tail": Slab((*groups, op.conv - 1), (None, None, None), slots=False),
+        "state": Slab((*heads, op.state), axes, slots=False),
+    }
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
+    Mamba: lambda op, dim: mamba_memory(op),
+    Mamba2: lambda op, dim: mamba2_memory(op),
 }
 
 

@@ -26,6 +26,10 @@ class Context:
         """Sum partial products over the mesh axis."""
         return x if self.axis is None else jax.lax.psum(x, self.axis)
 
+    def own(self, x: Array) -> Array:
+        """Declare an array that every device holds whole to be its own: a loop cannot start from less than it makes."""
+        return x if self.axis is None else jax.lax.pcast(x, self.axis, to="varying")
+
     def shards(self) -> int:
         """How many pieces a split axis has."""
         return 1 if self.axis is None else jax.lax.axis_size(self.axis)

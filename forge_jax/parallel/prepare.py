@@ -8,7 +8,7 @@ For inference: an optimiser would pull the copies of a head apart.
 
 from dataclasses import replace
 from functools import partial
-from math import gcd
+from math import gcd, lcm
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
-from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import Attention, Block, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
 from forge_jax.tensor import Lora, QTensor
 
 Slots = dict[str | None, np.ndarray]
@@ -37,6 +37,10 @@ def op_slots(op: Op, shards: int) -> Slots:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
+        case Mamba():
+            return {"ff": padded(op.dim // op.heads, shards)}
+        case Mamba2():
+            return {"heads": padded(op.heads, lcm(shards, op.groups))}
         case Mlp():
             return {"ff": padded(op.dim, shards)}
         case Moe():
@@ -70,6 +74,10 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
+            case Mamba():
+                return replace(old, dim=slots["ff"] * old.heads)
+            case Mamba2():
+                return replace(old, heads=slots["heads"])
             case Mlp():
                 return replace(old, dim=slots["ff"])
             case Moe():

@@ -13,13 +13,16 @@ import jax.numpy as jnp
 
 from forge_jax.params.layers import attention_params, mlp_params, norm_params
 from forge_jax.params.moe import moe_params
+from forge_jax.params.ssm import mamba2_params, mamba_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
-from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import Attention, Block, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
 
 __all__ = ["Param", "Tree", "abstract", "count", "flatten", "init", "map_params", "op_params", "unflatten"]
 
 OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
+    Mamba: mamba_params,
+    Mamba2: mamba2_params,
     Mlp: mlp_params,
     Moe: moe_params,
 }

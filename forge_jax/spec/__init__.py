@@ -23,6 +23,7 @@ from forge_jax.spec.positions import (
     Scaling,
     Yarn,
 )
+from forge_jax.spec.ssm import Mamba, Mamba2
 
 __all__ = [
     "Activation",
@@ -36,6 +37,8 @@ __all__ = [
     "Linear",
     "Llama3",
     "LongRope",
+    "Mamba",
+    "Mamba2",
     "Mlp",
     "ModelSpec",
     "Moe",

@@ -6,8 +6,9 @@ from typing import Literal
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions
+from forge_jax.spec.ssm import Mamba, Mamba2
 
-Op = Attention | Mlp | Moe
+Op = Attention | Mamba | Mamba2 | Mlp | Moe
 
 
 @dataclass(frozen=True)

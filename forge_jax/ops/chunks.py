@@ -1,0 +1,28 @@
+"""A recurrence over a long text, some tokens at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def over_chunks(step: Callable[[Any, Any], tuple[Any, Array]], state: Any, inputs: Any, size: int) -> tuple[Any, Array]:
+    """Run `step(state, piece) -> (state, y)` over pieces of `size` tokens; leaves of `inputs` and y are [B, T, ...].
+
+    The last piece is filled up with zeros, which must leave the state alone. Memory does not grow with T beyond that
+    of inputs and outputs.
+    """
+    batch, length = jax.tree.leaves(inputs)[0].shape[:2]
+    if length <= size:
+        return step(state, inputs)
+    count = -(-length // size)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    state, y = jax.lax.scan(step, state, jax.tree.map(cut, inputs))
+    y = jnp.moveaxis(y, 0, 1)
+    return state, y.reshape(batch, count * size, *y.shape[3:])[:, :length]
