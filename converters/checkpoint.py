@@ -143,8 +143,6 @@ def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allo
     if family.prefix and not any(name.startswith(family.prefix) for name in stored):
         table = rules.without_prefix(table, family.prefix)
     found = rules.instances(table, described, stored)
-    buffers = [rules.pattern(name) for name in family.buffers]
-    buffers += [rules.pattern(name.removeprefix(family.prefix)) for name in family.buffers]
     extra = set(tied_copies(family, stored)) if spec.tied else set()
-    rules.check(found, stored, lambda n: n in extra or any(b.match(n) for b in buffers), str(path))
+    rules.check(found, stored, lambda n: n in extra or family.unread(spec, n), str(path))
     return Checkpoint(path, source, config, family, spec, tuple(found))

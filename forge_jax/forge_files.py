@@ -15,7 +15,7 @@ from forge_jax.config import QUANTIZATION_MODES, ForgeConfig
 from forge_jax.loading import Model
 from forge_jax.params import init
 from forge_jax.quantization import quantize_int8
-from forge_jax.spec import Attention, Mlp, ModelSpec
+from forge_jax.spec import Attention, Latent, Mlp, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Summary:
 def summarise(spec: ModelSpec) -> Summary:
     """The sizes of the first attention and the first feed-forward layer stand for all."""
     ops = [branch.op for block in spec.layers for branch in block.branches]
-    attention = next((op for op in ops if isinstance(op, Attention)), None)
+    attention = next((op for op in ops if isinstance(op, Attention | Latent)), None)
     mlp = next((op for op in ops if isinstance(op, Mlp)), None)
+    heads = attention.heads if attention else 0
     return Summary(
         spec.vocab_size,
         spec.dim,
         len(spec.layers),
-        attention.heads if attention else 0,
-        attention.kv_heads if attention else 0,
+        heads,
+        attention.kv_heads if isinstance(attention, Attention) else heads,
         mlp.dim if mlp else 0,
         spec.max_seq_len,
     )

@@ -13,7 +13,7 @@ from converters.architectures.family import Family
 
 __all__ = ["Family", "families", "find"]
 
-SHARED = ("family", "common", "experts", "ssm")  # pieces of families, no family
+SHARED = ("family", "common", "experts", "ssm", "latent")  # pieces of families, no family
 
 
 @cache

@@ -4,9 +4,10 @@ A layer's feed-forward branch is "mlp" where it is dense and "moe" where it is a
 serves models that have both.
 """
 
-from converters.architectures.common import TRANSPOSED, norm_rules, weight_and_bias
+from converters.architectures.common import TRANSPOSED, activation, norm_rules, weight_and_bias
 from converters.rules import Rule
-from forge_jax.spec import Attention, Block, Branch, Mlp, Moe, Norm
+from converters.take import Take
+from forge_jax.spec import Attention, Block, Branch, Latent, Mlp, Moe, Norm, Router
 
 OURS = "layers.{l}.moe"
 
@@ -14,11 +15,40 @@ OURS = "layers.{l}.moe"
 TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise")
 
 
-def pre_norm(attention: Attention, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:
+def pre_norm(attention: Attention | Latent, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:
     """The common block, its second branch named after what it is."""
     second = "moe" if isinstance(feed_forward, Moe) else "mlp"
     return Block(
         (Branch("attention", attention, pre=norm, scale=scale), Branch(second, feed_forward, pre=norm, scale=scale))
+    )
+
+
+def grouped_moe(take: Take) -> Moe:
+    """Experts chosen by a biased sigmoid within the best groups, weighed without the bias; others see every token."""
+    take.require("scoring_func", "sigmoid")
+    take.require("topk_method", "noaux_tc")
+    router = Router(
+        take("n_routed_experts"),
+        take("num_experts_per_tok"),
+        "sigmoid",
+        choice_bias=True,
+        groups=(take("n_group"), take("topk_group")),
+        group_top=2,
+        renorm=1.0 if take("norm_topk_prob") else None,
+        renorm_eps=1e-20,
+        scale=take("routed_scaling_factor"),
+    )
+    act, width = activation(take, "hidden_act"), take("moe_intermediate_size")
+    return Moe(router, width, act, shared=Mlp(width * take("n_shared_experts"), act))
+
+
+def grouped_moe_rules(theirs: str) -> tuple[Rule, ...]:
+    """The router with its bias, the experts and the shared ones, as one."""
+    return (
+        *router_rules(f"{theirs}.gate"),
+        Rule(f"{OURS}.choice_bias", f"{theirs}.gate.e_score_correction_bias"),
+        *expert_rules(f"{theirs}.experts"),
+        *shared_rules(f"{theirs}.shared_experts"),
     )
 
 

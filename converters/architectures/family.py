@@ -1,9 +1,10 @@
 """What a family tells the converters about itself."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from converters.rules import Rule
+from converters.rules import Rule, pattern
 from converters.take import Take
 from forge_jax.spec import ModelSpec
 
@@ -18,6 +19,8 @@ class Family:
     first: rules that go before these for some specs, where one leaf has different names in them.
     prefix: what the names of a checkpoint saved from the bare model lack ("model.").
     buffers: names of tensors that are no parameters and are left unread, with {l} for a layer's number.
+    drafts: what the names of modules that guess further tokens begin with, left unread too; {l} is a layer's number
+    past the last.
     """
 
     model_types: tuple[str, ...]
@@ -25,8 +28,18 @@ class Family:
     rules: tuple[Rule, ...]
     prefix: str = "model."
     buffers: tuple[str, ...] = ()
+    drafts: tuple[str, ...] = ()
     first: Callable[[ModelSpec], tuple[Rule, ...]] = lambda spec: ()
 
     def table(self, spec: ModelSpec) -> tuple[Rule, ...]:
         """The rules of a model of this family."""
         return (*self.first(spec), *self.rules)
+
+    def unread(self, spec: ModelSpec, name: str) -> bool:
+        """Whether a tensor is none of the model's parameters, but known: a buffer, or part of a draft module."""
+        names = (name, f"{self.prefix}{name}")
+        drafts = (re.compile(re.escape(start).replace(r"\{l\}", r"(\d+)")) for start in self.drafts)
+        found = [match for draft in drafts for match in map(draft.match, names) if match]
+        return any(pattern(buffer).match(known) for buffer in self.buffers for known in names) or any(
+            not match.groups() or int(match[1]) >= len(spec.layers) for match in found
+        )

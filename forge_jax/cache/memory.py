@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from forge_jax.spec import Attention, Mamba, Mamba2, ModelSpec, Op
+from forge_jax.spec import Attention, Latent, Mamba, Mamba2, ModelSpec, Op
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,16 @@ def mamba2_memory(op: Mamba2) -> dict[str, Slab]:
     }
 
 
+def latent_memory(op: Latent) -> dict[str, Slab]:
+    """One entry for all heads: the latent and the shared key. Every device has the whole of it."""
+    return {"entry": Slab((1, op.rank + op.rope_dim), (None, None))}
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
+    Latent: lambda op, dim: latent_memory(op),
 }
 
 

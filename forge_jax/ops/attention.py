@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from forge_jax.cache import place_key, put
+from forge_jax.cache import Slots, place_key, put
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
 from forge_jax.ops.norm import norm
@@ -25,14 +25,21 @@ BLOCK = 128  # queries of a prompt that are looked at together
 HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
 
 
-def visible(op: Attention, order_BT: Array, span_BT: Array, key_order_BS: Array, key_span_BS: Array) -> Array:
+def visible(
+    order_BT: Array,
+    span_BT: Array,
+    key_order_BS: Array,
+    key_span_BS: Array,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> Array:
     """[B, T, S]: which tokens each new token sees: itself, what came before it within the window or chunk, its span."""
     q, k = order_BT[:, :, None], key_order_BS[:, None, :]
     seen = k <= q
-    if op.window is not None:
-        seen &= k > q - op.window
-    if op.chunk is not None:
-        seen &= k >= q // op.chunk * op.chunk
+    if window is not None:
+        seen &= k > q - window
+    if chunk is not None:
+        seen &= k >= q // chunk * chunk
     seen |= (span_BT[:, :, None] > 0) & (span_BT[:, :, None] == key_span_BS[:, None, :])
     return seen & (k >= 0)
 
@@ -100,20 +107,26 @@ def attend(
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1)
 
 
-def earliest(op: Attention, order: int) -> int:
+def earliest(order: int, window: int | None, chunk: int | None) -> int:
     """The first token that a token with this order can see, spans aside."""
-    window = 0 if op.window is None else order - op.window + 1
-    chunk = 0 if op.chunk is None else order // op.chunk * op.chunk
-    return max(0, window, chunk)
+    in_window = 0 if window is None else order - window + 1
+    in_chunk = 0 if chunk is None else order // chunk * chunk
+    return max(0, in_window, in_chunk)
 
 
-def triangle(op: Attention, look: Callable[[Array, Sequence[Keys]], Array], q_BTNH: Array, keys: Keys) -> Array:
+def triangle(
+    look: Callable[[Array, Sequence[Keys]], Array],
+    q_BTNH: Array,
+    keys: Keys,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> Array:
     """Attention of a prompt to itself, block by block of queries: keys that no query of a block sees cost nothing."""
     length = q_BTNH.shape[1]
 
     def block(start: int) -> Array:
         end = min(start + BLOCK, length)
-        near = slice(earliest(op, start), end)
+        near = slice(earliest(start, window, chunk), end)
         bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., near]
         seen = keys.seen_BTS[:, start:end, near]
         return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, near], keys.v_BKSH[:, :, near], seen, bias)])
@@ -141,6 +154,16 @@ def project(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
     """One of q, k, v with its bias: [B, T, heads, H]."""
     y = contract("BTD,DNH->BTNH", x_BTD, params[name])
     return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.qkv_bias else y
+
+
+def remember(state: Tree, slots: Slots, new: dict[str, Array], done_BT: Array, ctx: Context) -> Tree:
+    """The state with the tokens of this call in their slots.
+
+    done_BT is any number that follows from what was read of the state. The slots wait for it, or XLA would copy the
+    slab to read and write it at the same time.
+    """
+    slot_BT = slots.slot_BT + (done_BT.astype(jnp.float32) > jnp.inf).astype(jnp.int32)
+    return {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
 
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
@@ -171,7 +194,7 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         if late and rope is not None:
             unrotated = k_BKSH.transpose(0, 2, 1, 3)
             k_BKSH = rotate(rope, unrotated, jnp.maximum(order_BS, 0), length_B).transpose(0, 2, 1, 3)
-        seen = visible(op, call.order_BT, call.span_BT, order_BS, span_BS)
+        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window, op.chunk)
         return Keys(k_BKSH, v_BKSH, seen, alibi_bias(op.alibi, order_BS, heads.queries, ctx) if op.alibi else None)
 
     present = keys(k_BKTH, v_BKTH, call.order_BT, call.span_BT)
@@ -181,13 +204,10 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         past = (state[name].astype(q.dtype) for name in ("k", "v"))
         parts = [keys(*past, slots.past.order_BS, slots.past.span_BS), present]
     look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
-    y = triangle(op, look, q, present) if ctx.fresh else look(q, parts)
+    y = triangle(look, q, present, op.window, op.chunk) if ctx.fresh else look(q, parts)
 
     if state is not None and slots is not None:
-        # the slots wait for y, or XLA would copy the slab to read and write it at the same time
-        slot_BT = slots.slot_BT + (y[:, :, 0, 0].astype(jnp.float32) > jnp.inf).astype(jnp.int32)
-        new = {"k": k_BKTH, "v": v_BKTH}
-        state = {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
+        state = remember(state, slots, {"k": k_BKTH, "v": v_BKTH}, y[:, :, 0, 0], ctx)
     y = gated(op.gate, params, x_BTD, y)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     return (out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out), state

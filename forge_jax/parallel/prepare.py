@@ -18,7 +18,7 @@ import numpy as np
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
-from forge_jax.spec import Attention, Block, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
 from forge_jax.tensor import Lora, QTensor
 
 Slots = dict[str | None, np.ndarray]
@@ -41,6 +41,8 @@ def op_slots(op: Op, shards: int) -> Slots:
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
+        case Latent():
+            return {"heads": padded(op.heads, shards)}
         case Mlp():
             return {"ff": padded(op.dim, shards)}
         case Moe():
@@ -76,7 +78,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
-            case Mamba2():
+            case Mamba2() | Latent():
                 return replace(old, heads=slots["heads"])
             case Mlp():
                 return replace(old, dim=slots["ff"])

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ssm import mamba2_params, mamba_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
-from forge_jax.spec import Attention, Block, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
 
 __all__ = ["Param", "Tree", "abstract", "count", "flatten", "init", "map_params", "op_params", "unflatten"]
 
@@ -23,6 +24,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
     Mamba: mamba_params,
     Mamba2: mamba2_params,
+    Latent: latent_params,
     Mlp: mlp_params,
     Moe: moe_params,
 }

@@ -7,6 +7,7 @@ A variation between models is a different value here, never a flag in the decode
 architectures that want it and touches one place; a boolean that would touch two places is a new op.
 """
 
+from forge_jax.spec.latent import Latent
 from forge_jax.spec.model import Block, Branch, ModelSpec, Op, Segment, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
@@ -34,6 +35,7 @@ __all__ = [
     "Clamp",
     "DynamicNtk",
     "Gate",
+    "Latent",
     "Linear",
     "Llama3",
     "LongRope",

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from forge_jax.spec.latent import Latent
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions
 from forge_jax.spec.ssm import Mamba, Mamba2
 
-Op = Attention | Mamba | Mamba2 | Mlp | Moe
+Op = Attention | Latent | Mamba | Mamba2 | Mlp | Moe
 
 
 @dataclass(frozen=True)

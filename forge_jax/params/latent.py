@@ -1,0 +1,29 @@
+"""The parameters of latent attention."""
+
+from forge_jax.params.layers import norm_params
+from forge_jax.params.tree import Param, Tree
+from forge_jax.spec import Latent
+
+
+def latent_params(op: Latent, dim: int) -> Tree:
+    """kv_a [D, R + P] into the latent and the shared key, k [R, N, H] and v [R, N, V] out of it, o [N, V, D].
+
+    Queries: q_a [D, Q] and q [Q, N, H + P], or q [D, N, H + P] alone. Only what has heads is split over devices.
+    """
+    n, entry = op.heads, op.rank + op.rope_dim
+    out: Tree = {}
+    if op.q_rank is not None:
+        out["q_a"] = Param((dim, op.q_rank), ("embed", None))
+        out["q_norm"] = norm_params(op.norm, (op.q_rank,), (None,))
+    out["q"] = Param((op.q_rank or dim, n, op.nope_dim + op.rope_dim), ("embed", "heads", "head"))
+    out["kv_a"] = Param((dim, entry), ("embed", None))
+    out["kv_norm"] = norm_params(op.norm, (op.rank,), (None,))
+    out["k"] = Param((op.rank, n, op.nope_dim), (None, "heads", "head"))
+    out["v"] = Param((op.rank, n, op.value_dim), (None, "heads", "head"))
+    out["o"] = Param((n, op.value_dim, dim), ("heads", "head", "embed"), inputs=2)
+    if op.bias:
+        if op.q_rank is not None:
+            out["q_a_bias"] = Param((op.q_rank,), (None,), fill=0.0)
+        out["kv_a_bias"] = Param((entry,), (None,), fill=0.0)
+        out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
+    return out
