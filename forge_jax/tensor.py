@@ -135,6 +135,21 @@ def take(w: Weight, ids: Array) -> Array:
             return w[ids]
 
 
+def pick(w: Weight, index: Array) -> Weight:
+    """One of the weights that are stacked along the leading axis, of the same kind."""
+
+    def slice_of(leaf: Array) -> Array:
+        # a scale may be one for all
+        at = jnp.minimum(index, leaf.shape[0] - 1)
+        return jax.lax.dynamic_index_in_dim(leaf, at, 0, keepdims=False)
+
+    match w:
+        case Lora():
+            raise NotImplementedError("low-rank updates of stacked weights are not implemented yet")
+        case _:
+            return jax.tree.map(slice_of, w)
+
+
 def subscripts(eq: str) -> tuple[str, str, str]:
     """Split "xs,ws->ys"."""
     operands, out = eq.split("->")

@@ -1,7 +1,7 @@
 """What every op is told about the call it is part of: positions as data, the mesh axis as a static fact."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax import Array
@@ -16,11 +16,13 @@ class Context:
 
     `axis` names the mesh axis that heads, feed-forward features and vocabulary are split over, None when they are
     whole. `fresh` promises a prompt from its beginning: the cache holds nothing, token t of every row has
-    order t or is padding at the end, and no span makes a token see what comes after it.
+    order t or is padding at the end, and no span makes a token see what comes after it. `experts` says how a mixture
+    multiplies: "grouped", or "every" expert on every token, which is the reference.
     """
 
     axis: str | None = None
     fresh: bool = False
+    experts: Literal["grouped", "every"] = "grouped"
 
     def psum(self, x: Array) -> Array:
         """Sum partial products over the mesh axis."""

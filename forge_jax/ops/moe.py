@@ -1,4 +1,11 @@
-"""Mixture of experts: the router, and the experts that it chose. No token is ever dropped."""
+"""Mixture of experts: the chosen ones, each on its own tokens. No token is ever dropped.
+
+Three paths give the same numbers. `every_expert` multiplies every token by every expert: the plain reference. `grouped`
+sorts the tokens by expert and multiplies block by block, so that it costs what was chosen and reads no other weight;
+with blocks of one token it is what decoding does. Experts spread over devices: forge_jax.parallel.experts.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,68 +13,12 @@ from jax import Array
 
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.mlp import activate, feed_forward
+from forge_jax.ops.router import route
 from forge_jax.params import Tree
-from forge_jax.spec import Clamp, Moe, Router
-from forge_jax.tensor import contract
+from forge_jax.spec import Clamp, Moe
+from forge_jax.tensor import contract, dense, pick
 
-EXCLUDED = -1e30  # a score that is never among the best, finite so that no NaN comes of it
-
-
-def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
-    """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X]."""
-    logits_BTE = contract("BTD,DE->BTE", x_BTD.astype(jnp.float32), params["router"])
-    if router.logit_bias:
-        logits_BTE = logits_BTE + params["router_bias"].astype(jnp.float32)[None, None]
-    if router.score == "sparsemixer":
-        return sparsemixer(router, logits_BTE)
-    match router.score:
-        case "softmax":
-            score_BTE = jax.nn.softmax(logits_BTE)
-        case "sigmoid":
-            score_BTE = jax.nn.sigmoid(logits_BTE)
-        case _:
-            score_BTE = logits_BTE
-    choice_BTE = score_BTE
-    if router.choice_bias:
-        choice_BTE = choice_BTE + params["choice_bias"].astype(jnp.float32)[None, None]
-    _, ids_BTX = jax.lax.top_k(open_groups(router, choice_BTE), router.top_k)
-    weight_BTX = jnp.take_along_axis(score_BTE, ids_BTX, -1)
-    if router.score == "chosen_softmax":
-        weight_BTX = jax.nn.softmax(weight_BTX)
-    elif router.score == "chosen_sigmoid":
-        weight_BTX = jax.nn.sigmoid(weight_BTX)
-    if router.renorm is not None:
-        size = (weight_BTX**router.renorm).sum(-1, keepdims=True) ** (1 / router.renorm)
-        weight_BTX = weight_BTX / (size + router.renorm_eps)
-    return ids_BTX, weight_BTX * router.scale
-
-
-def open_groups(router: Router, choice_BTE: Array) -> Array:
-    """The scores, with those of experts outside the best groups out of reach."""
-    count, kept = router.groups
-    if kept == count:
-        return choice_BTE
-    grouped = choice_BTE.reshape(*choice_BTE.shape[:-1], count, -1)
-    merit_BTG = jax.lax.top_k(grouped, router.group_top)[0].sum(-1)
-    _, best_BTg = jax.lax.top_k(merit_BTG, kept)
-    is_open_BTG = jax.nn.one_hot(best_BTg, count, dtype=bool).any(-2)
-    return jnp.where(is_open_BTG[..., None], grouped, EXCLUDED).reshape(choice_BTE.shape)
-
-
-def sparsemixer(router: Router, logits_BTE: Array) -> tuple[Array, Array]:
-    """One expert after another: each weighs as much as in a softmax over its rivals, those near enough to the best."""
-    ids, weights, open_BTE = [], [], logits_BTE
-    for _ in range(router.top_k):
-        top = open_BTE.max(-1, keepdims=True)
-        # the distance to the best is measured against the logits as they were given
-        near = (top - logits_BTE) / jnp.maximum(jnp.abs(logits_BTE), top) <= 2 * router.jitter
-        rivals = jax.nn.softmax(jnp.where(near, open_BTE, -jnp.inf))
-        best = open_BTE.argmax(-1, keepdims=True)
-        ids.append(best)
-        weights.append(jnp.take_along_axis(rivals, best, -1))
-        chosen = jax.nn.one_hot(best[..., 0], logits_BTE.shape[-1], dtype=bool)
-        open_BTE = jnp.where(chosen, -jnp.inf, open_BTE)
-    return jnp.concatenate(ids, -1).astype(jnp.int32), jnp.concatenate(weights, -1) * router.scale
+LARGEST = 128  # tokens of a block: beyond it products get no faster, only the filling grows
 
 
 def clamped(clamp: Clamp, gate: Array, up: Array) -> Array:
@@ -76,43 +27,105 @@ def clamped(clamp: Clamp, gate: Array, up: Array) -> Array:
     return gate * jax.nn.sigmoid(clamp.alpha * gate) * (up + clamp.offset)
 
 
-def every_expert(op: Moe, params: Tree, x_BTD: Array, weight_BTE: Array) -> Array:
-    """The plain path: every expert on every token, times its weight, which is 0 where it was not chosen."""
-
-    def linear(name: str, eq: str, x: Array) -> Array:
-        y = contract(eq, x, params[name])
-        return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
-
-    into = "BTD,EDF->BTEF"
-    if op.scale_input:
-        x_BTED = x_BTD[:, :, None] * weight_BTE[..., None]
-        into, x_BTD = "BTED,EDF->BTEF", x_BTED
-    up = linear("up", into, x_BTD)
+def hidden(op: Moe, linear: Callable[[str], Array]) -> Array:
+    """What enters the down projection, from what `linear` gives for "gate" and "up"."""
+    up = linear("up")
     if not op.gated:
-        hidden = activate(op.act, up)
-    elif op.clamp is not None:
-        hidden = clamped(op.clamp, linear("gate", into, x_BTD), up)
+        return activate(op.act, up)
+    if op.clamp is not None:
+        return clamped(op.clamp, linear("gate"), up)
+    return activate(op.act, linear("gate")) * up
+
+
+def every_expert(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
+    """Every expert on every token, times its weight, which is 0 where it was not chosen."""
+    chosen_NXE = jax.nn.one_hot(ids_NX, op.router.experts, dtype=x_ND.dtype)
+    weight_NE = (chosen_NXE * weight_NX[..., None]).sum(1)
+    x_NED = x_ND[:, None] * weight_NE[..., None] if op.scale_input else x_ND
+
+    def linear(name: str) -> Array:
+        y = contract("NED,EDF->NEF" if op.scale_input else "ND,EDF->NEF", x_NED, params[name])
+        return y + params[f"{name}_bias"].astype(y.dtype)[None] if op.bias else y
+
+    y_NEF = hidden(op, linear)
+    return contract("NEF,EFD->ND", y_NEF if op.scale_input else y_NEF * weight_NE[..., None], params["down"])
+
+
+def block_size(rows: int, experts: int) -> int:
+    """Tokens that are multiplied together: about half of what an expert gets on average, a power of two."""
+    return min(LARGEST, 1 << max(rows // experts, 1).bit_length() - 1)
+
+
+def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
+    """Each expert on the tokens that chose it. An id past the last expert stands for none."""
+    n, x = ids_NX.shape
+    experts, rows, ids_R = op.router.experts, n * x, ids_NX.reshape(-1)
+    size = block_size(rows, experts)
+    x_RD = jnp.repeat(x_ND, x, axis=0)
+    if op.scale_input:
+        x_RD = x_RD * weight_NX.reshape(-1, 1)
+    if size == 1:
+        count, place_R, expert_C = rows, jnp.arange(rows), jnp.minimum(ids_R, experts - 1)
+        used_C = ids_R < experts
     else:
-        hidden = activate(op.act, linear("gate", into, x_BTD)) * up
-    if not op.scale_input:
-        hidden = hidden * weight_BTE[..., None]
-    return contract("BTEF,EFD->BTD", hidden, params["down"])
+        count = rows // size + experts  # each expert leaves at most one block that is not full
+        place_R, expert_C, used_C = places(ids_R, experts, size, count)
+    x_CMD = jnp.zeros((count * size, x_RD.shape[1]), x_RD.dtype).at[place_R].set(x_RD, mode="drop")
+
+    def block(inputs: tuple[Array, Array, Array]) -> Array:
+        x_MD, expert, used = inputs
+
+        def linear(name: str) -> Array:
+            y = contract("MD,DF->MF", x_MD, pick(params[name], expert))
+            return y + dense(pick(params[f"{name}_bias"], expert)).astype(y.dtype)[None] if op.bias else y
+
+        work = lambda: contract("MF,FD->MD", hidden(op, linear), pick(params["down"], expert))  # noqa: E731
+        return jax.lax.cond(used, work, lambda: ctx.own(jnp.zeros_like(x_MD)))
+
+    y_CMD = jax.lax.map(block, (x_CMD.reshape(count, size, -1), expert_C, used_C))
+    y_RD = y_CMD.reshape(count * size, -1).at[place_R].get(mode="fill", fill_value=0)
+    y_NXD = y_RD.reshape(n, x, -1)
+    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+
+
+def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Array, Array]:
+    """Put rows into `count` blocks of `size`, a block holding rows of one expert.
+
+    Returns each row's place (count * size for an id past the last expert), each block's expert, whether it holds any.
+    """
+    counts_E = jnp.bincount(ids_R, length=experts)
+    blocks_E = -(-counts_E // size)
+    ends_E = jnp.cumsum(blocks_E)
+    order_R = jnp.argsort(ids_R, stable=True)
+    sorted_R = jnp.minimum(ids_R[order_R], experts - 1)
+    rank_R = jnp.arange(ids_R.shape[0]) - (jnp.cumsum(counts_E) - counts_E)[sorted_R]
+    place_R = (ends_E - blocks_E)[sorted_R] * size + rank_R
+    place_R = jnp.where(ids_R[order_R] < experts, place_R, count * size)
+    block_C = jnp.arange(count)
+    expert_C = jnp.minimum(jnp.searchsorted(ends_E, block_C, side="right"), experts - 1)
+    return jnp.zeros_like(place_R).at[order_R].set(place_R), expert_C, block_C < ends_E[-1]
+
+
+PATHS: dict[str, Callable[..., Array]] = {"every": every_expert, "grouped": grouped}
 
 
 def moe(op: Moe, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state); it remembers nothing."""
+    b, t, d = x_BTD.shape
     ids_BTX, weight_BTX = route(op.router, params, x_BTD)
-    chosen_BTXE = jax.nn.one_hot(ids_BTX, op.router.experts + op.identity, dtype=weight_BTX.dtype)
-    weight_BTE = (chosen_BTXE * weight_BTX[..., None]).sum(-2).astype(x_BTD.dtype)
-    experts_BTE = weight_BTE[..., : op.router.experts]
-    y = ctx.psum(every_expert(op, params, x_BTD, experts_BTE))
+    x_ND, ids_NX = x_BTD.reshape(b * t, d), ids_BTX.reshape(b * t, -1)
+    weight_NX = weight_BTX.reshape(b * t, -1).astype(x_BTD.dtype)
+    y_ND = ctx.psum(PATHS[ctx.experts](op, params, x_ND, ids_NX, weight_NX, ctx))
+    if op.bias:
+        bias_ED = params["down_bias"].astype(x_BTD.dtype)
+        weighted = weight_NX if not op.scale_input else jnp.ones_like(weight_NX)
+        y_ND = y_ND + jnp.einsum("NX,NXD->ND", weighted, bias_ED.at[ids_NX].get(mode="fill", fill_value=0))
+    if op.identity:
+        y_ND = y_ND + x_ND * jnp.where(ids_NX >= op.router.experts, weight_NX, 0).sum(1, keepdims=True)
+    y = y_ND.reshape(b, t, d)
     if op.shared is not None:
         shared = feed_forward(op.shared, params["shared"], x_BTD, ctx)
         if op.shared_gate:
             shared = shared * jax.nn.sigmoid(contract("BTD,DO->BTO", x_BTD, params["shared_gate"]))
         y = y + shared
-    if op.bias:
-        y = y + jnp.einsum("BTE,ED->BTD", experts_BTE, params["down_bias"].astype(y.dtype))
-    if op.identity:
-        y = y + x_BTD * weight_BTE[..., op.router.experts :].sum(-1, keepdims=True)
     return y, state

@@ -1,0 +1,68 @@
+"""The router of a mixture of experts: which experts a token goes to, and how much each weighs."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax.params import Tree
+from forge_jax.spec import Router
+from forge_jax.tensor import contract
+
+EXCLUDED = -1e30  # a score that is never among the best, finite so that no NaN comes of it
+
+
+def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
+    """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X]."""
+    logits_BTE = contract("BTD,DE->BTE", x_BTD.astype(jnp.float32), params["router"])
+    if router.logit_bias:
+        logits_BTE = logits_BTE + params["router_bias"].astype(jnp.float32)[None, None]
+    if router.score == "sparsemixer":
+        return sparsemixer(router, logits_BTE)
+    match router.score:
+        case "softmax":
+            score_BTE = jax.nn.softmax(logits_BTE)
+        case "sigmoid":
+            score_BTE = jax.nn.sigmoid(logits_BTE)
+        case _:
+            score_BTE = logits_BTE
+    choice_BTE = score_BTE
+    if router.choice_bias:
+        choice_BTE = choice_BTE + params["choice_bias"].astype(jnp.float32)[None, None]
+    _, ids_BTX = jax.lax.top_k(open_groups(router, choice_BTE), router.top_k)
+    weight_BTX = jnp.take_along_axis(score_BTE, ids_BTX, -1)
+    if router.score == "chosen_softmax":
+        weight_BTX = jax.nn.softmax(weight_BTX)
+    elif router.score == "chosen_sigmoid":
+        weight_BTX = jax.nn.sigmoid(weight_BTX)
+    if router.renorm is not None:
+        size = (weight_BTX**router.renorm).sum(-1, keepdims=True) ** (1 / router.renorm)
+        weight_BTX = weight_BTX / (size + router.renorm_eps)
+    return ids_BTX, weight_BTX * router.scale
+
+
+def open_groups(router: Router, choice_BTE: Array) -> Array:
+    """The scores, with those of experts outside the best groups out of reach."""
+    count, kept = router.groups
+    if kept == count:
+        return choice_BTE
+    grouped = choice_BTE.reshape(*choice_BTE.shape[:-1], count, -1)
+    merit_BTG = jax.lax.top_k(grouped, router.group_top)[0].sum(-1)
+    _, best_BTg = jax.lax.top_k(merit_BTG, kept)
+    is_open_BTG = jax.nn.one_hot(best_BTg, count, dtype=bool).any(-2)
+    return jnp.where(is_open_BTG[..., None], grouped, EXCLUDED).reshape(choice_BTE.shape)
+
+
+def sparsemixer(router: Router, logits_BTE: Array) -> tuple[Array, Array]:
+    """One expert after another: each weighs as much as in a softmax over its rivals, those near enough to the best."""
+    ids, weights, open_BTE = [], [], logits_BTE
+    for _ in range(router.top_k):
+        top = open_BTE.max(-1, keepdims=True)
+        # the distance to the best is measured against the logits as they were given
+        near = (top - logits_BTE) / jnp.maximum(jnp.abs(logits_BTE), top) <= 2 * router.jitter
+        rivals = jax.nn.softmax(jnp.where(near, open_BTE, -jnp.inf))
+        best = open_BTE.argmax(-1, keepdims=True)
+        ids.append(best)
+        weights.append(jnp.take_along_axis(rivals, best, -1))
+        chosen = jax.nn.one_hot(best[..., 0], logits_BTE.shape[-1], dtype=bool)
+        open_BTE = jnp.where(chosen, -jnp.inf, open_BTE)
+    return jnp.concatenate(ids, -1).astype(jnp.int32), jnp.concatenate(weights, -1) * router.scale
