@@ -20,9 +20,11 @@ from forge_jax.spec import (
     Llama3,
     Mlp,
     ModelSpec,
+    Moe,
     Norm,
     Positions,
     Rope,
+    Router,
     Scaling,
     Yarn,
 )
@@ -197,8 +199,14 @@ class ForgeConfig:
             o_bias=self.use_bias,
         )
         act = "silu" if self.use_swiglu else "gelu"
-        mlp = Mlp(self.hidden_dim, act=act, gated=self.use_swiglu, bias=self.use_bias)
-        layer = Block((Branch("attention", attention, pre=norm), Branch("mlp", mlp, pre=norm)))
+        if self.use_moe:
+            router = Router(self.num_experts, self.num_experts_per_token, renorm=1.0)
+            moe = Moe(router, self.hidden_dim, act=act, gated=self.use_swiglu, bias=self.use_bias)
+            second = Branch("moe", moe, pre=norm)
+        else:
+            mlp = Mlp(self.hidden_dim, act=act, gated=self.use_swiglu, bias=self.use_bias)
+            second = Branch("mlp", mlp, pre=norm)
+        layer = Block((Branch("attention", attention, pre=norm), second))
         return ModelSpec(
             vocab_size=self.vocab_size,
             dim=self.dim,
@@ -253,8 +261,6 @@ def rope_scaling(config: ForgeConfig) -> Scaling | None:
 def unsupported(config: ForgeConfig) -> list[str]:
     """The options of a config that this version accepts and keeps but cannot honour, each with what to do."""
     notes = []
-    if config.use_moe:
-        notes.append("use_moe=True is not implemented yet; set use_moe=False")
     if config.use_paged_attn:
         notes.append("use_paged_attn=True is not implemented yet; set use_paged_attn=False (the cache is then dense)")
     if config.kv_cache_dtype in ("int8", "int4", "fp8"):

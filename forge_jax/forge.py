@@ -26,6 +26,7 @@ from forge_jax.params import count, init
 from forge_jax.presets import preset_config
 from forge_jax.sampling import SamplingParams
 from forge_jax.spec import ModelSpec
+from forge_jax.training import balance_loss, mixtures, routing
 
 SIZES: Mapping[str, int] = {"dim": 256, "n_layers": 6, "n_heads": 8, "max_seq_len": 2048}
 """Of a model that nothing was said of; smaller than a bare ForgeConfig, as they always were."""
@@ -79,6 +80,7 @@ class Forge(ForgeFiles):
         """Become the facade of a model."""
         self.model, self.config = model, config
         self.cache: caches.Cache | None = None
+        self._routing: caches.Cache | None = None
         self._held = (0, 0, 0)  # rows and tokens in the cache, and tokens that it has room for
         self.session: Session | None = None
 
@@ -170,7 +172,8 @@ class Forge(ForgeFiles):
         elif start_pos:
             raise ValueError("Forge.forward: start_pos counts tokens in the cache; pass use_cache=True")
         else:
-            logits, _ = self.model.programs.forward(self.spec, self.params, decoder.inputs(ids))
+            empty = routing(self.spec) if any(mixtures(self.spec)) else None
+            logits, self._routing = self.model.programs.forward(self.spec, self.params, decoder.inputs(ids), empty)
         if targets is not None:
             return logits, cross_entropy(logits, self._targets(targets, ids.shape, ignore_index), ignore_index)
         if return_loss:
@@ -246,8 +249,10 @@ class Forge(ForgeFiles):
         self.session = None
 
     def get_moe_aux_loss(self) -> Array:
-        """The load-balancing loss: zero, as no layer routes."""
-        return jnp.zeros(())
+        """`moe_load_balancing` times Switch's balance loss of the last `forward` without a cache; 0 without experts."""
+        if self._routing is None or not isinstance(self.config, ForgeConfig):
+            return jnp.zeros(())
+        return self.config.moe_load_balancing * balance_loss(self.spec, self._routing)
 
     # -------------------------------------------------------------------------------------------- ids
     def generate(

@@ -17,9 +17,10 @@ PATHS = (
     "embed",
     "positions",
     *(f"final_norm.{part}" for part in NORM),
-    *(f"layers.{{l}}.{branch}.pre.{part}" for branch in ("attention", "mlp") for part in NORM),
+    *(f"layers.{{l}}.{branch}.pre.{part}" for branch in ("attention", "mlp", "moe") for part in NORM),
     *(f"layers.{{l}}.attention.{name}" for name in ATTENTION),
-    *(f"layers.{{l}}.mlp.{name}" for name in MLP),
+    *(f"layers.{{l}}.{branch}.{name}" for branch in ("mlp", "moe") for name in MLP),
+    "layers.{l}.moe.router",
 )
 
 

@@ -18,7 +18,7 @@ from forge_jax.spec import Attention, Latent, Mamba, Mamba2, Mlp, Moe, Op
 
 __all__ = ["Call", "Context", "apply", "norm"]
 
-OPS: dict[type, Callable[..., tuple[Array, Tree | None]]] = {
+OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Attention: attention,
     Mamba: mamba,
     Mamba2: mamba2,

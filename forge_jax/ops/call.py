@@ -15,12 +15,14 @@ class Context:
     """Static facts of an execution. Hashable.
 
     `axis` names the mesh axis that heads, feed-forward features and vocabulary are split over, None when they are
-    whole. `fresh` promises a prompt from its beginning: the cache holds nothing, token t of every row has
-    order t or is padding at the end, and no span makes a token see what comes after it. `experts` says how a mixture
-    multiplies: "grouped", or "every" expert on every token, which is the reference.
+    whole; `expert_axis` the one that the experts of mixtures are spread over. `fresh` promises a prompt from its
+    beginning: the cache holds nothing, token t of every row has order t or is padding at the end, and no span makes a
+    token see what comes after it. `experts` says how a mixture multiplies: "grouped", or "every" expert on every token,
+    which is the reference.
     """
 
     axis: str | None = None
+    expert_axis: str | None = None
     fresh: bool = False
     experts: Literal["grouped", "every"] = "grouped"
 
@@ -28,9 +30,13 @@ class Context:
         """Sum partial products over the mesh axis."""
         return x if self.axis is None else jax.lax.psum(x, self.axis)
 
-    def own(self, x: Array) -> Array:
-        """Declare an array that every device holds whole to be its own: a loop cannot start from less than it makes."""
-        return x if self.axis is None else jax.lax.pcast(x, self.axis, to="varying")
+    def own(self, x: Array, *also: str | None) -> Array:
+        """Declare an array that every device holds whole to be its own: a loop cannot start from less than it makes.
+
+        `also` names further mesh axes, None for none, over which what it stands for differs.
+        """
+        axes = tuple(axis for axis in (self.axis, *also) if axis is not None)
+        return jax.lax.pcast(x, axes, to="varying") if axes else x
 
     def shards(self) -> int:
         """How many pieces a split axis has."""

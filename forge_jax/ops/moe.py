@@ -2,7 +2,7 @@
 
 Three paths give the same numbers. `every_expert` multiplies every token by every expert: the plain reference. `grouped`
 sorts the tokens by expert and multiplies block by block, so that it costs what was chosen and reads no other weight;
-with blocks of one token it is what decoding does. Experts spread over devices: forge_jax.parallel.experts.
+with blocks of one token it is what decoding does. Where experts are spread over devices, tokens travel (`experts`).
 """
 
 from collections.abc import Callable
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.experts import dispatched
 from forge_jax.ops.mlp import activate, feed_forward
-from forge_jax.ops.router import route
+from forge_jax.ops.router import Routing, record, route
 from forge_jax.params import Tree
 from forge_jax.spec import Clamp, Moe
 from forge_jax.tensor import contract, dense, pick
@@ -39,7 +40,7 @@ def hidden(op: Moe, linear: Callable[[str], Array]) -> Array:
 
 def every_expert(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """Every expert on every token, times its weight, which is 0 where it was not chosen."""
-    chosen_NXE = jax.nn.one_hot(ids_NX, op.router.experts, dtype=x_ND.dtype)
+    chosen_NXE = jax.nn.one_hot(ids_NX, params["up"].shape[0], dtype=x_ND.dtype)
     weight_NE = (chosen_NXE * weight_NX[..., None]).sum(1)
     x_NED = x_ND[:, None] * weight_NE[..., None] if op.scale_input else x_ND
 
@@ -59,7 +60,7 @@ def block_size(rows: int, experts: int) -> int:
 def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """Each expert on the tokens that chose it. An id past the last expert stands for none."""
     n, x = ids_NX.shape
-    experts, rows, ids_R = op.router.experts, n * x, ids_NX.reshape(-1)
+    experts, rows, ids_R = params["up"].shape[0], n * x, ids_NX.reshape(-1)
     size = block_size(rows, experts)
     x_RD = jnp.repeat(x_ND, x, axis=0)
     if op.scale_input:
@@ -80,7 +81,7 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
             return y + dense(pick(params[f"{name}_bias"], expert)).astype(y.dtype)[None] if op.bias else y
 
         work = lambda: contract("MF,FD->MD", hidden(op, linear), pick(params["down"], expert))  # noqa: E731
-        return jax.lax.cond(used, work, lambda: ctx.own(jnp.zeros_like(x_MD)))
+        return jax.lax.cond(used, work, lambda: ctx.own(jnp.zeros(x_MD.shape, x_MD.dtype), ctx.expert_axis))
 
     y_CMD = jax.lax.map(block, (x_CMD.reshape(count, size, -1), expert_C, used_C))
     y_RD = y_CMD.reshape(count * size, -1).at[place_R].get(mode="fill", fill_value=0)
@@ -109,13 +110,24 @@ def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Ar
 PATHS: dict[str, Callable[..., Array]] = {"every": every_expert, "grouped": grouped}
 
 
-def moe(op: Moe, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """Apply the op. Returns (y_BTD, state); it remembers nothing."""
+def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, ctx: Context):
+    """Apply the op. Returns (y_BTD, state): it remembers nothing but, if asked to, what its router did."""
     b, t, d = x_BTD.shape
     ids_BTX, weight_BTX = route(op.router, params, x_BTD)
+    if state is not None:
+        state = record(state, op.router, params, x_BTD, ids_BTX, call.order_BT >= 0)
     x_ND, ids_NX = x_BTD.reshape(b * t, d), ids_BTX.reshape(b * t, -1)
     weight_NX = weight_BTX.reshape(b * t, -1).astype(x_BTD.dtype)
-    y_ND = ctx.psum(PATHS[ctx.experts](op, params, x_ND, ids_NX, weight_NX, ctx))
+    held = params["up"].shape[0]  # of all experts, those on this device
+
+    def local(x_ND: Array, ids_NX: Array, weight_NX: Array) -> Array:
+        return PATHS[ctx.experts](op, params, x_ND, ids_NX, weight_NX, ctx)
+
+    if ctx.expert_axis is None:
+        y_ND = local(x_ND, ids_NX, weight_NX)
+    else:
+        y_ND = dispatched(local, x_ND, ids_NX, weight_NX, held, ctx.expert_axis)
+    y_ND = ctx.psum(y_ND)
     if op.bias:
         bias_ED = params["down_bias"].astype(x_BTD.dtype)
         weighted = weight_NX if not op.scale_input else jnp.ones_like(weight_NX)

@@ -1,5 +1,7 @@
 """The router of a mixture of experts: which experts a token goes to, and how much each weighs."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,11 +13,47 @@ from forge_jax.tensor import contract
 EXCLUDED = -1e30  # a score that is never among the best, finite so that no NaN comes of it
 
 
-def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
-    """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X]."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routing:
+    """What a router did, summed over tokens: how many, how often each expert was chosen, the probabilities that the
+    softmax of the logits gave them, and the squares of the logits' logsumexp. float32."""
+
+    tokens: Array
+    chosen_E: Array
+    probability_E: Array
+    square: Array
+
+
+def nothing_routed(experts: int) -> Routing:
+    """The record before the first token."""
+    return Routing(jnp.zeros(()), jnp.zeros(experts), jnp.zeros(experts), jnp.zeros(()))
+
+
+def record(routing: Routing, router: Router, params: Tree, x_BTD: Array, ids_BTX: Array, real_BT: Array) -> Routing:
+    """Add the tokens of one call; padding, where real_BT is False, does not count."""
+    logits_BTE, real_BT = router_logits(router, params, x_BTD), real_BT.astype(jnp.float32)
+    chosen_BTE = jax.nn.one_hot(ids_BTX, logits_BTE.shape[-1]).sum(-2)
+    total = lambda values_BTE: (values_BTE * real_BT[..., None]).sum((0, 1))  # noqa: E731
+    return Routing(
+        routing.tokens + real_BT.sum(),
+        routing.chosen_E + total(chosen_BTE),
+        routing.probability_E + total(jax.nn.softmax(logits_BTE)),
+        routing.square + (real_BT * jax.nn.logsumexp(logits_BTE, axis=-1) ** 2).sum(),
+    )
+
+
+def router_logits(router: Router, params: Tree, x_BTD: Array) -> Array:
+    """One logit an expert, float32 [B, T, E]."""
     logits_BTE = contract("BTD,DE->BTE", x_BTD.astype(jnp.float32), params["router"])
     if router.logit_bias:
         logits_BTE = logits_BTE + params["router_bias"].astype(jnp.float32)[None, None]
+    return logits_BTE
+
+
+def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
+    """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X]."""
+    logits_BTE = router_logits(router, params, x_BTD)
     if router.score == "sparsemixer":
         return sparsemixer(router, logits_BTE)
     match router.score:

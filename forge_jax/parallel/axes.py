@@ -38,12 +38,13 @@ class Rules:
 
 
 SPLIT = ("vocab", "heads", "kv_heads", "ff", "shared_ff")
-WHOLE = ("embed", "head", "experts", None)
+WHOLE = ("embed", "head", None)
 
 
-def tensor_rules(axis: str = "model") -> Rules:
-    """The rules of tensor parallelism: vocabulary, heads and feed-forward features are split over one mesh axis."""
-    return Rules(tuple((name, axis) for name in SPLIT) + tuple((name, None) for name in WHOLE))
+def tensor_rules(axis: str = "model", expert_axis: str | None = None) -> Rules:
+    """The rules of tensor parallelism: vocabulary, heads and feed-forward features are split over one mesh axis, the
+    experts of mixtures over another if it is named."""
+    return Rules((*((name, axis) for name in SPLIT), ("experts", expert_axis), *((name, None) for name in WHOLE)))
 
 
 def lora_axes(param: Param) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:

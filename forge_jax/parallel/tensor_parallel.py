@@ -1,4 +1,5 @@
 """Tensor parallelism: heads, feed-forward features and vocabulary split over one axis of a mesh, by shard_map.
+Expert parallelism: the experts of mixtures over another (`expert_axis`), to which their tokens travel.
 
 `shard` places parameters, `init_cache` makes a cache that lies beside them, `shard_mapped` runs any pure function of
 the library on them. What a function computes does not change; it finds its local head counts in the weights.
@@ -22,24 +23,28 @@ from forge_jax.ops import Context
 from forge_jax.parallel.axes import described, leaf_specs, partition_specs, tensor_rules
 from forge_jax.parallel.prepare import prepare_leaf, prepared_shape, widened
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
-from forge_jax.spec import ModelSpec
+from forge_jax.spec import ModelSpec, Moe
 
 REPLICATED = PartitionSpec()
 
 
-def make_mesh(shards: int, *, axis: str = "model", devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over the first `shards` devices.
+def make_mesh(
+    shards: int, *, axis: str = "model", experts: int | None = None, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of one axis over the first `shards` devices; with `experts`, of a second axis "expert" of that size.
 
     Raises:
         ValueError: there are fewer devices.
     """
     devices = jax.devices() if devices is None else devices
-    if not 1 <= shards <= len(devices):
+    total = shards * (experts or 1)
+    if shards < 1 or not 1 <= total <= len(devices):
         raise ValueError(
-            f"mesh: {shards} shards asked, {len(devices)} devices found; ask for 1 to {len(devices)} "
+            f"mesh: {total} shards asked, {len(devices)} devices found; ask for 1 to {len(devices)} "
             "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N set before jax starts gives N devices)"
         )
-    return jax.make_mesh((shards,), (axis,), (AxisType.Auto,), devices=devices[:shards])
+    sizes, names = ((shards,), (axis,)) if experts is None else ((shards, experts), (axis, "expert"))
+    return jax.make_mesh(sizes, names, (AxisType.Auto,) * len(names), devices=devices[:total])
 
 
 def shards_of(mesh: Mesh, axis: str) -> int:
@@ -57,27 +62,54 @@ def shards_of(mesh: Mesh, axis: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ placing
-def shard_leaf(spec: ModelSpec, path: str, param: Param, leaf: Any, mesh: Mesh, *, axis: str = "model") -> Any:
+def check_experts(spec: ModelSpec, mesh: Mesh, expert_axis: str | None) -> None:
+    """Raise ValueError unless the mesh has the axis and its size divides every mixture's experts."""
+    if expert_axis is None:
+        return
+    devices = shards_of(mesh, expert_axis)
+    for i, block in enumerate(spec.layers):
+        for op in (branch.op for branch in block.branches if isinstance(branch.op, Moe)):
+            if op.router.experts % devices:
+                raise ValueError(
+                    f"layer {i}: {op.router.experts} experts cannot be spread evenly over the {devices} devices of "
+                    f"{expert_axis!r}; take a mesh axis whose size divides them"
+                )
+
+
+def shard_leaf(
+    spec: ModelSpec,
+    path: str,
+    param: Param,
+    leaf: Any,
+    mesh: Mesh,
+    *,
+    axis: str = "model",
+    expert_axis: str | None = None,
+) -> Any:
     """Prepare one leaf and place it on the mesh, each device getting its part of it and no more."""
     leaf = prepare_leaf(spec, path, param, leaf, shards_of(mesh, axis))
-    specs = leaf_specs(leaf, param, tensor_rules(axis))
+    specs = leaf_specs(leaf, param, tensor_rules(axis, expert_axis))
     return jax.tree.map(lambda array, p: jax.device_put(array, NamedSharding(mesh, p)), leaf, specs)
 
 
-def shard(spec: ModelSpec, params: Tree, mesh: Mesh, *, axis: str = "model") -> Tree:
+def shard(spec: ModelSpec, params: Tree, mesh: Mesh, *, axis: str = "model", expert_axis: str | None = None) -> Tree:
     """Prepare parameters and place them on the mesh, a leaf at a time: at most one leaf is in memory twice.
 
     Raises:
-        ValueError: the tree is not one of this spec, or the mesh lacks the axis.
+        ValueError: the tree is not one of this spec, the mesh lacks an axis, or it cannot share out the experts.
     """
-    leaves = described(spec, params).items()
-    return unflatten({path: shard_leaf(spec, path, param, leaf, mesh, axis=axis) for path, (leaf, param) in leaves})
+    place = placer(spec, mesh, axis=axis, expert_axis=expert_axis)
+    return unflatten({path: place(path, leaf) for path, (leaf, _) in described(spec, params).items()})
 
 
-def placer(spec: ModelSpec, mesh: Mesh, *, axis: str = "model") -> Callable[[str, Any], Any]:
+def placer(
+    spec: ModelSpec, mesh: Mesh, *, axis: str = "model", expert_axis: str | None = None
+) -> Callable[[str, Any], Any]:
     """The function (path, values) -> leaf with which a loader places each tensor that it has read."""
+    check_experts(spec, mesh, expert_axis)
     expected = dict(flatten(abstract(spec)))
-    return lambda path, leaf: shard_leaf(spec, path, expected[path], leaf, mesh, axis=axis)
+    axes = {"axis": axis, "expert_axis": expert_axis}
+    return lambda path, leaf: shard_leaf(spec, path, expected[path], leaf, mesh, **axes)
 
 
 def init_cache(
@@ -106,14 +138,19 @@ def split_caches(spec: ModelSpec, tree: Any, axis: str) -> Any:
         lead = slab.axes[:-1] if slab.slots else slab.axes  # slots stand before the last axis, which is whole
         return PartitionSpec(None, *map(rules.mesh_axis, lead))
 
-    layers: tuple[dict[str, Any], ...] = tuple({} for _ in spec.layers)
-    for i, branch, _, slabs in caches.memories(spec):
-        layers[i][branch] = {name: array(slab) for name, slab in slabs.items()}
+    split = {
+        (i, branch): {name: array(s) for name, s in slabs.items()} for i, branch, _, slabs in caches.memories(spec)
+    }
 
     def specs(node: Any) -> Any:
         if not isinstance(node, Cache):
             return REPLICATED
-        return replace(node, places=jax.tree.map(lambda _: REPLICATED, node.places), layers=layers)
+        whole = partial(jax.tree.map, lambda _: REPLICATED)
+        layers = tuple(
+            {branch: split.get((i, branch)) or whole(held) for branch, held in layer.items()}
+            for i, layer in enumerate(node.layers)
+        )
+        return replace(node, places=whole(node.places), layers=layers)
 
     return jax.tree.map(specs, tree, is_leaf=lambda node: isinstance(node, Cache))
 
@@ -140,6 +177,7 @@ def shard_mapped(
     *,
     ctx: Context = Context(),
     axis: str = "model",
+    expert_axis: str | None = None,
 ) -> Callable[..., Any]:
     """The function (params, *args) that runs `function(spec, params, *args, ctx=ctx)` on every device of the mesh.
 
@@ -150,11 +188,12 @@ def shard_mapped(
         ValueError: the mesh lacks the axis, or (when called) the parameters are not prepared for it.
     """
     shards = shards_of(mesh, axis)
-    body = partial(function, spec, ctx=replace(ctx, axis=axis))
+    check_experts(spec, mesh, expert_axis)
+    body = partial(function, spec, ctx=replace(ctx, axis=axis, expert_axis=expert_axis))
 
     def mapped(params: Tree, *args: Any) -> Any:
         check_prepared(spec, params, shards)
-        in_specs = (partition_specs(spec, params, tensor_rules(axis)), *split_caches(spec, args, axis))
+        in_specs = (partition_specs(spec, params, tensor_rules(axis, expert_axis)), *split_caches(spec, args, axis))
         run = partial(jax.shard_map, body, mesh=mesh, in_specs=in_specs)
         # a trace without checks finds the caches among the results; the real one proves that the rest is replicated
         results = jax.eval_shape(run(out_specs=REPLICATED, check_vma=False), params, *args)
@@ -170,9 +209,11 @@ def sharded_forward(
     ctx: Context = Context(),
     driver: Driver = "loop",
     axis: str = "model",
+    expert_axis: str | None = None,
 ) -> Callable[..., tuple[Array, Cache | None]]:
     """`forge_jax.decoder.forward` on a mesh, jitted: (params, inputs, cache=None) to (logits, cache)."""
-    run = jax.jit(shard_mapped(partial(forward, driver=driver), spec, mesh, ctx=ctx, axis=axis))
+    function = partial(forward, driver=driver)
+    run = jax.jit(shard_mapped(function, spec, mesh, ctx=ctx, axis=axis, expert_axis=expert_axis))
 
     def call(params: Tree, inputs: Inputs, cache: Cache | None = None) -> tuple[Array, Cache | None]:
         return run(params, inputs, cache)

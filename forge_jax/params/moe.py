@@ -19,7 +19,7 @@ def moe_params(op: Moe, dim: int) -> Tree:
     tree["down"] = Param((experts, op.dim, dim), out, stacked=1)
     if op.bias:
         tree |= {f"{name}_bias": Param((experts, op.dim), ("experts", "ff"), fill=0.0) for name in names}
-        tree["down_bias"] = Param((experts, dim), ("experts", "embed"), fill=0.0)
+        tree["down_bias"] = Param((experts, dim), (None, "embed"), fill=0.0)  # added once, after the sum over devices
     if router.logit_bias:
         tree["router_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
     if router.choice_bias:

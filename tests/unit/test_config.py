@@ -176,7 +176,6 @@ def test_rope_scaling(name: str, scaling: object):
 @pytest.mark.parametrize(
     "option",
     [
-        {"use_moe": True},
         {"use_paged_attn": True},
         {"kv_cache_dtype": "int8"},
         {"kv_cache_dtype": "int4"},
@@ -254,6 +253,8 @@ def test_a_preset_and_its_parameter_count(name: str):
         {"use_rms_norm": False},
         {"use_swiglu": False, "hidden_dim": None},
         {"use_bias": True},
+        {"use_bias": True, "use_moe": True},
+        {"use_moe": True, "num_experts": 3, "use_swiglu": False},
         {"use_bias": True, "use_swiglu": False, "use_rms_norm": False, "use_rope": False, "n_kv_heads": 1},
     ],
 )

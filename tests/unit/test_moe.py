@@ -6,14 +6,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from forge_jax import Forge, ForgeConfig, generate, parallel
+from forge_jax.decoder import Driver, Inputs, forward, inputs
 from forge_jax.ops import Call, Context
 from forge_jax.ops.moe import block_size, moe, places
 from forge_jax.ops.router import route
-from forge_jax.params import Tree, flatten, op_params, unflatten
+from forge_jax.params import Tree, flatten, init, op_params, unflatten
 from forge_jax.quantization.int8 import encode_leaf
-from forge_jax.spec import Clamp, Mlp, Moe, Router
+from forge_jax.spec import Attention, Block, Branch, Clamp, Mlp, ModelSpec, Moe, Norm, Rope, Router
+from forge_jax.training import balance_loss, balanced, routing, z_loss
 
 DIM = 12
 ROUTER = Router(8, 3, renorm=1.0)
@@ -144,3 +148,113 @@ def test_rows_of_a_block_have_one_expert() -> None:
 def test_impossible_routers_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="router: .* 8 experts|router: 8 experts|router: . of 8"):
         replace(ROUTER, **bad)
+
+
+# ------------------------------------------------------------------------------------------------ devices
+def small(op: Moe, layers: int = 2) -> ModelSpec:
+    norm = Norm(1e-3)
+    attention = Attention(4, 2, 4, 0.5, Rope(4))
+    block = Block((Branch("attention", attention, pre=norm), Branch("moe", op, pre=norm)))
+    return ModelSpec(32, DIM, (block,) * layers, 64, norm)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(("shards", "experts"), [(1, 4), (2, 2)])
+def test_experts_on_several_devices(name: str, shards: int, experts: int) -> None:
+    spec = small(OPS[name], 1)
+    params = init(spec, jax.random.key(0))
+    # 7 tokens: no multiple of the devices
+    ids = np.random.default_rng(2).integers(0, 32, (1, 7)).astype(np.int32)
+    expected = np.asarray(forward(spec, params, inputs(ids))[0])
+    mesh = parallel.make_mesh(shards, experts=experts)
+    placed = parallel.shard(spec, params, mesh, expert_axis="expert")
+    assert placed["layers"]["0"]["moe"]["up"].sharding.shard_shape((8, DIM, 20)) == (8 // experts, DIM, 20 // shards)
+    found, _ = parallel.sharded_forward(spec, mesh, expert_axis="expert")(placed, inputs(ids))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_experts_that_cannot_be_shared_out_are_refused() -> None:
+    spec = small(OPS["plain"])
+    with pytest.raises(ValueError, match="layer 0: 8 experts cannot be spread evenly over the 3 devices of 'expert'"):
+        parallel.sharded_forward(spec, parallel.make_mesh(1, experts=3), expert_axis="expert")
+    with pytest.raises(ValueError, match="expected 'expert'"):
+        parallel.sharded_forward(spec, parallel.make_mesh(2), expert_axis="expert")
+
+
+# ------------------------------------------------------------------------------------------------ balance
+def recorded(spec: ModelSpec, params: Tree, driver: Driver = "loop"):
+    ids = np.random.default_rng(3).integers(0, 32, (2, 9)).astype(np.int32)
+    order = np.broadcast_to(np.arange(9), (2, 9)).copy()
+    order[1, 5:] = -1  # padding
+    return forward(spec, params, Inputs(jnp.asarray(ids), jnp.asarray(order)), routing(spec), driver=driver)[1]
+
+
+def test_losses_are_those_of_the_papers() -> None:
+    spec = small(OPS["plain"])
+    params = init(spec, jax.random.key(0))
+    cache = recorded(spec, params)
+    for i in range(2):
+        record = cache.layers[i]["moe"]
+        assert float(record.tokens) == 14
+        assert float(record.chosen_E.sum()) == pytest.approx(14 * 3)
+        assert float(record.probability_E.sum()) == pytest.approx(14, rel=1e-5)
+    share, chance = (np.stack([getattr(c["moe"], n) for c in cache.layers]) / 14 for n in ("chosen_E", "probability_E"))
+    assert float(balance_loss(spec, cache)) == pytest.approx(8 * (share * chance).sum(1).mean(), rel=1e-5)
+    assert float(balance_loss(spec, cache)) >= 3 - 1e-4
+    assert float(z_loss(spec, cache)) > 0
+    again = recorded(spec, params, "scan")
+    assert float(balance_loss(spec, again)) == pytest.approx(float(balance_loss(spec, cache)), rel=1e-5)
+    with pytest.raises(ValueError, match="no mixture of experts"):
+        routing(replace(spec, layers=()))
+
+
+def test_losses_move_the_routers() -> None:
+    spec = small(OPS["plain"])
+    params = init(spec, jax.random.key(0))
+    params["layers"]["0"]["moe"]["router"] = params["layers"]["0"]["moe"]["router"].at[:, 0].add(1.0)
+    for loss in (balance_loss, z_loss):
+        value = lambda p, loss=loss: loss(spec, recorded(spec, p))  # noqa: E731
+        before, gradient = jax.value_and_grad(value)(params)
+        assert float(jnp.abs(gradient["layers"]["0"]["moe"]["router"]).max()) > 0
+        after = value(jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient))
+        assert float(after) < float(before)
+
+
+def test_choice_biases_move_towards_balance() -> None:
+    spec = small(OPS["groups"])
+    params = init(spec, jax.random.key(0))
+    cache = recorded(spec, params)
+    moved = balanced(spec, params, cache, rate=0.5)
+    for i in range(2):
+        chosen = np.asarray(cache.layers[i]["moe"].chosen_E)
+        bias = np.asarray(moved["layers"][str(i)]["moe"]["choice_bias"])
+        np.testing.assert_array_equal(bias, 0.5 * np.sign(chosen.mean() - chosen))
+    with pytest.raises(ValueError, match="no router has a choice bias"):
+        balanced(small(OPS["plain"]), params, cache)
+
+
+def test_a_mixture_trains_and_generates() -> None:
+    config = ForgeConfig(32, 16, 2, 4, use_moe=True, num_experts=4, hidden_dim=24, max_seq_len=32, dropout=0.0)
+    forge = Forge(config=config)
+    spec, ids = forge.spec, jnp.asarray(np.tile(np.arange(8), (2, 2)), jnp.int32)
+    assert float(forge.get_moe_aux_loss()) == 0
+
+    def loss(params: Tree) -> jax.Array:
+        logits, cache = forward(spec, params, inputs(ids), routing(spec))
+        right = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)
+        return -right.mean() + config.moe_load_balancing * balance_loss(spec, cache)
+
+    optimizer = optax.adam(1e-2)
+    step = jax.jit(jax.value_and_grad(loss))
+    params, state = forge.params, optimizer.init(forge.params)
+    first, last = float(loss(params)), 0.0
+    with jax.numpy_dtype_promotion("standard"):  # optax counts steps in whole numbers
+        for _ in range(60):
+            last, gradient = step(params)
+            update, state = optimizer.update(gradient, state)
+            params = optax.apply_updates(params, update)
+    assert float(last) < 0.2 < 2 < first
+    logits, _ = forge.forward(ids, return_loss=True)
+    assert float(forge.get_moe_aux_loss()) >= 0.01 * (2 - 1e-4)
+    out = generate(spec, params, [[0, 1, 2], [0, 1, 2, 3, 4]], max_new_tokens=6)
+    assert [o.ids for o in out] == [(3, 4, 5, 6, 7, 0), (5, 6, 7, 0, 1, 2)]
