@@ -177,7 +177,7 @@ def test_rules_are_data() -> None:
     assert str(rules) == "heads -> a\nheads -> b\nNone  -> replicated"
     with pytest.raises(ValueError, match="no rule for the logical axis 'ff'"):
         rules.mesh_axis("ff")
-    assert "kv_heads -> model" in str(parallel.tensor_rules())
+    assert "kv_heads  -> model" in str(parallel.tensor_rules())
 
 
 # ------------------------------------------------------------------------------------------------ refusals
