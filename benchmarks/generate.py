@@ -8,14 +8,9 @@ the bare matrix products of the same tokens (benchmarks/ceiling.py). Needs torch
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import jax
 import numpy as np
 from ceiling import products
+from table import machine, peak_mb, seconds, show
 
 import forge_jax as forge
 from forge_jax.exporting import export_huggingface
-
-
-def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call, and what it gave."""
-    start = time.perf_counter()
-    out = function()
-    return time.perf_counter() - start, out
-
-
-def peak_mb() -> float:
-    """Peak memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class ForgeSide:
@@ -133,15 +117,6 @@ def measure(ours: ForgeSide, theirs: TorchSide, length: int, new: int, rounds: i
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print a table, a row a measurement."""
-    names = list(rows[0])
-    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    for line in (names, ["-" * w for w in widths], *cells):
-        print("| " + " | ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) + " |")
-
-
 def main() -> None:
     """Run, print, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,26 +131,20 @@ def main() -> None:
         theirs = TorchSide(export_huggingface(ours.model.model, Path(folder) / "model", dtype="float32"))
     import transformers
 
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
+    about = machine() | {
         "torch": theirs.torch.__version__,
         "transformers": transformers.__version__,
         "torch threads": theirs.torch.get_num_threads(),
-        "command": " ".join(sys.argv),
     }
     rows = [measure(ours, theirs, length, options.new, options.rounds) for length in options.prompts]
     print(ours.model)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    show(rows)
+    show(rows, about)
     print(
         f"load: forge-jax {ours.load_seconds:.2f} s (peak memory + {ours.load_peak_mb:.0f} MB), "
         f"transformers {theirs.load_seconds:.2f} s from its own format; peak memory of the whole run {peak_mb():.0f} MB"
     )
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
