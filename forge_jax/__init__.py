@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from forge_jax.presets import list_presets as list_presets
     from forge_jax.sampling import SamplingParams as SamplingParams
     from forge_jax.spec import ModelSpec as ModelSpec
+    from forge_jax.stacking import stack as stack
+    from forge_jax.stacking import unstack as unstack
 
 HOMES = {
     "config": ("ForgeConfig", "QuantizationConfig"),
@@ -48,6 +50,7 @@ HOMES = {
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),
     "sampling": ("SamplingParams",),
     "spec": ("ModelSpec",),
+    "stacking": ("stack", "unstack"),
 }
 HOME = {name: module for module, names in HOMES.items() for name in names}
 

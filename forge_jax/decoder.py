@@ -1,7 +1,8 @@
 """The decoder: embed, run the blocks, read out. Knows no architecture, no file format and no device.
 
 `run_loop` calls one jitted block a layer: equal blocks are traced once, and neither weights nor caches are copied.
-`run_scan` scans over stacked layers: the smallest program, for training and deep models. Both give the same numbers.
+`run_scan` scans over stacked layers: the smallest program, for training and deep models, and what is run on parameters
+that are stacked already (`forge_jax.stacking`). Both give the same numbers.
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +14,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from forge_jax import ops
+from forge_jax import ops, stacking
 from forge_jax.cache import Cache, assign, recurrent
 from forge_jax.ops import Call, Context, norm
 from forge_jax.params import Tree
-from forge_jax.spec import Block, ModelSpec, segments
+from forge_jax.spec import Block, ModelSpec, Segment, segments
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
@@ -79,9 +80,9 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
 jitted_block = partial(jax.jit, static_argnums=(0, 5))(block)
 
 
-def run_loop(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
-    """Every layer in turn. Returns (x_BTD, the layers' new slabs)."""
-    out = []
+def run_loop(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
+    """Every layer in turn. Returns (x_BTD, the layers' new states)."""
+    layers, out = params["layers"], []
     for i, layer in enumerate(spec.layers):
         state = cache.layers[i] if cache is not None else None
         x_BTD, state, bus = jitted_block(layer, layers[str(i)], x_BTD, state, share(call, i), ctx)
@@ -95,51 +96,40 @@ def share(call: Call, i: Any) -> Call:
     return call if call.own is None else replace(call, own=jax.tree.map(lambda leaf: leaf[i], call.own))
 
 
-def run_scan(spec: ModelSpec, layers: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
-    """The same, scanning over runs of equal layers, whose weights and slabs are stacked first."""
-    out: list[Any] = [None] * len(spec.layers)
-    slabs = cache.layers if cache is not None else None
-    for segment in segments(spec.layers):
-        width = len(segment.period)
-        starts = range(segment.start, segment.start + width * segment.repeats, width)
+def run_scan(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
+    """The same, scanning over runs of equal layers, whose weights and states are stacked first if they are not yet."""
+    held = cache is not None and cache.stacked
+    states = None if cache is None else cache.layers if held else stacking.gather(spec, cache.layers.__getitem__)
+    after = []
+    for s, (run, weights) in enumerate(zip(segments(spec.layers), stacking.weights(spec, params), strict=True)):
 
-        def stacked(items: Any, j: int, starts: range = starts) -> Any:
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[items(start + j) for start in starts])
+        def body(carry: Any, step: Any, run: Segment = run, call: Call = call):
+            x, bus, states = carry
+            params, repeat = step
+            for j, layer in enumerate(run.period):
+                now = share(replace(call, bus=bus), run.start + repeat * len(run.period) + j)
+                state = stacking.pick(states[j], repeat) if states else None
+                x, state, bus = block(layer, params[j], x, state, now, ctx)
+                if states:
+                    states = (*states[:j], stacking.put(states[j], state, repeat), *states[j + 1 :])
+            return (x, bus, states), None
 
-        weights = [stacked(lambda i: layers[str(i)], j) for j in range(width)]
-        states = [stacked(slabs.__getitem__, j) for j in range(width)] if slabs is not None else None
-
-        def body(carry: Any, step: Any, period: tuple[Block, ...] = segment.period, call: Call = call):
-            x, bus = carry
-            params, states, first = step
-            new = []
-            for j, layer in enumerate(period):
-                now = share(replace(call, bus=bus), first + j)
-                x, state, bus = block(layer, params[j], x, states[j] if states is not None else None, now, ctx)
-                new.append(state)
-            return (x, bus), new
-
-        steps = (weights, states, jnp.asarray(starts))
-        (x_BTD, bus), new = scan(body, (x_BTD, call.bus), steps, segment.repeats)
+        carry = (x_BTD, call.bus, states[s] if states is not None else ())
+        x_BTD, bus, new = scan(body, carry, (weights, jnp.arange(run.repeats)), run.repeats)
         call = replace(call, bus=bus)
-        for k, start in enumerate(starts):
-            for j in range(width):
-                out[start + j] = jax.tree.map(lambda leaf, k=k: leaf[k], new[j])
-    return x_BTD, tuple(out)
+        after.append(new)
+    return x_BTD, (tuple(after) if held or cache is None else tuple(stacking.scatter(spec, tuple(after))))
 
 
 def scan(body: Any, carry: Any, steps: Any, repeats: int) -> Any:
-    """`jax.lax.scan`, but what the first step adds to the bus is added before the loop, since a loop cannot."""
+    """What `jax.lax.scan` carries; what the first step adds to the bus is added before the loop, which cannot."""
     pick = lambda k: jax.tree.map(lambda leaf: leaf[k], steps)  # noqa: E731
-    after, _ = jax.eval_shape(body, carry, pick(0))
-    if jax.tree.structure(after) == jax.tree.structure(carry):
-        return jax.lax.scan(body, carry, steps)
-    carry, first = body(carry, pick(0))
-    first = jax.tree.map(lambda leaf: leaf[None], first)
-    if repeats == 1:
-        return carry, first
-    carry, rest = jax.lax.scan(body, carry, pick(slice(1, None)))
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest)
+    if repeats > 1:
+        after, _ = jax.eval_shape(body, carry, pick(0))
+        if jax.tree.structure(after) == jax.tree.structure(carry):
+            return jax.lax.scan(body, carry, steps)[0]
+    carry, _ = body(carry, pick(0))
+    return carry if repeats == 1 else jax.lax.scan(body, carry, pick(slice(1, None)))[0]
 
 
 # ------------------------------------------------------------------------------------------------ ends
@@ -211,8 +201,8 @@ def hidden(
     x = embed(spec, params, inputs, ctx)
     slots = {key: slots for key, (slots, _) in assigned.items()}
     call = Call(order, jnp.maximum(coords, 0), span, slots, bus={"embed": x})
-    run = run_loop if driver == "loop" else run_scan
-    x, layers = run(spec, params["layers"], x, cache, call, ctx)
+    run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
+    x, layers = run(spec, params, x, cache, call, ctx)
     if rank_BT is not None:
         x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
     if cache is None:

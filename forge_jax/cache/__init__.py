@@ -5,7 +5,7 @@ one entry, so it is written once a step. `layers` holds the arrays. Masks are a 
 reports and of nothing else: dense, ring, ragged and chunked use are the same attention code.
 """
 
-from forge_jax.cache.dense import Cache, Places, Slots, assign, init, put, rewind, widen
+from forge_jax.cache.dense import Cache, Places, Slots, assign, init, put, repeat, rewind, widen
 from forge_jax.cache.memory import Slab, memories, memory, place_key, recurrent
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "place_key",
     "put",
     "recurrent",
+    "repeat",
     "rewind",
     "widen",
 ]

@@ -4,7 +4,7 @@ Knows positions and slabs; what the slabs mean is the op's business.
 """
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,18 @@ class Places:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """`places` by key (see `place_key`); `layers[i][branch][name]` are the arrays of each `memory.Slab`."""
+    """`places` by key (see `place_key`); `layers[i][branch][name]` are the arrays of each `memory.Slab`.
+
+    Beside stacked parameters, `layers` is stacked as they are (`forge_jax.stacking`).
+    """
 
     places: dict[str, Places]
-    layers: tuple[dict[str, dict[str, Array]], ...]
+    layers: tuple[Any, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the layers are stacked."""
+        return bool(self.layers) and isinstance(self.layers[0], tuple)
 
     @property
     def length(self) -> int:
@@ -124,6 +132,12 @@ def widen(tree: T, empty: T) -> T:
         return old if old.shape == new.shape else jax.lax.dynamic_update_slice(new, old, (0,) * new.ndim)
 
     return jax.tree.map(copy, empty, tree)
+
+
+def repeat(cache: Cache, times: int) -> Cache:
+    """Every row `times` times, one after another."""
+    rows = lambda tree, axis: jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis), tree)  # noqa: E731
+    return Cache(rows(cache.places, 0), rows(cache.layers, int(cache.stacked)))
 
 
 def rewind(cache: Cache, length_B: Array) -> Cache:

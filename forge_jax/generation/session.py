@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
+from forge_jax import stacking
 from forge_jax.decoder import forward
 from forge_jax.generation import loop
 from forge_jax.generation.loop import Record, State
@@ -116,11 +117,16 @@ class Session:
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
-        cache = programs.new_cache(spec, len(rows), size, slack=BURST, dtype=self.cache_dtype)
+        cache = self.empty_cache(len(rows), size)
         logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
         if n > 1:
-            logits, cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (logits, cache))
+            logits, cache = jnp.repeat(logits, n, axis=0), caches.repeat(cache, n)
         self.begin(cache, size, [row for row in rows for _ in range(n)], new_tokens, logits)
+
+    def empty_cache(self, rows: int, size: int) -> caches.Cache:
+        """A cache for `rows` texts of up to `size` tokens, stacked if the parameters are."""
+        cache = self.programs.new_cache(self.spec, rows, size, slack=BURST, dtype=self.cache_dtype)
+        return stacking.stack_cache(self.spec, cache) if stacking.stacked(self.params) else cache
 
     def room(self, rows: list[list[int]], max_new_tokens: int | Sequence[int] | None) -> tuple[int, list[int]]:
         """The cache size to begin with, and the new tokens of each row. More room is made when it is needed."""
@@ -197,7 +203,7 @@ class Session:
     def widen(self, size: int) -> None:
         """Copy the state into a larger one."""
         old = self.state
-        cache = self.programs.new_cache(self.spec, self.batch, size, slack=BURST, dtype=self.cache_dtype)
+        cache = self.empty_cache(self.batch, size)
         empty = np.zeros((self.batch, size), np.int32)
         history = replace(old.history, tokens_BS=jnp.asarray(empty))
         wider = replace(old, cache=cache, history=history, record=new_record(self.plan, self.batch, size))
@@ -290,8 +296,7 @@ class Session:
             starts = np.zeros_like(lengths) if self.stale else lengths - 1
             cache = self.state.cache
             if self.stale:
-                options = {"slack": BURST, "dtype": self.cache_dtype}
-                cache = self.programs.new_cache(self.spec, self.batch, size, **options)
+                cache = self.empty_cache(self.batch, size)
             pending = [text[start:] for text, start in zip(whole, starts, strict=True)]
             logits, cache = self.read(cache, size, pending, starts.tolist(), fresh=self.stale)
             self.stale = False

@@ -21,8 +21,20 @@ FRONT = {
     "default_model",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
-ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "decoder", "sampling"]
-ORDER += ["generation", "parallel", "training"]
+ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "stacking", "decoder"]
+    "spec",
+    "config",
+    "presets",
+    "params",
+    "tensor",
+    "quantization",
+    "cache",
+    "ops",
+    "stacking",
+    "decoder",
+    "sampling",
+]
+ORDER += ["sampling", "generation", "parallel", "training"]
 FOR_CONVERTERS = {"spec", "config", "params", "tensor", "quantization"}
 NAMES = (
     "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
