@@ -23,12 +23,11 @@ def one_layer_of_each_kind(spec: ModelSpec, params: Tree) -> tuple[ModelSpec, Tr
     return replace(spec, layers=tuple(spec.layers[i] for i in kept)), params | {"layers": layers}
 
 
-@pytest.mark.parametrize("shards", [2, 8])
 @pytest.mark.parametrize("name", families())
-def test_family(name: str, shards: int) -> None:
-    """The plainest variant of each family: 4 query heads and 1, 2 or 4 kv heads, so that 8 devices need padding."""
+def test_family(name: str) -> None:
+    """The plainest variant of each family on 4 devices, which are more than most have kv heads, so that some repeat."""
     golden = load(name)
-    assert_sharded_equals_plain(*one_layer_of_each_kind(golden.spec, on_the_host(golden)), golden.tokens, shards)
+    assert_sharded_equals_plain(*one_layer_of_each_kind(golden.spec, on_the_host(golden)), golden.tokens, 4)
 
 
 @pytest.mark.slow

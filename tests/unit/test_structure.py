@@ -22,18 +22,6 @@ FRONT = {
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "stacking", "decoder"]
-    "spec",
-    "config",
-    "presets",
-    "params",
-    "tensor",
-    "quantization",
-    "cache",
-    "ops",
-    "stacking",
-    "decoder",
-    "sampling",
-]
 ORDER += ["sampling", "generation", "parallel", "training"]
 FOR_CONVERTERS = {"spec", "config", "params", "tensor", "quantization"}
 NAMES = (
