@@ -2,7 +2,7 @@
 
     python benchmarks/context.py [--rounds 5] [--json out.json]
 
-Small models of equal width with random float32 weights; the cache is made for the length, and a step at its end is timed.
+Small models of equal width with random float32 weights; the cache is made for the length, a step at its end timed.
 A window or a running state costs the same at any length; looking back on everything does not.
 """
 
