@@ -32,6 +32,7 @@ class Rule:
     ("(n c) r": n groups, in each of them the parts one after another), and `layout` has one entry a part, written
     from those unfolded axes ("n h r -> r n h"). `one` is an axis of size 1 that we do not have, `two` one of size 2.
     `add` is added to the values on import and subtracted on export, in float32.
+    `decay`: theirs is -exp(ours). The way there and back is not bit for bit.
     A letter in braces in `theirs` that `ours` lacks numbers an axis of ours, one tensor for each index:
     Rule("norm.scale", "norms.{n}.weight", "h -> n h").
     """
@@ -41,6 +42,7 @@ class Rule:
     layout: str | tuple[str, ...] = ""
     cat: str = ""
     add: float = 0.0
+    decay: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -98,6 +100,8 @@ class Rule:
         """Their tensor to our leaves, in the order of `paths`. `x` must have `stored_shape(shapes)`."""
         if self.add:
             x = (x.astype(np.float32) + np.float32(self.add)).astype(x.dtype)
+        if self.decay:
+            x = self.rate(x)
         if not self.layout:
             return [x]
         sizes, sides = self.bind(shapes), self.sides()
@@ -113,7 +117,19 @@ class Rule:
     def write(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
         """Our leaves to their tensor: the inverse of `read`."""
         x = self.join(leaves) if self.layout else leaves[0]
+        if self.decay:
+            x = (-np.exp(x.astype(np.float64))).astype(x.dtype)
         return (x.astype(np.float32) - np.float32(self.add)).astype(x.dtype) if self.add else x
+
+    def rate(self, x: np.ndarray) -> np.ndarray:
+        """The logarithm of a decay's rate, in the precision that float32 has of it.
+
+        Raises:
+            ValueError: a value is not negative.
+        """
+        if not (x < 0).all():
+            raise ValueError(f"{self.theirs}: expected negative values, which are rates of decay")
+        return np.log(-x.astype(np.float64)).astype(np.float32)
 
     def join(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
         """Rearrange our leaves back and put them together."""

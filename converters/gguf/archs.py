@@ -16,19 +16,23 @@ Keys = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Arch:
-    """One value of general.architecture.
+    """One value of general.architecture, or one kind of model that goes by it.
 
     model_type: the family that reads the config.
     keys, optional: metadata key (below "<arch>.") -> config key, where the value is the same; without an optional one
         the family's default holds.
+    repeats: the same for metadata keys that llama.cpp wants although another one says it already.
     present: config key -> the tensors of which one must be there to make it true.
     fixed: config keys that the architecture implies.
     act: the activation of its feed-forward layers, and the config key that names it (None: the family has no choice).
+    attention: whether any layer has it.
     rope: whether heads are rotated; rope_tensors: the tensors that may change the frequencies.
     period: every how many layers one has no window, where the metadata does not say; None: no windows by layer.
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
     fused_qkv, fused_gate: attn_qkv, or gate and up as one ffn_up, are what is written; both ways are read.
     swapped_norms: of two norms before parallel branches, attn_norm is the feed-forward layer's.
+    names: the usual name of a tensor -> its name here.
+    whole_ramp: YaRN's ramp goes from whole feature to whole feature, as in llama.cpp; the models themselves may differ.
     What llama.cpp's loader insists on, so that an export keeps to it:
     square: heads * head size = width.
     partial: heads may be rotated in part.
@@ -39,9 +43,11 @@ class Arch:
     model_type: str
     keys: Keys
     optional: Keys = field(default_factory=dict)
+    repeats: Keys = field(default_factory=dict)
     present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, object] = field(default_factory=dict)
     act: tuple[Activation, str | None] = ("silu", "hidden_act")
+    attention: bool = True
     rope: bool = True
     rope_tensors: frozenset[str] = frozenset()
     period: int | None = None
@@ -49,6 +55,8 @@ class Arch:
     fused_qkv: bool = False
     fused_gate: bool = False
     swapped_norms: bool = False
+    names: Keys = field(default_factory=dict)
+    whole_ramp: bool = True
     square: bool = False
     partial: bool = False
     biases: Literal["never", "optional", "always"] = "never"
@@ -89,6 +97,9 @@ FALCON = {
     "attention.head_count_kv": "num_kv_heads",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
+EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+LOCAL_EXPERTS = EXPERTS | {"expert_count": "num_local_experts"}
+EXPERT_WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
 CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
 WINDOW = {"attention.sliding_window": "sliding_window"}
 MULTIPLIERS = {
@@ -109,6 +120,7 @@ _GPT2 = Arch("gpt2", GPT2, act=TANH_GPT2, rope=False, fused_qkv=True, square=Tru
 ARCHS: Mapping[str, Arch] = MappingProxyType(
     {
         "llama": replace(_LLAMA, present=ATTENTION_BIAS | MLP_BIAS),
+        "llama:mixtral": replace(_LLAMA, model_type="mixtral", keys=RMS | LOCAL_EXPERTS, biases="never"),
         "mistral3": replace(_LLAMA, model_type="ministral3"),
         "granite": replace(
             _LLAMA,
@@ -120,6 +132,38 @@ ARCHS: Mapping[str, Arch] = MappingProxyType(
         "smollm3": Arch("smollm3", RMS, present=ATTENTION_BIAS | MLP_BIAS, permuted=True),
         "qwen2": Arch("qwen2", RMS, square=True),
         "qwen3": Arch("qwen3", RMS, present=ATTENTION_BIAS),
+        "qwen2moe": Arch(
+            "qwen2_moe",
+            RMS | EXPERTS,
+            EXPERT_WIDTH | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+            present={"qkv_bias": QKV_BIAS},
+            fixed={"norm_topk_prob": False},
+            square=True,
+        ),
+        "qwen3moe": Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True}),
+        "gpt-oss": Arch(
+            "gpt_oss",
+            RMS | LOCAL_EXPERTS | WINDOW,
+            repeats={"expert_feed_forward_length": "intermediate_size"},
+            fixed={"attention_bias": True},
+            act=("silu", None),
+            period=2,
+            biases="always",
+            names={"ffn_norm": "post_attention_norm"},
+            whole_ramp=False,
+            head="always",
+        ),
+        "llama4": Arch(
+            "llama4_text",
+            RMS
+            | LOCAL_EXPERTS
+            | {
+                "feed_forward_length": "intermediate_size_mlp",
+                "expert_feed_forward_length": "intermediate_size",
+                "interleave_moe_layer_step": "interleave_moe_layer_step",
+            },
+            rope_tensors=FREQS,
+        ),
         "gemma": Arch("gemma", RMS, act=TANH, partial=True, head="never"),
         "gemma2": Arch("gemma2", RMS, CAPS | WINDOW, act=TANH_GEMMA, period=2, partial=True, head="never"),
         "gemma3": Arch(

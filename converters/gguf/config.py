@@ -21,8 +21,9 @@ ACTIVATIONS: Mapping[Activation, str] = {"silu": "silu", "gelu": "gelu", "gelu_t
 
 NUMBERS = frozenset(
     """attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.scale embedding_scale residual_scale
-    logit_scale attn_logit_softcapping final_logit_softcapping""".split()
+    logit_scale attn_logit_softcapping final_logit_softcapping expert_weights_scale""".split()
 )
+FLAGS = frozenset({"use_parallel_residual", "expert_weights_norm"})
 UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
 """Keys that mean "none" where they are 0."""
 
@@ -45,13 +46,13 @@ def read_config(
         allow: keys that may stay unread, with or without the architecture's prefix.
 
     Returns:
-        The architecture, the config with its model_type, and the tensors that are thereby used up.
+        The entry of the tables, the config with its model_type, and the tensors that are thereby used up.
 
     Raises:
         ValueError: no model, an unknown architecture, or metadata that is missing, impossible or not understood.
     """
     arch = architecture(metadata, where)
-    reading = Reading(arch, metadata, tensors, read, where, allow)
+    reading = Reading(prefix(arch), metadata, tensors, read, where, allow)
     config = read_common(ARCHS[arch], reading)
     config |= EXTRAS[arch](reading, config) if arch in EXTRAS else {}
     ids = {key: metadata.get(f"tokenizer.ggml.{key}") for key in TOKENS}
@@ -60,21 +61,27 @@ def read_config(
     return arch, config, frozenset(reading.used)
 
 
+def prefix(arch: str) -> str:
+    """The value of general.architecture for an entry of the tables, "llama" for "llama:mixtral"."""
+    return arch.partition(":")[0]
+
+
 def architecture(metadata: Mapping[str, Any], where: str) -> str:
-    """The value of general.architecture, if it is one that can be read and the file is a whole model."""
+    """The entry of the tables for a file, if its architecture is one that can be read and it is a whole model."""
     kind, arch = metadata.get("general.type", "model"), metadata.get("general.architecture")
     if not isinstance(kind, str) or kind != "model":
         raise ValueError(f"{where}: general.type is {kind!r}, expected a model")
     if not isinstance(arch, str) or arch not in ARCHS:
         raise ValueError(
-            f"{where}: general.architecture is {arch!r}, which is not implemented; known are {', '.join(ARCHS)}"
+            f"{where}: general.architecture is {arch!r}, which is not implemented; known are "
+            + ", ".join(dict.fromkeys(map(prefix, ARCHS)))
         )
-    return arch
+    return KINDS[arch](metadata) if arch in KINDS else arch
 
 
 def setting(reading: Reading, key: str) -> Any:
     """A value of the tables, in its type."""
-    if key == "use_parallel_residual":
+    if key in FLAGS:
         return reading.flag(key)
     value = reading.number(key) if key in NUMBERS else reading.count(key, least=int(key not in UNSET))
     return (value or None) if key in UNSET else value
@@ -86,7 +93,7 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     embedding = reading.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError(f"{take.where}: there is no matrix token_embd.weight: the file holds a vocabulary, no model")
-    for key in ("expert_count", "expert_used_count"):
+    for key in {"expert_count", "expert_used_count"} - {*facts.keys}:
         take.require(key, 0)
     take.require("attention.causal", True)
     layers, width, heads = (reading.count(k) for k in ("block_count", "embedding_length", "attention.head_count"))
@@ -104,6 +111,8 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     }
     config |= {theirs: known[key] if key in known else setting(reading, key) for key, theirs in facts.keys.items()}
     config |= {theirs: setting(reading, key) for key, theirs in facts.optional.items() if take.has(key)}
+    for key, theirs in facts.repeats.items():
+        take.require(key, config[theirs])
     config |= {theirs: any(map(reading.has, one_of)) for theirs, one_of in facts.present.items()}
     act, named = facts.act
     if named is not None:
@@ -130,6 +139,12 @@ def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
     if not isinstance(given, list) or len(given) != layers:
         raise ValueError(f"{reading.take.where}: sliding_window_pattern is {given!r}; expected one entry a layer")
     return ["sliding_attention" if slide else "full_attention" for slide in given]
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "llama": lambda metadata: "llama:mixtral" if metadata.get("llama.expert_count") else "llama",
+}
+"""Architecture -> which entry of the tables its metadata are, where there are several."""
 
 
 # ------------------------------------------------------------------------------------------------ one by one
@@ -243,7 +258,30 @@ def cohere2(reading: Reading, config: Config) -> Config:
     return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
 
 
+def gpt_oss(reading: Reading, config: Config) -> Config:
+    """Layers with a window come first; the models' own ramps are not rounded, whatever llama.cpp does."""
+    rope = config["rope_parameters"]
+    reading.take.require("rope.freq_base_swa", rope["rope_theta"])
+    return {
+        "layer_types": layer_kinds(reading, config["num_hidden_layers"], 2),
+        "rope_parameters": rope | ({"truncate": False} if rope["rope_type"] == "yarn" else {}),
+    }
+
+
+def llama4(reading: Reading, config: Config) -> Config:
+    """Chunks, layers without rope and growing queries are llama.cpp's own; a window of 0 switches all that off."""
+    layers, chunked = config["num_hidden_layers"], reading.take("attention.sliding_window", None) != 0
+    turned = [int(not chunked or (i + 1) % 4 != 0) for i in range(layers)]
+    return {
+        "no_rope_layers": turned,
+        "attention_chunk_size": 8192 if chunked else None,
+        "use_qk_norm": config["num_local_experts"] != 128,
+    }
+
+
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    "gpt-oss": gpt_oss,
+    "llama4": llama4,
     "mistral3": mistral3,
     "gemma2": gemma2,
     "gemma3": gemma3,

@@ -13,12 +13,12 @@ import numpy as np
 
 from converters import architectures
 from converters.gguf.archs import ARCHS, Arch
-from converters.gguf.config import ACTIVATIONS, read_config, slides
+from converters.gguf.config import ACTIVATIONS, prefix, read_config, slides
 from converters.gguf.names import attention_of
 from converters.gguf.rope import llama3_factors, write_rope
 from converters.source import TensorInfo
 from converters.take import Take
-from forge_jax.spec import Attention, Branch, Llama3, LongRope, Mlp, ModelSpec, Rope
+from forge_jax.spec import Attention, Branch, Llama3, LongRope, Mlp, ModelSpec, Moe, Rope
 
 Metadata = dict[str, Any]
 
@@ -33,9 +33,32 @@ def attentions(spec: ModelSpec) -> list[Attention]:
     return [branch.op for branch in branches(spec) if isinstance(branch.op, Attention)]
 
 
-def mlps(spec: ModelSpec) -> list[Mlp]:
-    """The feed-forward layer of every layer, in order."""
-    return [branch.op for branch in branches(spec) if isinstance(branch.op, Mlp)]
+def feed_forward(spec: ModelSpec) -> list[Mlp | Moe]:
+    """The feed-forward layers, dense ones before mixtures."""
+    found = [branch.op for branch in branches(spec) if isinstance(branch.op, Mlp | Moe)]
+    return sorted(found, key=lambda op: isinstance(op, Moe))
+
+
+def mixture(spec: ModelSpec) -> Moe:
+    """The first mixture of experts.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    for branch in branches(spec):
+        if isinstance(branch.op, Moe):
+            return branch.op
+    raise ValueError("GGUF: this architecture is a mixture of experts, the model is not")
+
+
+def shared(spec: ModelSpec) -> int | None:
+    """The width of the expert that every token goes through."""
+    return op.shared.dim if (op := mixture(spec)).shared else None
+
+
+def mixtures(spec: ModelSpec) -> list[int]:
+    """Which layers are mixtures of experts."""
+    return [i for i, block in enumerate(spec.layers) if any(isinstance(b.op, Moe) for b in block.branches)]
 
 
 def window(spec: ModelSpec) -> int | None:
@@ -53,7 +76,7 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "context_length": lambda spec: spec.max_seq_len,
     "embedding_length": lambda spec: spec.dim,
     "block_count": lambda spec: len(spec.layers),
-    "feed_forward_length": lambda spec: mlps(spec)[0].dim,
+    "feed_forward_length": lambda spec: feed_forward(spec)[0].dim,
     "use_parallel_residual": lambda spec: spec.layers[0].parallel,
     "attention.head_count": lambda spec: attention_of(spec).heads,
     "attention.head_count_kv": lambda spec: attention_of(spec).kv_heads,
@@ -68,6 +91,16 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "embedding_scale": lambda spec: spec.embed_scale,
     "residual_scale": lambda spec: branches(spec)[0].scale,
     "logit_scale": lambda spec: spec.logit_scale,
+    "expert_count": lambda spec: mixture(spec).router.experts,
+    "expert_used_count": lambda spec: mixture(spec).router.top_k,
+    "expert_feed_forward_length": lambda spec: mixture(spec).dim,
+    "expert_shared_feed_forward_length": shared,
+    "expert_weights_scale": lambda spec: mixture(spec).router.scale,
+    "expert_weights_norm": lambda spec: mixture(spec).router.renorm is not None,
+    "expert_group_count": lambda spec: mixture(spec).router.groups[0],
+    "expert_group_used_count": lambda spec: mixture(spec).router.groups[1],
+    "leading_dense_block_count": lambda spec: mixtures(spec)[0],
+    "interleave_moe_layer_step": lambda spec: mixtures(spec)[0] + 1,
 }
 """Metadata key -> where a spec says it; None is left out."""
 
@@ -81,20 +114,22 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
         ValueError: a rope that GGUF cannot say.
     """
     facts = ARCHS[arch]
-    keys = {*facts.keys, *facts.optional, *ALWAYS} | ({"attention.value_length"} if not facts.square else set())
+    keys = {*facts.keys, *facts.optional, *facts.repeats, *ALWAYS} | (
+        {"attention.value_length"} if not facts.square else set()
+    )
     keys -= {"attention.key_length"} if facts.square else set()
     out: Metadata = {key: VALUES[key](spec) for key in VALUES if key in keys}
     out |= EXTRAS[arch](spec) if arch in EXTRAS else {}
-    act, named = mlps(spec)[0].act, facts.act[1]
+    act, named = feed_forward(spec)[0].act, facts.act[1]
     if act != facts.act[0] and named is not None and {act, facts.act[0]} == {"gelu", "gelu_tanh"}:
         out["hidden_activation"] = ACTIVATIONS[act]  # llama.cpp has one gelu for both
     if facts.period is not None:
         out["attention.sliding_window_pattern"] = pattern(spec, facts.period)
     tensors: Mapping[str, np.ndarray] = {}
     if facts.rope:
-        rope, tensors = write_rope(rope_of(spec), facts.rope_tensors, arch)
+        rope, tensors = write_rope(rope_of(spec), facts, arch)
         out |= rope
-    return {f"{arch}.{key}": value for key, value in out.items() if value is not None}, tensors
+    return {f"{prefix(arch)}.{key}": value for key, value in out.items() if value is not None}, tensors
 
 
 def rope_of(spec: ModelSpec) -> Rope:
@@ -161,7 +196,7 @@ def check(
     Raises:
         ValueError: it does not; what the loader insists on, or the first five fields that differ and are not allowed.
     """
-    this = f"this model cannot be said in a GGUF of architecture {arch!r}"
+    this = f"this model cannot be said in a GGUF of architecture {prefix(arch)!r}"
     if problems := list(insists(ARCHS[arch], spec)):
         raise ValueError(f"{this}: {'; '.join(problems)}")
     _, config, _ = read_config(metadata, tensors, vectors.__getitem__, f"GGUF of {arch}")
@@ -177,7 +212,7 @@ def check(
 
 def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
     """What llama.cpp's loader of the architecture would refuse."""
-    op, mlp = attention_of(spec), mlps(spec)[0]
+    op, mlp = attention_of(spec), feed_forward(spec)[0]
     if facts.square and op.heads * op.head_dim != spec.dim:
         yield f"llama.cpp takes only heads * head_dim = dim, found {op.heads} * {op.head_dim} and {spec.dim}"
     if op.rope is not None and op.rope.dim != op.head_dim and not facts.partial:

@@ -19,6 +19,7 @@ import numpy as np
 from converters import rules
 from converters.gguf import names
 from converters.gguf.archs import ARCHS
+from converters.gguf.config import prefix
 from converters.gguf.describe import check, describe
 from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
@@ -38,6 +39,9 @@ FILE_TYPES: Mapping[str, int] = {
     "BF16": 32,
 }
 """general.file_type of each."""
+
+PRECISE = ("_norm.weight", ".bias", "_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "ssm_a", "ssm_d")
+"""How the names of matrices end that are never packed: norms, routers, short convolutions, decays."""
 
 PLAIN = ("F32", "F16", "BF16")
 BLOCK = 32  # elements that the quantised types pack together
@@ -96,7 +100,7 @@ def export_gguf(
     arch = architecture(model_type)
     said, vectors = describe(arch, spec)
     found = rules.instances(names.rules(arch, spec), abstract(spec))
-    metadata: dict[str, Any] = {"general.architecture": arch, "general.type": "model"}
+    metadata: dict[str, Any] = {"general.architecture": prefix(arch), "general.type": "model"}
     metadata |= {"general.name": name} if name else {}
     metadata |= said | {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
     head = "token_embd.weight" if spec.tied else "output.weight"
@@ -112,7 +116,7 @@ def export_gguf(
 
 def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
     """The storage type of one tensor of a file whose matrices are `type`."""
-    if len(shape) < 2 or name.endswith(("_norm.weight", ".bias")) or name == "position_embd.weight":
+    if len(shape) < 2 or name.endswith(PRECISE) or name == "position_embd.weight":
         return "F32"
     if type in PLAIN:
         return type

@@ -32,8 +32,17 @@ def understand(path: Path, source: TensorSource, allow: Iterable[str] = ()) -> C
     take = Take(config, where)
     spec = family.config(take)
     take.done()
-    stored = {name: info.shape for name, info in source.tensors.items()}
-    found = rules.instances(names.rules(arch, spec), abstract(spec), stored)
+    found = rules.instances(names.rules(arch, spec), abstract(spec), source.tensors)
+    wanted = {instance.theirs: instance.stored_shape for instance in found}
+    stored = {name: as_wanted(info.shape, wanted.get(name)) for name, info in source.tensors.items()}
     buffers = [rules.pattern(name) for name in names.BUFFERS]
     rules.check(found, stored, lambda n: n in used or any(b.match(n) for b in buffers), where)
     return Checkpoint(path, source, config, family, spec, tuple(found))
+
+
+def as_wanted(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape that is wanted if only leading axes of size 1 make a difference, which ggml's tools drop."""
+    if wanted is None or len(shape) == len(wanted):
+        return shape
+    short, long = sorted((shape, wanted), key=len)
+    return wanted if long == (1,) * (len(long) - len(short)) + short else shape

@@ -5,13 +5,15 @@ layouts that `archs.Arch` lists and in what can be read off the spec. A model th
 gate and up, is read either way; the one that llama.cpp's converter writes comes first. Knows no metadata.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from converters.gguf.archs import ARCHS, Arch
 from converters.rules import Rule
 from forge_jax.spec import Attention, ModelSpec, Norm
 
 LAYER, BLOCK = "layers.{l}", "blk.{l}"
+MOE = f"{LAYER}.moe"
 
 NORMS = (
     ("embed_norm", "token_embd_norm"),
@@ -21,6 +23,8 @@ NORMS = (
     (f"{LAYER}.attention.post", f"{BLOCK}.post_attention_norm"),
     (f"{LAYER}.mlp.pre", f"{BLOCK}.ffn_norm"),
     (f"{LAYER}.mlp.post", f"{BLOCK}.post_ffw_norm"),
+    (f"{MOE}.pre", f"{BLOCK}.ffn_norm"),
+    (f"{MOE}.post", f"{BLOCK}.post_ffw_norm"),
 )
 """Our norm -> theirs."""
 
@@ -47,15 +51,16 @@ def norms(spec: ModelSpec) -> Iterator[Norm]:
 
 
 def attention_of(spec: ModelSpec) -> Attention:
-    """The attention of the first layer.
+    """The attention of the first layer that has one.
 
     Raises:
-        ValueError: the first layer has none.
+        ValueError: no layer has.
     """
-    for branch in spec.layers[0].branches if spec.layers else ():
-        if isinstance(branch.op, Attention):
-            return branch.op
-    raise ValueError("GGUF: the model's first layer has no attention")
+    for block in spec.layers:
+        for branch in block.branches:
+            if isinstance(branch.op, Attention):
+                return branch.op
+    raise ValueError("GGUF: no layer of the model has attention")
 
 
 def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
@@ -64,23 +69,28 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
     Raises:
         ValueError: norms that store different offsets, of which GGUF, which stores the factors themselves, knows none.
     """
-    facts, attention = ARCHS[arch], attention_of(spec)
+    facts = ARCHS[arch]
     offsets = {norm.offset for norm in norms(spec)}
     if len(offsets) > 1:
         raise ValueError(f"GGUF: norms with different offsets {sorted(offsets)} are not implemented")
     offset = offsets.pop() if offsets else 0.0
-    per_head = "(n h) -> n h" if attention.qk_norm_over == "all" else ""
     named = (*SWAPPED, *NORMS) if facts.swapped_norms else NORMS
-    return (
+    table = (
         Rule("embed", "token_embd.weight"),
         Rule("positions", "position_embd.weight"),
         *linear("head", "output", "v d -> d v"),
         *(rule for ours, theirs in named for rule in norm(ours, theirs, offset)),
-        *norm(f"{LAYER}.attention.q_norm", f"{BLOCK}.attn_q_norm", offset, per_head),
-        *norm(f"{LAYER}.attention.k_norm", f"{BLOCK}.attn_k_norm", offset, per_head),
-        *attention_rules(facts),
+        *(attention_rules(facts, attention_of(spec), offset) if facts.attention else ()),
         *mlp_rules(facts),
+        *moe_rules(),
     )
+    return tuple(replace(rule, theirs=renamed(rule.theirs, facts.names)) for rule in table)
+
+
+def renamed(theirs: str, names: Mapping[str, str]) -> str:
+    """A tensor's name, "blk.{l}.ffn_norm.weight", where the architecture has another one for its role."""
+    role = next((part for part in theirs.split(".") if part in names), None)
+    return theirs.replace(f".{role}.", f".{names[role]}.") if role else theirs
 
 
 def linear(ours: str, theirs: str, layout: str, bias_layout: str = "") -> tuple[Rule, ...]:
@@ -96,8 +106,8 @@ def norm(ours: str, theirs: str, offset: float, layout: str = "") -> tuple[Rule,
     )
 
 
-def attention_rules(facts: Arch) -> tuple[Rule, ...]:
-    """q, k, v apart and as one tensor (all of q, then all of k, then all of v), and o."""
+def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[Rule, ...]:
+    """q, k, v apart and as one tensor (all of q, then all of k, then all of v), o, and norms of q and k."""
     turned = HALVES if facts.permuted else HEAD
     parts = (("q", "n", *turned), ("k", "k", *turned), ("v", "m", *HEAD))
     ours = f"{LAYER}.attention"
@@ -125,8 +135,14 @@ def attention_rules(facts: Arch) -> tuple[Rule, ...]:
             cat="c",
         ),
     )
-    out = linear(f"{ours}.o", f"{BLOCK}.attn_output", "d (n h) -> n h d")
-    return (*fused, *apart, *out) if facts.fused_qkv else (*apart, *fused, *out)
+    per_head = "(n h) -> n h" if attention.qk_norm_over == "all" else ""
+    rest = (
+        *linear(f"{ours}.o", f"{BLOCK}.attn_output", "d (n h) -> n h d"),
+        *norm(f"{ours}.q_norm", f"{BLOCK}.attn_q_norm", offset, per_head),
+        *norm(f"{ours}.k_norm", f"{BLOCK}.attn_k_norm", offset, per_head),
+        Rule(f"{ours}.sinks", f"{BLOCK}.attn_sinks.weight"),
+    )
+    return (*fused, *apart, *rest) if facts.fused_qkv else (*apart, *fused, *rest)
 
 
 def rows(heads: str, features: str) -> str:
@@ -146,3 +162,23 @@ def mlp_rules(facts: Arch) -> tuple[Rule, ...]:
     )
     down = linear(f"{ours}.down", f"{BLOCK}.ffn_down", "d f -> f d")
     return (*fused, *apart, *down) if facts.fused_gate else (*apart, *down)
+
+
+def moe_rules() -> tuple[Rule, ...]:
+    """The router, experts in one tensor (in old files one by one; gate and up may be fused), and the shared expert."""
+    names = {"gate": "e f d -> e d f", "up": "e f d -> e d f", "down": "e d f -> e f d"}
+    return (
+        *linear(f"{MOE}.router", f"{BLOCK}.ffn_gate_inp", "e d -> d e"),
+        Rule(f"{MOE}.choice_bias", f"{BLOCK}.exp_probs_b.bias"),
+        *(rule for name, layout in names.items() for rule in linear(f"{MOE}.{name}", exps(name), layout)),
+        *(Rule(f"{MOE}.{name}", f"{BLOCK}.ffn_{name}.{{e}}.weight", "a b -> e b a") for name in names),
+        Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
+        Rule((f"{MOE}.gate_bias", f"{MOE}.up_bias"), f"{exps('gate_up')}.bias", "e (q f) -> q e f"),
+        *(rule for name in names for rule in linear(f"{MOE}.shared.{name}", f"{BLOCK}.ffn_{name}_shexp", "a b -> b a")),
+        Rule(f"{MOE}.shared_gate", f"{BLOCK}.ffn_gate_inp_shexp.weight", "u d -> d u"),
+    )
+
+
+def exps(name: str) -> str:
+    """All experts' tensor of a name."""
+    return f"{BLOCK}.ffn_{name}_exps"

@@ -1,7 +1,7 @@
 """Rotary settings between GGUF's metadata and tensors and the rope dict of a HuggingFace config.
 
 GGUF knows linear scaling, YaRN, and divisors of the frequencies as tensors: `rope_freqs` (Llama 3's scaling arrives as
-this, its parameters are not stored) and `rope_factors_short` / `_long`. Knows no architecture.
+this, its parameters are not stored) and `rope_factors_short` / `_long`.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.gguf.archs import Arch
 from converters.gguf.reading import Reading, shortest
 from converters.rope import magnitude
 from forge_jax.spec import Linear, Llama3, LongRope, Rope, Yarn
@@ -119,12 +120,13 @@ def original_len(length: int) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ writing
-def write_rope(rope: Rope, tensors: frozenset[str], arch: str) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
+def write_rope(rope: Rope, facts: Arch, arch: str) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
     """The metadata (below "<arch>.") and the tensors that say a rope.
 
     Raises:
         ValueError: GGUF, or llama.cpp's loader of this architecture, has no word for it; the message names it.
     """
+    tensors = facts.rope_tensors
     out: dict[str, Any] = {"rope.dimension_count": rope.dim, "rope.freq_base": rope.theta}
     match rope.scaling:
         case None:
@@ -132,7 +134,7 @@ def write_rope(rope: Rope, tensors: frozenset[str], arch: str) -> tuple[dict[str
         case Linear(factor):
             return out | {"rope.scaling.type": "linear", "rope.scaling.factor": factor}, {}
         case Yarn() as yarn:
-            return out | write_yarn(yarn, arch), {}
+            return out | write_yarn(yarn, facts.whole_ramp, arch), {}
         case Llama3() as scaling if "rope_freqs" in tensors:
             out["rope.scaling.original_context_length"] = scaling.original_len
             return out, {FREQS: llama3_factors(rope.theta, rope.dim, scaling)}
@@ -146,9 +148,9 @@ def write_rope(rope: Rope, tensors: frozenset[str], arch: str) -> tuple[dict[str
             raise ValueError(f"rope scaling {type(scaling).__name__} cannot be said in a GGUF of architecture {arch!r}")
 
 
-def write_yarn(yarn: Yarn, arch: str) -> dict[str, Any]:
+def write_yarn(yarn: Yarn, whole_ramp: bool, arch: str) -> dict[str, Any]:
     """YaRN's keys; a temperature that is not the usual one stands there as llama.cpp and as HuggingFace count it."""
-    if not yarn.truncate:
+    if whole_ramp and not yarn.truncate:
         raise ValueError("rope scaling Yarn(truncate=False) cannot be said in GGUF: llama.cpp always rounds the ramp")
     out: dict[str, Any] = {
         "rope.scaling.type": "yarn",

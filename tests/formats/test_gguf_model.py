@@ -1,6 +1,7 @@
 """GGUF models read: reference logits, the same numbers as the HuggingFace files, and strictness about metadata."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,8 @@ TYPES = (
     "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q2_K_S Q3_K_M Q4_K_M Q5_K_M Q6_K IQ1_M IQ1_S IQ2_M IQ2_S IQ2_XS "
     "IQ2_XXS IQ3_S IQ3_XXS IQ4_NL IQ4_XS Q1_0 Q2_0 TQ1_0 TQ2_0"
 ).split()
-CASES = [("llama", kind) for kind in TYPES] + [("gemma2", "Q4_K_M"), ("gpt2", "Q4_K_M"), ("qwen2", "Q4_K_M")]
+CASES = [("llama", kind) for kind in TYPES]
+CASES += [(name, "Q4_K_M") for name in ("gemma2", "gpt2", "mixtral", "qwen2")]
 
 
 @contextmanager
@@ -158,6 +160,27 @@ def test_a_longer_embedding_than_vocabulary_is_kept(tmp_path: Path) -> None:
         assert checkpoint.config["eos_token_id"] == 1
 
 
+def test_experts_one_by_one_and_together(tmp_path: Path) -> None:
+    together = {name: x for name, x in llama_tensors().items() if not re.search(r"ffn_(gate|up|down)\.", name)}
+    rng = np.random.default_rng(1)
+    apart = dict(together)
+    for i in range(2):
+        for name in ("ffn_gate", "ffn_up", "ffn_down"):
+            experts = rng.normal(size=(3, *SHAPES[name])).astype(np.float32)
+            together[f"blk.{i}.{name}_exps.weight"] = experts
+            apart |= {f"blk.{i}.{name}.{e}.weight": x for e, x in enumerate(experts)}
+        router = rng.normal(size=(3, DIM)).astype(np.float32)
+        together[f"blk.{i}.ffn_gate_inp.weight"] = apart[f"blk.{i}.ffn_gate_inp.weight"] = router
+    metadata = LLAMA | changed(expert_count=3, expert_used_count=2)
+    with opened(save(tmp_path / "a.gguf", metadata, together)) as a:
+        with opened(save(tmp_path / "b.gguf", metadata, apart)) as b:
+            ours, theirs = leaves(a), leaves(b)
+            assert a.spec == b.spec
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+
+
 # ------------------------------------------------------------------------------------------------ rope
 FACTORS = llama3_factors(500000.0, SIZE, Llama3(8.0, 1.0, 4.0, 8192))
 
@@ -251,7 +274,8 @@ BAD_METADATA = [
     (changed(rope__dimension_count=10), "rope.dimension_count is 10, expected an even number up to 8"),
     (changed(rope__scaling__type="magic"), "rope.scaling.type is 'magic', expected none, linear, yarn or longrope"),
     (changed(rope__scaling__type="longrope"), "rope_factors_short.weight is missing, expected 4 numbers"),
-    (changed(expert_count=8), "expert_count = 8 is not implemented"),
+    (changed(expert_count=8), "'expert_used_count' is missing"),
+    (changed(expert_used_count=2), "expert_used_count = 2 is not implemented"),
     (changed(attention__causal=False), "attention.causal = False is not implemented"),
     (changed(attention__clamp_kqv=8.0), "1 config keys are not understood.*attention.clamp_kqv=8.0"),
     (changed(hidden_activation="swoosh"), "'swoosh' is not one of"),
