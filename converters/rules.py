@@ -30,7 +30,8 @@ class Rule:
     counts the parts: "(q n h) d -> q d n h" holds q parts of shape [d, n, h].
     `cat` is for parts of unequal size: it gives their tensor's axes with `c` where the parts lie end to end
     ("(n c) r": n groups, in each of them the parts one after another), and `layout` has one entry a part, written
-    from those unfolded axes ("n h r -> r n h"). `one` is an axis of size 1 that we do not have, `two` one of size 2.
+    from those unfolded axes ("n h r -> r n h"). `one` is an axis of size 1 that we do not have, `two` one of size 2,
+    and a number one of that size.
     `add` is added to the values on import and subtracted on export, in float32.
     `decay`: theirs is -exp(ours). The way there and back is not bit for bit.
     A letter in braces in `theirs` that `ours` lacks numbers an axis of ours, one tensor for each index:
@@ -67,7 +68,7 @@ class Rule:
             if len(present) != len(shape):
                 raise ValueError(f"{self.theirs}: layout {right!r} has {len(present)} axes, our shape is {shape}")
             equations += zip(present, shape, strict=True)
-        sizes = dict(FIXED)
+        sizes = FIXED | {c: int(c) for side in self.sides() for c in flat(" ".join(side)) if c.isdigit()}
         while True:
             unsolved = [(g, n) for g, n in equations if sum(c not in sizes for c in g) == 1]
             if not unsolved:

@@ -100,6 +100,13 @@ FALCON = {
 EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 LOCAL_EXPERTS = EXPERTS | {"expert_count": "num_local_experts"}
 EXPERT_WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
+STATE = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+    "ssm.conv_kernel": "conv_kernel",
+    "ssm.state_size": "state_size",
+}
 CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
 WINDOW = {"attention.sliding_window": "sliding_window"}
 MULTIPLIERS = {
@@ -116,6 +123,14 @@ TANH_GPT2: tuple[Activation, str] = ("gelu_tanh", "activation_function")
 
 _LLAMA = Arch("llama", RMS, rope_tensors=FREQS | FACTORS, permuted=True, biases="optional")
 _GPT2 = Arch("gpt2", GPT2, act=TANH_GPT2, rope=False, fused_qkv=True, square=True, biases="always")
+
+_MAMBA = Arch(
+    "mamba",
+    STATE | {"ssm.inner_size": "intermediate_size", "ssm.time_step_rank": "time_step_rank"},
+    present={"use_conv_bias": ("blk.0.ssm_conv1d.bias",)},
+    attention=False,
+    rope=False,
+)
 
 ARCHS: Mapping[str, Arch] = MappingProxyType(
     {
@@ -220,6 +235,22 @@ ARCHS: Mapping[str, Arch] = MappingProxyType(
             head="always",
         ),
         "olmo2": Arch("olmo2", RMS, square=True, head="always"),
+        "olmo2:olmo3": Arch("olmo3", RMS | WINDOW, period=4, square=True, head="always"),
+        "ernie4_5": Arch("ernie4_5", RMS, present={"use_bias": QKV_BIAS}),
+        "jais2": Arch(
+            "jais2",
+            LAYER,
+            present=ATTENTION_BIAS | MLP_BIAS,
+            act=("relu2", "hidden_act"),
+            biases="always",
+        ),
+        "mamba": _MAMBA,
+        "mamba:falcon": replace(_MAMBA, model_type="falcon_mamba"),
+        "mamba2": replace(
+            _MAMBA,
+            model_type="mamba2",
+            keys=STATE | {"ssm.group_count": "n_groups", "ssm.time_step_rank": "num_heads"},
+        ),
         "cohere2": Arch(
             "cohere2",
             LAYER | WINDOW | {"logit_scale": "logit_scale"},

@@ -17,7 +17,12 @@ from forge_jax.spec import Activation
 
 Config = dict[str, Any]
 
-ACTIVATIONS: Mapping[Activation, str] = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATIONS: Mapping[Activation, str] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu2": "relu2",
+}
 
 NUMBERS = frozenset(
     """attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.scale embedding_scale residual_scale
@@ -26,6 +31,9 @@ NUMBERS = frozenset(
 FLAGS = frozenset({"use_parallel_residual", "expert_weights_norm"})
 UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
 """Keys that mean "none" where they are 0."""
+
+UNUSED = ("context_length", "feed_forward_length", "attention.head_count")
+"""Keys that llama.cpp wants from everyone, but that say nothing about a model without attention."""
 
 TOKENS = ("bos_token_id", "eos_token_id")
 
@@ -96,13 +104,11 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     for key in {"expert_count", "expert_used_count"} - {*facts.keys}:
         take.require(key, 0)
     take.require("attention.causal", True)
-    layers, width, heads = (reading.count(k) for k in ("block_count", "embedding_length", "attention.head_count"))
+    layers = reading.count("block_count")
     if layers > len(reading.tensors):
         raise ValueError(f"{take.where}: block_count is {layers}, but there are {len(reading.tensors)} tensors")
-    size = reading.count("attention.key_length", width // heads)
-    if reading.count("attention.value_length", size) != size:
-        raise ValueError(f"{take.where}: attention.value_length differs from key_length {size}; not implemented")
-    known = {"attention.key_length": size, "attention.head_count_kv": reading.count("attention.head_count_kv", heads)}
+    known = head_sizes(reading) if facts.attention else {}
+    take.ignore(*(() if facts.attention else UNUSED))
     config: Config = {
         "model_type": facts.model_type,
         "vocab_size": embedding.shape[0],
@@ -118,8 +124,24 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     if named is not None:
         config[named] = reading.text("hidden_activation", ACTIVATIONS[act])
     if facts.rope:
+        size = known["attention.key_length"]
         config["rope_parameters"] = read_rope(reading, size, reading.count("context_length"))
     return config
+
+
+def head_sizes(reading: Reading) -> dict[str, int]:
+    """The heads' number and size, where they have defaults.
+
+    Raises:
+        ValueError: values of another size than keys.
+    """
+    width, heads = reading.count("embedding_length"), reading.count("attention.head_count")
+    size = reading.count("attention.key_length", width // heads)
+    if reading.count("attention.value_length", size) != size:
+        raise ValueError(
+            f"{reading.take.where}: attention.value_length differs from key_length {size}; not implemented"
+        )
+    return {"attention.key_length": size, "attention.head_count_kv": reading.count("attention.head_count_kv", heads)}
 
 
 def slides(period: int, layers: int) -> list[bool]:
@@ -143,6 +165,8 @@ def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
 
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "llama": lambda metadata: "llama:mixtral" if metadata.get("llama.expert_count") else "llama",
+    "olmo2": lambda metadata: "olmo2:olmo3" if metadata.get("olmo2.attention.sliding_window") else "olmo2",
+    "mamba": lambda metadata: "mamba:falcon" if metadata.get("mamba.ssm.dt_b_c_rms") else "mamba",
 }
 """Architecture -> which entry of the tables its metadata are, where there are several."""
 
@@ -237,13 +261,33 @@ def granite(reading: Reading, config: Config) -> Config:
     }
 
 
-def olmo2(reading: Reading, config: Config) -> Config:
-    """OLMo 3 uses the same name and has windows."""
-    window = reading.count("attention.sliding_window", 0, least=0)
-    if not window:
+def olmo3(reading: Reading, config: Config) -> Config:
+    """OLMo 2 with windows, whose layers have a rope that is never scaled."""
+    rope = config["rope_parameters"]
+    theta = reading.number("rope.freq_base_swa", rope["rope_theta"], above=1.0)
+    local = {"rope_type": "default", "rope_theta": theta}
+    return {
+        "layer_types": layer_kinds(reading, config["num_hidden_layers"], 4),
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+    }
+
+
+def mamba2(reading: Reading, config: Config) -> Config:
+    """The width is that of all heads together."""
+    inner, heads = reading.count("ssm.inner_size"), config["num_heads"]
+    if inner % heads:
+        raise ValueError(f"{reading.take.where}: ssm.inner_size {inner} is not shared by {heads} heads")
+    return {"head_dim": inner // heads}
+
+
+def quiet(*keys: str) -> Callable[[Reading, Config], Config]:
+    """Nothing more to say; the keys have had their effect."""
+
+    def extra(reading: Reading, config: Config) -> Config:
+        reading.take.ignore(*keys)
         return {}
-    kinds = layer_kinds(reading, config["num_hidden_layers"], 4)
-    return {"model_type": "olmo3", "sliding_window": window, "layer_types": kinds}
+
+    return extra
 
 
 def smollm3(reading: Reading, config: Config) -> Config:
@@ -292,7 +336,11 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "falcon": falcon,
     "stablelm": stablelm,
     "granite": granite,
-    "olmo2": olmo2,
+    "olmo2": quiet("attention.sliding_window"),
+    "olmo2:olmo3": olmo3,
+    "mamba": quiet("ssm.dt_b_c_rms"),
+    "mamba:falcon": quiet("ssm.dt_b_c_rms"),
+    "mamba2": mamba2,
     "smollm3": smollm3,
     "cohere2": cohere2,
 }

@@ -13,12 +13,12 @@ import numpy as np
 
 from converters import architectures
 from converters.gguf.archs import ARCHS, Arch
-from converters.gguf.config import ACTIVATIONS, prefix, read_config, slides
+from converters.gguf.config import ACTIVATIONS, UNUSED, prefix, read_config, slides
 from converters.gguf.names import attention_of
 from converters.gguf.rope import llama3_factors, write_rope
 from converters.source import TensorInfo
 from converters.take import Take
-from forge_jax.spec import Attention, Branch, Llama3, LongRope, Mlp, ModelSpec, Moe, Rope
+from forge_jax.spec import Activation, Attention, Branch, Llama3, LongRope, Mamba, Mamba2, Mlp, ModelSpec, Moe, Rope
 
 Metadata = dict[str, Any]
 
@@ -66,6 +66,24 @@ def window(spec: ModelSpec) -> int | None:
     return next((op.window for op in attentions(spec) if op.window is not None), None)
 
 
+def state_space(spec: ModelSpec) -> Mamba | Mamba2:
+    """The first state space model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for branch in branches(spec):
+        if isinstance(branch.op, Mamba | Mamba2):
+            return branch.op
+    raise ValueError("GGUF: this architecture has state space models, the model has none")
+
+
+def inner_size(spec: ModelSpec) -> int:
+    """The width of a state space model."""
+    op = state_space(spec)
+    return op.dim if isinstance(op, Mamba) else op.heads * op.head_dim
+
+
 def eps(spec: ModelSpec) -> float | None:
     """The epsilon of the norms."""
     return spec.final_norm.eps if spec.final_norm else None
@@ -101,10 +119,16 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "expert_group_used_count": lambda spec: mixture(spec).router.groups[1],
     "leading_dense_block_count": lambda spec: mixtures(spec)[0],
     "interleave_moe_layer_step": lambda spec: mixtures(spec)[0] + 1,
+    "ssm.conv_kernel": lambda spec: state_space(spec).conv,
+    "ssm.state_size": lambda spec: state_space(spec).state,
+    "ssm.inner_size": inner_size,
+    "ssm.time_step_rank": lambda spec: op.rank if isinstance(op := state_space(spec), Mamba) else op.heads,
+    "ssm.group_count": lambda spec: op.groups if isinstance(op := state_space(spec), Mamba2) else None,
 }
 """Metadata key -> where a spec says it; None is left out."""
 
-ALWAYS = ("vocab_size", "feed_forward_length", "attention.head_count_kv")
+ALWAYS = frozenset({"vocab_size", "feed_forward_length", "attention.head_count_kv"})
+NO_ATTENTION = frozenset({"context_length", "vocab_size"})
 
 
 def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndarray]]:
@@ -114,13 +138,12 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
         ValueError: a rope that GGUF cannot say.
     """
     facts = ARCHS[arch]
-    keys = {*facts.keys, *facts.optional, *facts.repeats, *ALWAYS} | (
-        {"attention.value_length"} if not facts.square else set()
-    )
+    keys = {*facts.keys, *facts.optional, *facts.repeats, *(ALWAYS if facts.attention else NO_ATTENTION)}
+    keys |= {"attention.value_length"} if facts.attention and not facts.square else set()
     keys -= {"attention.key_length"} if facts.square else set()
     out: Metadata = {key: VALUES[key](spec) for key in VALUES if key in keys}
     out |= EXTRAS[arch](spec) if arch in EXTRAS else {}
-    act, named = feed_forward(spec)[0].act, facts.act[1]
+    act, named = activation_of(spec), facts.act[1]
     if act != facts.act[0] and named is not None and {act, facts.act[0]} == {"gelu", "gelu_tanh"}:
         out["hidden_activation"] = ACTIVATIONS[act]  # llama.cpp has one gelu for both
     if facts.period is not None:
@@ -130,6 +153,12 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
         rope, tensors = write_rope(rope_of(spec), facts, arch)
         out |= rope
     return {f"{prefix(arch)}.{key}": value for key, value in out.items() if value is not None}, tensors
+
+
+def activation_of(spec: ModelSpec) -> Activation:
+    """The activation of feed-forward layers, or else of state space models."""
+    found = feed_forward(spec)
+    return found[0].act if found else state_space(spec).act
 
 
 def rope_of(spec: ModelSpec) -> Rope:
@@ -153,10 +182,10 @@ def pattern(spec: ModelSpec, usual: int) -> int | None:
     return next((n for n in range(len(found) + 1) if slides(n, len(found)) == found), None)
 
 
-def gemma3(spec: ModelSpec) -> Metadata:
-    """Layers with a window have their own rope."""
+def local_theta(spec: ModelSpec) -> float | None:
+    """The base of the rope of layers with a window."""
     local = next((op.rope for op in attentions(spec) if op.window is not None and op.rope), None)
-    return {"rope.freq_base_swa": local.theta if local else None}
+    return local.theta if local else None
 
 
 def mistral3(spec: ModelSpec) -> Metadata:
@@ -166,11 +195,15 @@ def mistral3(spec: ModelSpec) -> Metadata:
 
 
 EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
-    "gemma3": gemma3,
+    "gemma3": lambda spec: {"rope.freq_base_swa": local_theta(spec)},
     "mistral3": mistral3,
     "granite": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "phi3": lambda spec: {"attention.sliding_window": window(spec) or 0},
     "falcon": lambda spec: {"tensor_data_layout": "jploski"},
+    "mamba": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.dt_b_c_rms": False},
+    "mamba:falcon": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.dt_b_c_rms": True},
+    "mamba2": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.inner_size": inner_size(spec)},
+    "olmo2:olmo3": lambda spec: {"rope.freq_base_swa": local_theta(spec)},
     "stablelm": lambda spec: {"use_parallel_residual": spec.layers[0].parallel},
 }
 """Architecture -> what its tables leave open, or say otherwise."""
@@ -212,6 +245,8 @@ def check(
 
 def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
     """What llama.cpp's loader of the architecture would refuse."""
+    if not facts.attention:
+        return
     op, mlp = attention_of(spec), feed_forward(spec)[0]
     if facts.square and op.heads * op.head_dim != spec.dim:
         yield f"llama.cpp takes only heads * head_dim = dim, found {op.heads} * {op.head_dim} and {spec.dim}"

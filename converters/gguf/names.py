@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from converters.gguf.archs import ARCHS, Arch
+from converters.gguf.names_state import state_rules
 from converters.rules import Rule
 from forge_jax.spec import Attention, ModelSpec, Norm
 
@@ -23,6 +24,7 @@ NORMS = (
     (f"{LAYER}.attention.post", f"{BLOCK}.post_attention_norm"),
     (f"{LAYER}.mlp.pre", f"{BLOCK}.ffn_norm"),
     (f"{LAYER}.mlp.post", f"{BLOCK}.post_ffw_norm"),
+    (f"{LAYER}.mamba.pre", f"{BLOCK}.attn_norm"),
     (f"{MOE}.pre", f"{BLOCK}.ffn_norm"),
     (f"{MOE}.post", f"{BLOCK}.post_ffw_norm"),
 )
@@ -83,6 +85,7 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
         *(attention_rules(facts, attention_of(spec), offset) if facts.attention else ()),
         *mlp_rules(facts),
         *moe_rules(),
+        *state_rules(spec),
     )
     return tuple(replace(rule, theirs=renamed(rule.theirs, facts.names)) for rule in table)
 

@@ -6,6 +6,7 @@ converter (conversion/ of June 2026, all in F32) made of a HuggingFace checkpoin
 """
 
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,7 +87,9 @@ def test_reads_back_bit_for_bit(exported: dict[str, Path], name: str) -> None:
     assert params.keys() == expected.keys()
     for path, value in expected.items():
         assert params[path].dtype == np.float32
-        np.testing.assert_array_equal(params[path], value, err_msg=path)
+        # a decay is stored as its rate, and a logarithm does not undo an exponential bit for bit
+        inexact = 1e-6 if path.endswith("a_log") else 0
+        np.testing.assert_allclose(params[path], value, rtol=inexact, atol=inexact, err_msg=path)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -124,7 +127,7 @@ def test_names_and_keys_are_in_the_specification(exported: dict[str, Path], name
     number = next(a for a, label in gguf.MODEL_ARCH_NAMES.items() if label == arch)
     layers = source.metadata[f"{arch}.block_count"]
     stems = {gguf.TENSOR_NAMES[t].format(bid=i) for t in gguf.MODEL_TENSORS[number] for i in range(layers)}
-    assert {tensor.rpartition(".")[0] for tensor in source.tensors} <= stems
+    assert {re.sub(r"\.(weight|bias)$", "", tensor) for tensor in source.tensors} <= stems
     # added to gguf-py after its release 0.19; written only where the activation is not the architecture's usual one
     known = {key.replace("{arch}", arch) for key in keys_of(gguf.Keys)}
     assert set(source.metadata) - known <= {f"{arch}.hidden_activation"}
