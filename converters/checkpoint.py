@@ -12,6 +12,7 @@ import numpy as np
 
 from converters import architectures, rules
 from converters.architectures.family import Family
+from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
 from converters.source import TensorSource, Unwatched, Watch
@@ -24,7 +25,10 @@ UNWATCHED = Unwatched()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything about a checkpoint but its weights."""
+    """Everything about a checkpoint but its weights.
+
+    Of a composite, which also sees or hears, it is the language model; `left_out` names the tensors of other parts.
+    """
 
     path: Path
     source: TensorSource
@@ -32,6 +36,7 @@ class Checkpoint:
     family: Family
     spec: ModelSpec
     found: tuple[rules.Instance, ...]
+    left_out: tuple[str, ...] = ()
 
     def read(self, place: Callable[[str, np.ndarray], Any], watch: Watch = UNWATCHED) -> Tree:
         """Read the parameters, one tensor in host memory at a time; `place(path, values)` makes each leaf.
@@ -136,6 +141,10 @@ def interpret(config: Mapping[str, Any], where: str, allow: Iterable[str] = ()) 
 
 def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
     """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
+    left_out: tuple[str, ...] = ()
+    if is_composite(config):
+        config, source = text_config(config, str(path)), Part(source)
+        left_out = source.left_out
     family, spec = interpret(config, str(path / "config.json" if path.is_dir() else path), allow)
     described = abstract(spec)
     stored = {name: info.shape for name, info in source.tensors.items()}
@@ -145,4 +154,4 @@ def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allo
     found = rules.instances(table, described, stored)
     extra = set(tied_copies(family, stored)) if spec.tied else set()
     rules.check(found, stored, lambda n: n in extra or family.unread(spec, n), str(path))
-    return Checkpoint(path, source, config, family, spec, tuple(found))
+    return Checkpoint(path, source, config, family, spec, tuple(found), left_out)

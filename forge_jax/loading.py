@@ -3,6 +3,7 @@
 Weights go tensor by tensor from the file to the device in the dtype asked for; the host never holds the whole model.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,6 +104,13 @@ def load(
 
 def read_model(checkpoint: Checkpoint, place: Callable[[str, np.ndarray], Any], progress: bool) -> Model:
     """Read the weights and the tokenizer of an understood checkpoint."""
+    if checkpoint.left_out:
+        parts = sorted({name.removeprefix("model.").partition(".")[0] for name in checkpoint.left_out})
+        warnings.warn(
+            f"{checkpoint.path}: only the language model is loaded; {len(checkpoint.left_out)} tensors of other parts "
+            f"({', '.join(parts)}) are left out, and inputs that are not text cannot be given",
+            stacklevel=3,
+        )
     tokenizer, generation = read_text_side(checkpoint)
     check_vocabulary(checkpoint, tokenizer)
     total = sum(checkpoint.source.tensors[i.theirs].nbytes for i in checkpoint.found)
