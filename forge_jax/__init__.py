@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from forge_jax.catalogue import Architecture as Architecture
+    from forge_jax.catalogue import architectures as architectures
     from forge_jax.config import ForgeConfig as ForgeConfig
     from forge_jax.config import QuantizationConfig as QuantizationConfig
     from forge_jax.decoder import Inputs as Inputs
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from forge_jax.stacking import unstack as unstack
 
 HOMES = {
+    "catalogue": ("Architecture", "architectures"),
     "config": ("ForgeConfig", "QuantizationConfig"),
     "decoder": ("Inputs", "forward", "inputs"),
     "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),

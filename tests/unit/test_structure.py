@@ -19,6 +19,7 @@ FRONT = {
     "__init__",
     "network",
     "default_model",
+    "catalogue",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "stacking", "decoder"]
