@@ -17,14 +17,14 @@ class Context:
     `axis` names the mesh axis that heads, feed-forward features and vocabulary are split over, None when they are
     whole; `expert_axis` the one that the experts of mixtures are spread over. `fresh` promises a prompt from its
     beginning: the cache holds nothing, token t of every row has order t or is padding at the end, and no span makes a
-    token see what comes after it. `experts` says how a mixture multiplies: "grouped", or "every" expert on every token,
-    which is the reference.
+    token see what comes after it. `experts` says how a mixture multiplies (see `ops.moe`): as suits the device,
+    or one of its ways.
     """
 
     axis: str | None = None
     expert_axis: str | None = None
     fresh: bool = False
-    experts: Literal["grouped", "every"] = "grouped"
+    experts: Literal["best", "every", "gathered", "grouped", "ragged"] = "best"
 
     def psum(self, x: Array) -> Array:
         """Sum partial products over the mesh axis."""

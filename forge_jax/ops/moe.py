@@ -1,8 +1,9 @@
 """Mixture of experts: the chosen ones, each on its own tokens. No token is ever dropped.
 
-Three paths give the same numbers. `every_expert` multiplies every token by every expert: the plain reference. `grouped`
-sorts the tokens by expert and multiplies block by block, so that it costs what was chosen and reads no other weight;
-with blocks of one token it is what decoding does. Where experts are spread over devices, tokens travel (`experts`).
+Several paths give the same numbers. `every_expert` multiplies every token by every expert: the plain reference. The
+others cost what was chosen and read no other weight: `grouped` sorts the tokens by expert and multiplies block by block
+(blocks of one token when decoding), `ragged` does so in one product, `gathered` copies the chosen weights. `best` takes
+the fastest that was measured. Where experts are spread over devices, tokens travel (`experts`).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from forge_jax.ops.mlp import activate, feed_forward
 from forge_jax.ops.router import Routing, record, route
 from forge_jax.params import Tree
 from forge_jax.spec import Clamp, Moe
-from forge_jax.tensor import contract, dense, pick
+from forge_jax.tensor import contract, dense, pick, take
 
 LARGEST = 128  # tokens of a block: beyond it products get no faster, only the filling grows
 
@@ -89,6 +90,47 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
     return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
 
 
+def ragged(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
+    """The same as one product of all rows, sorted by expert, with all experts: what accelerators have a kernel for."""
+    n, x = ids_NX.shape
+    ids_R, weight_R1 = ids_NX.reshape(-1), weight_NX.reshape(-1, 1)
+    order_R = jnp.argsort(ids_R, stable=True)
+    sorted_R, size_E = ids_R[order_R], jnp.bincount(ids_R, length=params["up"].shape[0])
+    x_RD = x_ND[order_R // x]
+    if op.scale_input:
+        x_RD = x_RD * weight_R1[order_R]
+
+    def linear(name: str) -> Array:
+        y = jax.lax.ragged_dot(x_RD, dense(params[name]).astype(x_RD.dtype), size_E)
+        if not op.bias:
+            return y
+        return y + dense(params[f"{name}_bias"]).astype(y.dtype).at[sorted_R].get(mode="fill", fill_value=0)
+
+    y_RD = jax.lax.ragged_dot(hidden(op, linear), dense(params["down"]).astype(x_RD.dtype), size_E)
+    y_RD = jnp.where((sorted_R < size_E.shape[0])[:, None], y_RD, jnp.zeros((), y_RD.dtype))
+    y_NXD = jnp.zeros_like(y_RD).at[order_R].set(y_RD).reshape(n, x, -1)
+    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+
+
+def gathered(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
+    """The same for a few tokens: the weights of every chosen expert side by side."""
+    n, x = ids_NX.shape
+    held = params["up"].shape[0]
+    ids_R = jnp.minimum(ids_NX.reshape(-1), held - 1)
+    x_RD = jnp.repeat(x_ND, x, axis=0)
+    if op.scale_input:
+        x_RD = x_RD * weight_NX.reshape(-1, 1)
+
+    def linear(name: str) -> Array:
+        y = jnp.einsum("RD,RDF->RF", x_RD, take(params[name], ids_R).astype(x_RD.dtype))
+        return y + take(params[f"{name}_bias"], ids_R).astype(y.dtype) if op.bias else y
+
+    y_RD = jnp.einsum("RF,RFD->RD", hidden(op, linear), take(params["down"], ids_R).astype(x_RD.dtype))
+    y_RD = jnp.where((ids_NX.reshape(-1) < held)[:, None], y_RD, jnp.zeros((), y_RD.dtype))
+    y_NXD = y_RD.reshape(n, x, -1)
+    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+
+
 def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Array, Array]:
     """Put rows into `count` blocks of `size`, a block holding rows of one expert.
 
@@ -107,7 +149,24 @@ def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Ar
     return jnp.zeros_like(place_R).at[order_R].set(place_R), expert_C, block_C < ends_E[-1]
 
 
-PATHS: dict[str, Callable[..., Array]] = {"every": every_expert, "grouped": grouped}
+def best(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
+    """The path that suits the device and the number of tokens: see docs/benchmarks.md."""
+    rows, experts = ids_NX.size, params["up"].shape[0]
+    wide = gathered if 8 * rows <= experts else ragged if rows <= experts else every_expert
+
+    def run(path: Callable[..., Array]) -> Callable[..., Array]:
+        return lambda params, x, ids, weight: path(op, params, x, ids, weight, ctx)
+
+    return jax.lax.platform_dependent(params, x_ND, ids_NX, weight_NX, cpu=run(grouped), default=run(wide))
+
+
+PATHS: dict[str, Callable[..., Array]] = {
+    "best": best,
+    "every": every_expert,
+    "gathered": gathered,
+    "grouped": grouped,
+    "ragged": ragged,
+}
 
 
 def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, ctx: Context):

@@ -12,7 +12,7 @@ import pytest
 from forge_jax import Forge, ForgeConfig, generate, parallel
 from forge_jax.decoder import Driver, Inputs, forward, inputs
 from forge_jax.ops import Call, Context
-from forge_jax.ops.moe import block_size, moe, places
+from forge_jax.ops.moe import PATHS, block_size, moe, places
 from forge_jax.ops.router import route
 from forge_jax.params import Tree, flatten, init, op_params, unflatten
 from forge_jax.quantization.int8 import encode_leaf
@@ -91,7 +91,7 @@ def test_paths_agree(name: str, shape: tuple[int, int]) -> None:
     op, x = OPS[name], tokens(*shape)
     params = draw(op)
     expected = exact(op, params, x)
-    for experts in ("every", "grouped"):
+    for experts in PATHS:
         found = jax.jit(run, static_argnums=(0, 3))(op, params, x, experts)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -109,10 +109,13 @@ def test_gradients_agree() -> None:
     op, x = OPS["shared"], tokens(2, 40)
     params = draw(op)
     loss = lambda p, experts: (run(op, p, x, experts) ** 2).sum()  # noqa: E731
-    expected, found = (jax.grad(partial(loss, experts=path))(params) for path in ("every", "grouped"))
-    for (path, a), (_, b) in zip(flatten(expected), flatten(found), strict=True):
-        assert float(jnp.abs(a).max()) > 0, path
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * float(jnp.abs(a).max()), err_msg=path)
+    expected, *others = (
+        jax.grad(partial(loss, experts=way))(params) for way in ("every", "best", "gathered", "ragged")
+    )
+    for found in others:
+        for (path, a), (_, b) in zip(flatten(expected), flatten(found), strict=True):
+            assert float(jnp.abs(a).max()) > 0, path
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * float(jnp.abs(a).max()), err_msg=path)
 
 
 def test_packed_experts_stay_packed() -> None:
@@ -122,7 +125,7 @@ def test_packed_experts_stay_packed() -> None:
     assert params["up"].scale.shape == (8, 1, 20)
     plain = {k: leaf if k == "router" else leaf.dense() for k, leaf in params.items()}
     expected = exact(op, plain, x)
-    for experts in ("every", "grouped"):
+    for experts in PATHS:
         found = run(op, params, x, experts)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
