@@ -132,7 +132,7 @@ def read_scaling(inner: Take, kind: str, length: Any, original: Any) -> Scaling 
             return Linear(float(inner("factor")))
         case "dynamic":
             return DynamicNtk(float(inner("factor")), int(length))
-        case "yarn":
+        case "yarn" | "deepseek_yarn":
             return read_yarn(inner, length, original)
         case "llama3":
             low, high = float(inner("low_freq_factor")), float(inner("high_freq_factor"))

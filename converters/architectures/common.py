@@ -7,7 +7,7 @@ import numpy as np
 from converters.rope import read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Activation, Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
+from forge_jax.spec import Activation, Attention, Block, Branch, Latent, Mlp, ModelSpec, Norm, Rope
 
 # theirs -> ours for a linear layer stored [out, in], as PyTorch does
 HEADS_OUT = "(n h) d -> d n h"
@@ -142,7 +142,7 @@ def windows(take: Take, kinds: Sequence[str], size: int | None) -> tuple[int | N
     return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
-def pre_norm(attention: Attention, mlp: Mlp, norm: Norm, scale: float = 1.0) -> Block:
+def pre_norm(attention: Attention | Latent, mlp: Mlp, norm: Norm, scale: float = 1.0) -> Block:
     """The common block: x + attention(norm(x)), then + mlp(norm(x))."""
     return Block((Branch("attention", attention, pre=norm, scale=scale), Branch("mlp", mlp, pre=norm, scale=scale)))
 

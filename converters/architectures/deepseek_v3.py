@@ -1,5 +1,7 @@
 """DeepSeek-V3 and R1: latent attention; behind a few dense layers, experts chosen within the best groups of them."""
 
+from collections.abc import Callable
+
 from converters.architectures.common import LAYER, decoder, end_rules, gated_mlp, mlp_rules, rename
 from converters.architectures.experts import (
     TRAINING,
@@ -7,11 +9,12 @@ from converters.architectures.experts import (
     grouped_moe_rules,
     pre_norm,
     pre_norm_rules,
+    sparse_layers,
 )
 from converters.architectures.family import Family
 from converters.architectures.latent import direct_queries, latent_attention, latent_rules
 from converters.take import Take
-from forge_jax.spec import ModelSpec, Norm
+from forge_jax.spec import Block, Latent, Mlp, ModelSpec, Moe, Norm
 
 DEFAULTS = {
     "vocab_size": 129280,
@@ -51,16 +54,19 @@ IDLE = (
 )
 
 
+def assemble(take: Take, layer: Callable[[Latent, Mlp | Moe, Norm], Block] = pre_norm) -> ModelSpec:
+    """Latent attention and gated layers, dense or mixtures, put together by `layer`."""
+    take.ignore(*IDLE)
+    norm, attention = Norm(take("rms_norm_eps")), latent_attention(take, interleaved=take("rope_interleave"))
+    mlp, moe = gated_mlp(take), grouped_moe(take)
+    return decoder(take, (layer(attention, moe if sparse else mlp, norm) for sparse in sparse_layers(take)), norm)
+
+
 def config(take: Take) -> ModelSpec:
     """Pre-norm, latent attention, gated; the first layers dense."""
     rename(take, {"n_routed_experts": "num_local_experts"})
     take.assume(DEFAULTS)
-    take.ignore(*IDLE)
-    take.require("moe_layer_freq", 1)
-    norm, attention = Norm(take("rms_norm_eps")), latent_attention(take, interleaved=take("rope_interleave"))
-    mlp, moe, dense = gated_mlp(take), grouped_moe(take), take("first_k_dense_replace")
-    layers = (pre_norm(attention, mlp if i < dense else moe, norm) for i in range(take("num_hidden_layers")))
-    return decoder(take, layers, norm)
+    return assemble(take)
 
 
 RULES = (

@@ -23,15 +23,32 @@ def pre_norm(attention: Attention | Latent, feed_forward: Mlp | Moe, norm: Norm,
     )
 
 
+def sparse_layers(take: Take) -> tuple[bool, ...]:
+    """Whether the feed-forward branch of each layer is a mixture: as it is listed, or all but the first few.
+
+    Raises:
+        ValueError: a list of the wrong length or with another kind.
+    """
+    count, first, every = take("num_hidden_layers"), take("first_k_dense_replace"), take("moe_layer_freq", 1)
+    kinds = take("mlp_layer_types", None)
+    if kinds is None:
+        return tuple(i >= first and i % every == 0 for i in range(count))
+    if len(kinds) != count or not {*kinds} <= {"dense", "sparse"}:
+        raise ValueError(f"{take.where}: mlp_layer_types = {kinds}; expected {count} times dense or sparse")
+    return tuple(kind == "sparse" for kind in kinds)
+
+
 def grouped_moe(take: Take) -> Moe:
-    """Experts chosen by a biased sigmoid within the best groups, weighed without the bias; others see every token."""
+    """Experts chosen by a sigmoid within the best groups, beside others that see every token.
+
+    The bias of the choice, which does not weigh, comes with the method "noaux_tc" and not with others.
+    """
     take.require("scoring_func", "sigmoid")
-    take.require("topk_method", "noaux_tc")
     router = Router(
         take("n_routed_experts"),
         take("num_experts_per_tok"),
         "sigmoid",
-        choice_bias=True,
+        choice_bias=take("topk_method", "noaux_tc") == "noaux_tc",
         groups=(take("n_group"), take("topk_group")),
         group_top=2,
         renorm=1.0 if take("norm_topk_prob") else None,

@@ -26,7 +26,7 @@ def latent_attention(take: Take, *, interleaved: bool = True) -> Latent:
         take("kv_lora_rank"),
         still,
         turning,
-        take("v_head_dim"),
+        take("v_head_dim", take("hidden_size") // heads),
         scale,
         INNER_NORM,
         rope,

@@ -14,7 +14,10 @@ Op = Attention | Latent | Mamba | Mamba2 | Mlp | Moe
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch: x + scale * post(op(pre(x))), then `after` on the sum (post-norm models)."""
+    """One residual branch: x + scale * post(op(pre(x))), then `after` on the sum (post-norm models).
+
+    `beside`: it reads what the op of the branch before it reads, and joins the stream after the layer's last branch.
+    """
 
     name: str
     op: Op
@@ -22,6 +25,7 @@ class Branch:
     post: Norm | None = None
     after: Norm | None = None
     scale: float = 1.0
+    beside: bool = False
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ IDLE = (
     ),
     Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
     Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
+    Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
 )

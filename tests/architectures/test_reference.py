@@ -27,6 +27,8 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": 160, "hidden_size": 2048, "n_layer": 2, "n_head": 4},
     "gpt_neo": {"vocab_size": 160, "hidden_size": 2048, "num_layers": 24, "num_heads": 4},
     "opt": SIZES | {"ffn_dim": 56},
+    "deepseek_v2": SIZES | {"num_experts_per_tok": 2},
+    "longcat_flash": {"hidden_size": 2048, "num_layers": 2, "num_attention_heads": 32},
 }
 # Defaults that are no field of the config class but stand in its code.
 IN_CODE = {
@@ -38,6 +40,8 @@ IN_CODE = {
     ("gpt_neo", "attention_types"): [[["global", "local"], 12]],
     ("bloom", "max_position_embeddings"): 2048,
     ("cohere2", "sliding_window_pattern"): 4,
+    ("glm4_moe_lite", "first_k_dense_replace"): 1,
+    ("axk1", "first_k_dense_replace"): 1,
 }
 
 
