@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from forge_jax import ops, stacking
 from forge_jax.cache import Cache, assign, recurrent
-from forge_jax.ops import Call, Context, norm
+from forge_jax.ops import Call, Context, norm, sinusoids
 from forge_jax.params import Tree
-from forge_jax.spec import Block, ModelSpec, Segment, segments
+from forge_jax.spec import Block, ModelSpec, Positions, Segment, Sinusoids, segments
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
@@ -151,8 +151,11 @@ def embed(spec: ModelSpec, params: Tree, inputs: Inputs, ctx: Context) -> Array:
         x = norm(spec.embed_norm, params.get("embed_norm", {}), x)
     if "embed_in" in params:
         x = contract("BTE,ED->BTD", x, params["embed_in"])
-    if spec.positions is not None:
-        x = x + take(params["positions"], jnp.maximum(inputs.order_BT, 0) + spec.positions.offset).astype(x.dtype)
+    match spec.positions:
+        case Positions(_, offset):
+            x = x + take(params["positions"], jnp.maximum(inputs.order_BT, 0) + offset).astype(x.dtype)
+        case Sinusoids(theta):
+            x = x + sinusoids(inputs.order_BT, spec.dim, theta).astype(x.dtype)
     return x
 
 

@@ -24,7 +24,7 @@ from forge_jax.generation.session import LOCAL, Programs
 from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
-from forge_jax.spec import ModelSpec
+from forge_jax.spec import ModelSpec, Positions
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -144,8 +144,9 @@ def with_context(spec: ModelSpec, max_seq_len: int) -> ModelSpec:
     Raises:
         ValueError: not a positive number, or more than a learned table of positions has.
     """
-    if max_seq_len <= 0 or (spec.positions is not None and max_seq_len > spec.positions.size):
-        most = "a positive number" if spec.positions is None else f"1 to {spec.positions.size}, its table of positions"
+    size = spec.positions.size if isinstance(spec.positions, Positions) else None
+    if max_seq_len <= 0 or (size is not None and max_seq_len > size):
+        most = "a positive number" if size is None else f"1 to {size}, its table of positions"
         raise ValueError(f"load: max_seq_len = {max_seq_len}; expected {most}")
     return replace(spec, max_seq_len=max_seq_len)
 

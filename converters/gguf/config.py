@@ -17,7 +17,7 @@ from forge_jax.spec import Activation
 
 Config = dict[str, Any]
 
-ACTIVATIONS: Mapping[Activation, str] = {
+ACTIVATIONS: Mapping[str, str] = {
     "silu": "silu",
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",

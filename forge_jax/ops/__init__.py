@@ -13,10 +13,11 @@ from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import mlp
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
+from forge_jax.ops.rope import sinusoids
 from forge_jax.params import Tree
 from forge_jax.spec import Attention, Latent, Mamba, Mamba2, Mlp, Moe, Op
 
-__all__ = ["Call", "Context", "apply", "norm"]
+__all__ = ["Call", "Context", "apply", "norm", "sinusoids"]
 
 OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Attention: attention,

@@ -15,8 +15,7 @@ from jax import Array
 from forge_jax.cache import Slots, place_key, put
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
-from forge_jax.ops.norm import norm
-from forge_jax.ops.rope import rotate
+from forge_jax.ops.heads import over_heads, project, turned
 from forge_jax.params import Tree
 from forge_jax.spec import Alibi, Attention
 from forge_jax.tensor import contract
@@ -134,28 +133,6 @@ def triangle(
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
 
 
-def normed(op: Attention, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
-    """Query or key normalisation, over a head's features or over all heads together.
-
-    `heads` says which head is in which slot over all devices: repeated ones count as often as they are there, padding
-    does not count.
-    """
-    if op.qk_norm is None:
-        return x_BTNH
-    if op.qk_norm_over != "all":
-        return norm(op.qk_norm, params, x_BTNH)
-    real_N = np.asarray(heads) >= 0
-    real_N1 = None if real_N.all() else ctx.local(jnp.asarray(real_N[:, None], jnp.float32))
-    total = int(real_N.sum()) * op.head_dim
-    return norm(op.qk_norm, params, x_BTNH, features=2, total=total, real=real_N1, ctx=ctx)
-
-
-def project(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
-    """One of q, k, v with its bias: [B, T, heads, H]."""
-    y = contract("BTD,DNH->BTNH", x_BTD, params[name])
-    return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.qkv_bias else y
-
-
 def remember(state: Tree, slots: Slots, new: dict[str, Array], done_BT: Array, ctx: Context) -> Tree:
     """The state with the tokens of this call in their slots.
 
@@ -173,17 +150,14 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
     """
     position_BT = call.coords_BTC[..., 0]
     heads = ctx.heads(op)
-    q = normed(op, params.get("q_norm", {}), project(op, params, "q", x_BTD), heads.queries, ctx)
-    k = normed(op, params.get("k_norm", {}), project(op, params, "k", x_BTD), heads.kvs, ctx)
-    v_BKTH = project(op, params, "v", x_BTD).transpose(0, 2, 1, 3)
+    q, k = project(op, params, "q", x_BTD, heads.queries, ctx), project(op, params, "k", x_BTD, heads.kvs, ctx)
+    v_BKTH = project(op, params, "v", x_BTD, heads.kvs, ctx).transpose(0, 2, 1, 3)
 
-    rope = op.rope
     # where frequencies depend on the length, the angle of an old key changes: keys are kept unrotated
-    late = rope is not None and rope.varies
+    late = op.rope is not None and op.rope.varies
     length_B = call.order_BT.max(1) + 1 if late else None
-    if rope is not None:
-        q = rotate(rope, q, position_BT, length_B)
-        k = k if late else rotate(rope, k, position_BT)
+    q = turned(op, params, "q", q, position_BT, length_B, heads.queries, ctx)
+    k = k if late else turned(op, params, "k", k, position_BT, None, heads.kvs, ctx)
     if op.query_scaling is not None:
         reached_BT = position_BT + op.query_scaling.offset
         turns = jnp.floor(reached_BT.astype(jnp.float32) / op.query_scaling.original_len)
@@ -191,9 +165,10 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
     k_BKTH = k.transpose(0, 2, 1, 3)
 
     def keys(k_BKSH: Array, v_BKSH: Array, order_BS: Array, span_BS: Array) -> Keys:
-        if late and rope is not None:
-            unrotated = k_BKSH.transpose(0, 2, 1, 3)
-            k_BKSH = rotate(rope, unrotated, jnp.maximum(order_BS, 0), length_B).transpose(0, 2, 1, 3)
+        if late:
+            unrotated, position_BS = k_BKSH.transpose(0, 2, 1, 3), jnp.maximum(order_BS, 0)
+            k_BSKH = turned(op, params, "k", unrotated, position_BS, length_B, heads.kvs, ctx)
+            k_BKSH = k_BSKH.transpose(0, 2, 1, 3)
         seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window, op.chunk)
         return Keys(k_BKSH, v_BKSH, seen, alibi_bias(op.alibi, order_BS, heads.queries, ctx) if op.alibi else None)
 
@@ -209,5 +184,7 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
     if state is not None and slots is not None:
         state = remember(state, slots, {"k": k_BKTH, "v": v_BKTH}, y[:, :, 0, 0], ctx)
     y = gated(op.gate, params, x_BTD, y)
+    if op.out_norm is not None:
+        y = over_heads(op.out_norm, params.get("out_norm", {}), y, heads.queries, ctx)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     return (out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out), state

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Slots
@@ -48,6 +49,11 @@ class Context:
             return whole
         size = whole.shape[0] // self.shards()
         return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(self.axis) * size, size)
+
+    def real(self, size: int, local: int) -> Array | None:
+        """1 for an entry of a split axis of true length `size`, 0 for its padding; None where there is no padding."""
+        whole = local * self.shards()
+        return None if whole == size else self.local((jnp.arange(whole) < size).astype(jnp.float32))
 
     def heads(self, op: Attention) -> "HeadSlots":
         """Which heads of an op sit where over all devices together."""

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Activation, Mlp
-from forge_jax.tensor import contract
+from forge_jax.tensor import contract, dense
 
 
 def activate(name: Activation, x: Array) -> Array:
@@ -35,6 +36,15 @@ def activate(name: Activation, x: Array) -> Array:
             return x
 
 
+def xielu(params: Tree, x: Array) -> Array:
+    """A parabola above zero, an exponential below, with learned slopes (arXiv:2411.13010). Computed in float32."""
+    p, y = {name: dense(leaf).astype(jnp.float32) for name, leaf in params.items()}, x.astype(jnp.float32)
+    alpha_p, alpha_n = (jax.nn.softplus(p[name].reshape((1,) * x.ndim)) for name in ("alpha_p", "alpha_n"))
+    above = alpha_p * y * y
+    below = (p["beta"] + alpha_n) * (jnp.expm1(jnp.minimum(y, p["eps"])) - y)
+    return (jnp.where(y > 0, above, below) + p["beta"] * y).astype(x.dtype)
+
+
 def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     """Apply the op: [B, T, D] to [B, T, D]."""
 
@@ -42,7 +52,12 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
         y = contract("BTD,DF->BTF", x_BTD, params[name])
         return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
 
-    hidden = activate(op.act, linear("gate")) * linear("up") if op.gated else activate(op.act, linear("up"))
+    first = linear("gate" if op.gated else "up")
+    hidden = xielu(params["act"], first) if op.act == "xielu" else activate(op.act, first)
+    hidden = hidden * linear("up") if op.gated else hidden
+    if op.norm is not None:
+        real = ctx.real(op.dim, hidden.shape[-1])
+        hidden = norm(op.norm, params.get("norm", {}), hidden, total=op.dim, real=real, ctx=ctx)
     out = ctx.psum(contract("BTF,FD->BTD", hidden, params["down"]))
     return out + params["down_bias"].astype(out.dtype)[None, None] if op.bias else out
 

@@ -119,6 +119,13 @@ def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None
     return y if rope.dim == x_BTNH.shape[-1] else jnp.concatenate([y, x_BTNH[..., rope.dim :]], -1)
 
 
+def sinusoids(position_BT: Array, dim: int, theta: float) -> Array:
+    """The sines, then the cosines, of every angle that a rope of `dim` features has at a position: [B, T, dim]."""
+    freq_F = jnp.asarray(base_frequencies(dim, theta))
+    angle_BTF = position_BT[:, :, None].astype(jnp.float32) * freq_F[None, None, :]
+    return jnp.concatenate([jnp.sin(angle_BTF), jnp.cos(angle_BTF)], -1)
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What a rope does, for people: see `explain`."""

@@ -16,7 +16,7 @@ from forge_jax.params.layers import attention_params, mlp_params, norm_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ssm import mamba2_params, mamba_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
-from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op, Positions
 
 __all__ = ["Param", "Tree", "abstract", "count", "flatten", "init", "map_params", "op_params", "unflatten"]
 
@@ -53,7 +53,7 @@ def abstract(spec: ModelSpec) -> Tree:
     out: Tree = {"embed": Param((spec.vocab_size, width), ("vocab", "embed"), inputs=0)}
     if spec.embed_norm is not None:
         out["embed_norm"] = norm_params(spec.embed_norm, (width,), ("embed",))
-    if spec.positions is not None:
+    if isinstance(spec.positions, Positions):
         out["positions"] = Param((spec.positions.size + spec.positions.offset, spec.dim), (None, "embed"), inputs=0)
     if width != spec.dim:
         out["embed_in"] = Param((width, spec.dim), (None, "embed"))

@@ -1,5 +1,7 @@
 """The parameters of norms, attention and feed-forward layers."""
 
+from math import expm1, log
+
 from forge_jax.params.tree import Param, Tree
 from forge_jax.spec import Attention, Gate, Mlp, Norm
 
@@ -46,17 +48,30 @@ def attention_params(op: Attention, dim: int) -> Tree:
         own = op.qk_norm_over != "head"
         out["q_norm"] = norm_params(op.qk_norm, (n, h) if own else (h,), query[1:] if own else ("head",))
         out["k_norm"] = norm_params(op.qk_norm, (k, h) if own else (h,), key[1:] if own else ("head",))
+    if op.out_norm is not None:
+        out["out_norm"] = norm_params(op.out_norm, (n, h), query[1:])
     if op.sinks:
         out["sinks"] = Param((n,), ("heads",), fill=0.0)
     return out | gate_params(op.gate, dim, n, h)
 
 
 def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:
-    """gate and up [D, F], down [F, D], and their biases; `ff` names the axis F."""
+    """gate and up [D, F], down [F, D], and what the op's options add; `ff` names the axis F."""
     names = ("gate", "up") if op.gated else ("up",)
     out: Tree = {name: Param((dim, op.dim), ("embed", ff)) for name in names}
     out["down"] = Param((op.dim, dim), (ff, "embed"))
     if op.bias:
         out |= {f"{name}_bias": Param((op.dim,), (ff,), fill=0.0) for name in names}
         out["down_bias"] = Param((dim,), ("embed",), fill=0.0)
+    if op.norm is not None:
+        out["norm"] = norm_params(op.norm, (op.dim,), (ff,))
+    if op.act == "xielu":
+        out["act"] = xielu_params()
     return out
+
+
+def xielu_params() -> Tree:
+    """Both slopes as softplus keeps them (alpha = softplus(...) of 0.8, and of 0.8 less beta), beta and eps."""
+    slopes = {"alpha_p": 0.8, "alpha_n": 0.3}
+    out: Tree = {name: Param((1,), (None,), fill=log(expm1(slope))) for name, slope in slopes.items()}
+    return out | {"beta": Param((), (), fill=0.5), "eps": Param((), (), fill=-1e-6)}

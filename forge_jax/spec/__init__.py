@@ -22,6 +22,7 @@ from forge_jax.spec.positions import (
     QueryScaling,
     Rope,
     Scaling,
+    Sinusoids,
     Yarn,
 )
 from forge_jax.spec.ssm import Mamba, Mamba2
@@ -53,6 +54,7 @@ __all__ = [
     "Router",
     "Scaling",
     "Segment",
+    "Sinusoids",
     "Yarn",
     "segments",
 ]

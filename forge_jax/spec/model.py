@@ -6,7 +6,7 @@ from typing import Literal
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Attention, Mlp, Norm
-from forge_jax.spec.positions import Positions
+from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.ssm import Mamba, Mamba2
 
 Op = Attention | Latent | Mamba | Mamba2 | Mlp | Moe
@@ -57,7 +57,7 @@ class ModelSpec:
     """Width of the embedding where it differs from `dim`; projections in and out join the two."""
     embed_scale: float = 1.0
     embed_norm: Norm | None = None
-    positions: Positions | None = None
+    positions: Positions | Sinusoids | None = None
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None

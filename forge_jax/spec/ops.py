@@ -41,8 +41,9 @@ class Attention:
     `window`: a token sees itself and the window - 1 tokens before it. `chunk`: it sees only its own chunk of so many
     tokens, the first of which begins at position 0. `softcap`: cap * tanh(scores / cap).
     `qk_norm_over`: "head" shares one weight of H features among the heads, "heads" gives each head its own,
-    "all" normalises over all heads and features together. `sinks`: one learned logit a head joins the softmax.
-    `gate` multiplies each head's output.
+    "all" normalises over all heads and features together; `qk_norm_late`: after the rope instead of before it.
+    `clip`: queries, keys and values are cut at +-clip. `sinks`: one learned logit a head joins the softmax.
+    `out_norm` normalises the outputs of all heads together; `gate` multiplies each of them, before that.
     """
 
     heads: int
@@ -57,17 +58,24 @@ class Attention:
     query_scaling: QueryScaling | None = None
     qk_norm: Norm | None = None
     qk_norm_over: Literal["head", "heads", "all"] = "head"
+    qk_norm_late: bool = False
+    clip: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
+    out_norm: Norm | None = None
     sinks: bool = False
     gate: Gate | None = None
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Feed-forward: down(act(gate(x)) * up(x)) if gated, else down(act(up(x)))."""
+    """Feed-forward: down(norm(act(gate(x)) * up(x))) if gated, else down(norm(act(up(x)))).
+
+    `act` "xielu" has parameters of its own (arXiv:2411.13010).
+    """
 
     dim: int
-    act: Activation = "silu"
+    act: Activation | Literal["xielu"] = "silu"
     gated: bool = True
     bias: bool = False
+    norm: Norm | None = None

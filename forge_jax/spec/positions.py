@@ -111,3 +111,10 @@ class Positions:
 
     size: int
     offset: int = 0
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """Fixed waves in place of a table: the sines, then the cosines, of position * theta^(-2i/D) (arXiv:1706.03762)."""
+
+    theta: float = 10000.0

@@ -1,0 +1,59 @@
+"""Queries, keys and values from the stream: projections with their biases, norms and clipping, and the rope."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from forge_jax.ops.call import Context
+from forge_jax.ops.norm import norm
+from forge_jax.ops.rope import rotate
+from forge_jax.params import Tree
+from forge_jax.spec import Attention, Norm
+from forge_jax.tensor import contract
+
+
+def over_heads(spec: Norm, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
+    """Normalise all heads and their features together.
+
+    `heads` says which head is in which slot over all devices: repeated ones count as often as they are there, padding
+    does not count.
+    """
+    real_N = np.asarray(heads) >= 0
+    real_N1 = None if real_N.all() else ctx.local(jnp.asarray(real_N[:, None], jnp.float32))
+    total = int(real_N.sum()) * x_BTNH.shape[-1]
+    return norm(spec, params, x_BTNH, features=2, total=total, real=real_N1, ctx=ctx)
+
+
+def normed(op: Attention, params: Tree, name: str, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
+    """Query or key normalisation, over a head's features or over all heads together."""
+    if op.qk_norm is None:
+        return x_BTNH
+    weights = params.get(f"{name}_norm", {})
+    if op.qk_norm_over == "all":
+        return over_heads(op.qk_norm, weights, x_BTNH, heads, ctx)
+    return norm(op.qk_norm, weights, x_BTNH)
+
+
+def project(op: Attention, params: Tree, name: str, x_BTD: Array, heads: tuple[int, ...], ctx: Context) -> Array:
+    """One of q, k, v before the rope: [B, T, heads, H]."""
+    y = contract("BTD,DNH->BTNH", x_BTD, params[name])
+    if op.qkv_bias:
+        y = y + params[f"{name}_bias"].astype(y.dtype)[None, None]
+    if name != "v" and not op.qk_norm_late:
+        y = normed(op, params, name, y, heads, ctx)
+    return y if op.clip is None else jnp.clip(y, -op.clip, op.clip)
+
+
+def turned(
+    op: Attention,
+    params: Tree,
+    name: str,
+    x_BTNH: Array,
+    position_BT: Array,
+    length_B: Array | None,
+    heads: tuple[int, ...],
+    ctx: Context,
+) -> Array:
+    """Queries or keys after the rope, and after their norm where that comes late."""
+    y = x_BTNH if op.rope is None else rotate(op.rope, x_BTNH, position_BT, length_B)
+    return normed(op, params, name, y, heads, ctx) if op.qk_norm_late else y
