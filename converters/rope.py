@@ -122,6 +122,20 @@ def read_ropes(
     return {kind: read(kind, theta) for kind, theta in thetas.items()}
 
 
+def read_ntk_rope(take: Take, head_dim: int) -> Rope:
+    """`read_rope`, where "dynamic" scaling with an `alpha` means a base that is larger once and for all."""
+    scaling = rope_dict(take)
+    alpha = scaling.get("alpha")
+    if not alpha or "dynamic" not in (scaling.get("rope_type"), scaling.get("type")):
+        return read_rope(take, head_dim, beside=("alpha",))
+    take.ignore(*DIALECT)
+    inner = Take(scaling, f"{take.where}: rope_parameters")
+    inner.ignore("alpha", "rope_type", "type", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    theta = float(inner("rope_theta", None) or take.either(*THETA, default=10000.0))
+    inner.done()
+    return Rope(head_dim, theta * alpha ** (head_dim / (head_dim - 2)))
+
+
 def read_scaling(inner: Take, kind: str, length: Any, original: Any) -> Scaling | None:
     """Read one scaling rule by its type."""
     match kind:

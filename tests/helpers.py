@@ -28,14 +28,16 @@ SHAPE = (2, 24)
 def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Make up the float32 values of a tensor from its name: matrices keep the size of what they multiply.
 
-    Vectors are near 1, biases near 0. Bits of Philox and nothing else, so that every NumPy gives the same.
+    Vectors are near 1, biases near 0, an eps (a threshold below zero) near -1. Bits of Philox and nothing else, so that
+    every NumPy gives the same.
     """
     raw = np.random.Philox(key=np.array([zlib.crc32(name.encode()), seed], np.uint64)).random_raw(prod(shape))
     x = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
     x = (x * np.float32(12**0.5)).reshape(shape)  # variance 1
     if len(shape) > 1:
         return x * np.float32(shape[-1] ** -0.5)
-    return x * np.float32(0.3) + np.float32(0.0 if name.endswith("bias") else 1.0)
+    middle = next((value for end, value in (("bias", 0.0), ("eps", -1.0)) if name.endswith(end)), 1.0)
+    return np.asarray(x * np.float32(0.3) + np.float32(middle))
 
 
 def token_ids(seed: int = 0, shape: tuple[int, int] = SHAPE, vocabulary: int = 160) -> np.ndarray:

@@ -164,6 +164,11 @@ def sandwich(attention: Attention, mlp: Mlp, norm: Norm) -> Block:
     return Block((Branch("attention", attention, pre=norm, post=norm), Branch("mlp", mlp, pre=norm, post=norm)))
 
 
+def post_norm(attention: Attention, mlp: Mlp, norm: Norm) -> Block:
+    """A norm after each branch only, before its sum with the stream."""
+    return Block((Branch("attention", attention, post=norm), Branch("mlp", mlp, post=norm)))
+
+
 def weight_and_bias(ours: str, theirs: str, layout: str, bias_layout: str = "") -> tuple[Rule, ...]:
     """A linear layer: `ours` with their .weight, `ours`_bias with their .bias."""
     return (Rule(ours, f"{theirs}.weight", layout), Rule(f"{ours}_bias", f"{theirs}.bias", bias_layout))
@@ -249,5 +254,14 @@ SANDWICH = (
     *norm_rules("layers.{l}.attention.pre", f"{LAYER}.input_layernorm"),
     *norm_rules("layers.{l}.attention.post", f"{LAYER}.post_attention_layernorm"),
     *norm_rules("layers.{l}.mlp.pre", f"{LAYER}.pre_feedforward_layernorm"),
+    *norm_rules("layers.{l}.mlp.post", f"{LAYER}.post_feedforward_layernorm"),
+)
+
+# the same with a norm after each branch only
+POST_NORM = (
+    *end_rules(),
+    *attention_rules(f"{LAYER}.self_attn"),
+    *mlp_rules(f"{LAYER}.mlp"),
+    *norm_rules("layers.{l}.attention.post", f"{LAYER}.post_attention_layernorm"),
     *norm_rules("layers.{l}.mlp.post", f"{LAYER}.post_feedforward_layernorm"),
 )

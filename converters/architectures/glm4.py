@@ -19,7 +19,7 @@ from converters.architectures.family import Family
 from converters.rope import read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec, Norm
 
 DEFAULTS = {
     "num_key_value_heads": 2,
@@ -31,13 +31,17 @@ DEFAULTS = {
 }
 
 
+def attention(take: Take) -> Attention:
+    """Grouped, the front half of each head rotated in pairs, biases before but not behind."""
+    rope = read_rope(take, head_dim(take), interleaved=True, partial=0.5)
+    return replace(grouped_attention(take, rope), qkv_bias=take("attention_bias", False))
+
+
 def config(take: Take) -> ModelSpec:
     """Sandwich norms, rotary, gated."""
     take.assume(DEFAULTS)
     norm = Norm(take("rms_norm_eps"))
-    rope = read_rope(take, head_dim(take), interleaved=True, partial=0.5)
-    attention = replace(grouped_attention(take, rope), qkv_bias=take("attention_bias", False))
-    return decoder(take, (sandwich(attention, gated_mlp(take), norm),) * take("num_hidden_layers"), norm)
+    return decoder(take, (sandwich(attention(take), gated_mlp(take), norm),) * take("num_hidden_layers"), norm)
 
 
 RULES = (

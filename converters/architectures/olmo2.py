@@ -5,20 +5,18 @@ from dataclasses import replace
 
 from converters.architectures.common import (
     LAYER,
-    attention_rules,
+    POST_NORM,
     decoder,
-    end_rules,
     gated_mlp,
     grouped_attention,
     head_dim,
-    mlp_rules,
-    norm_rules,
+    post_norm,
 )
 from converters.architectures.family import Family
 from converters.rope import read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec, Norm
 
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 
@@ -31,9 +29,8 @@ def attention(take: Take) -> Attention:
 
 def assemble(take: Take, attentions: Iterable[Attention]) -> ModelSpec:
     """The decoder around the attention of each layer; shared with OLMo 3."""
-    norm = Norm(take("rms_norm_eps"))
-    mlp = Branch("mlp", gated_mlp(take), post=norm)
-    return decoder(take, (Block((Branch("attention", op, post=norm), mlp)) for op in attentions), norm)
+    norm, mlp = Norm(take("rms_norm_eps")), gated_mlp(take)
+    return decoder(take, (post_norm(op, mlp, norm) for op in attentions), norm)
 
 
 def config(take: Take) -> ModelSpec:
@@ -44,15 +41,11 @@ def config(take: Take) -> ModelSpec:
 
 
 RULES = (
-    *end_rules(),
     *(
         Rule(f"layers.{{l}}.attention.{name}.scale", f"{LAYER}.self_attn.{name}.weight", "(n h) -> n h")
         for name in ("q_norm", "k_norm")
     ),
-    *attention_rules(f"{LAYER}.self_attn"),
-    *mlp_rules(f"{LAYER}.mlp"),
-    *norm_rules("layers.{l}.attention.post", f"{LAYER}.post_attention_layernorm"),
-    *norm_rules("layers.{l}.mlp.post", f"{LAYER}.post_feedforward_layernorm"),
+    *POST_NORM,
 )
 
 FAMILY = Family(("olmo2",), config, RULES)

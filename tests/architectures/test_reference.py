@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, Golden, read_golden
 
-from converters.architectures import families, find, gpt_oss
-from converters.architectures.ministral3 import ROPE
+from converters.architectures import apertus, cwm, families, find, gpt_oss, ministral3
 from converters.take import Take
 
 pytestmark = pytest.mark.torch
@@ -29,13 +28,19 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "opt": SIZES | {"ffn_dim": 56},
     "deepseek_v2": SIZES | {"num_experts_per_tok": 2},
     "longcat_flash": {"hidden_size": 2048, "num_layers": 2, "num_attention_heads": 32},
+    "helium": SIZES | {"hidden_size": 2560, "num_attention_heads": 20},
+    "bitnet": SIZES | {"hidden_size": 2560, "num_attention_heads": 20},
+    "codegen": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4},
+    "ctrl": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4, "dff": 56},
 }
 # Defaults that are no field of the config class but stand in its code.
 IN_CODE = {
     ("gemma3_text", "sliding_window_pattern"): 6,
     ("gemma3_text", "rope_theta"): 1000000.0,
     ("gemma3_text", "rope_local_base_freq"): 10000.0,
-    ("ministral3", "rope_parameters"): ROPE,
+    ("ministral3", "rope_parameters"): ministral3.ROPE,
+    ("apertus", "rope_parameters"): apertus.ROPE,
+    ("cwm", "rope_parameters"): cwm.ROPE,
     ("gpt_oss", "rope_parameters"): gpt_oss.ROPE,
     ("gpt_neo", "attention_types"): [[["global", "local"], 12]],
     ("bloom", "max_position_embeddings"): 2048,
