@@ -19,8 +19,8 @@ def config(take: Take) -> ModelSpec:
     """Read an IQuest-Coder config; no release clips its projections or has windows, and the reference refuses both."""
     take.assume(DEFAULTS)
     take.require("clip_qkv", None)
-    if not take("use_sliding_window", False):
-        take.ignore("sliding_window", "max_window_layers")
+    take.require("use_sliding_window", False)
+    take.ignore("sliding_window", "max_window_layers")
     return llama.config(take)
 
 

@@ -101,6 +101,11 @@ IDLE = (
         "*.beta_fast *.original_max_position_embeddings",
         "moves a border by less than the whole feature that it is rounded to",
     ),
+    Idle(
+        "hunyuan_v1_dense*alpha",
+        "*.beta_fast *.beta_slow *.factor *.mscale *.mscale_all_dim",
+        "an alpha in the dict goes before everything else in it",
+    ),
     Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
     Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),

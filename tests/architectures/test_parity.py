@@ -28,6 +28,7 @@ SPECIAL = (
     "falcon_new_alibi",
     "gemma3_bare",
     "gpt_neo_mixed",
+    "hunyuan_v1_dense_dynamic",
     "llama_dynamic",
     "llama_one_kv_head",
     "minicpm3_longrope",
@@ -40,8 +41,9 @@ SPECIAL = (
 # ... and those whose layers are built like another's.
 ALIKE = frozenset(
     """
-    falcon_new_alibi gemma gemma3 gpt_bigcode gpt_neo gptj granite llama_one_kv_head mistral opt phi phi3 qwen2 smollm3
-    stablelm starcoder2
+    arcee biogpt codegen cwm falcon_new_alibi gemma gemma3 glm gpt_bigcode gpt_neo gptj granite helium internlm3
+    iquestcoder llama_one_kv_head ministral mistral nemotron opt persimmon phi phi3 qwen2 seed_oss smollm3 stablelm
+    starcoder2
     """.split()
 )
 TIED = ("bloom", "gemma", "gpt2", "llama_tied_gelu", "opt")

@@ -139,7 +139,8 @@ VARIANTS: dict[str, Config] = {
     "ctrl_bare": model("ctrl", without(GPT_TINY, "n_positions"), {"n_layer": 1, "dff": 56}),
     "gpt_neox_japanese": GPT_NEOX_JAPANESE,
     "gpt_neox_japanese_untied": GPT_NEOX_JAPANESE | UNTIED | QUARTER | {"hidden_act": "relu"},
-    "gpt_neox_japanese_old": old(GPT_NEOX_JAPANESE, rotary_pct=0.5, rotary_emb_base=1234.5, num_hidden_layers=3),
+    "gpt_neox_japanese_old": without(GPT_NEOX_JAPANESE, "rope_parameters")
+    | {"rotary_pct": 0.5, "rotary_emb_base": 1234.5, "num_hidden_layers": 3},
     "gpt_neox_japanese_bare": model("gpt_neox_japanese", without(SIZES, "intermediate_size")),
     "persimmon": PERSIMMON,
     "persimmon_no_norm": PERSIMMON | TIED | {"qk_layernorm": False, "hidden_act": "gelu"},

@@ -25,6 +25,7 @@ from forge_jax.spec import (
     Positions,
     QueryScaling,
     Rope,
+    Sinusoids,
 )
 from forge_jax.tensor import Lora, QTensor
 
@@ -107,6 +108,12 @@ SPECS = {
         layer(attention(6, 2, qk_norm=LAYER, qk_norm_over="all", qkv_bias=True), GATED),
         layer(attention(12, 3, qk_norm=RMS, qk_norm_over="all"), GATED),
         layer(attention(9, 3, qk_norm=LAYER, qk_norm_over="all"), GATED),
+    ),
+    "norms_inside": model(
+        layer(attention(6, 2, out_norm=RMS, clip=0.9), Mlp(20, norm=RMS)),
+        layer(attention(9, 3, out_norm=LAYER), Mlp(22, "xielu", gated=False, norm=LAYER)),
+        layer(attention(4, 1, rope=ROPE, qk_norm=RMS, qk_norm_late=True, qk_norm_over="all"), Mlp(20, "xielu")),
+        positions=Sinusoids(),
     ),
     "normed_residual": model(
         Block(
