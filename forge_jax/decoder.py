@@ -19,6 +19,8 @@ from forge_jax.cache import Cache, assign, recurrent
 from forge_jax.ops import Call, Context, norm, sinusoids
 from forge_jax.params import Tree
 from forge_jax.spec import Block, ModelSpec, Positions, Segment, Sinusoids, segments
+from forge_jax.ops import Call, Context, activate, norm
+from forge_jax.spec import Block, HeadTransform, ModelSpec, Segment, segments
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
@@ -59,7 +61,7 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
     entry, new_state = x_BTD, dict(state) if state is not None else None
     read, beside = x_BTD, []
     for branch in spec.branches:
-        p = params[branch.name]
+        p = params.get(branch.name, {})
         source = entry if spec.parallel else x_BTD
         if shared is not None:
             source = shared
@@ -85,12 +87,23 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
 jitted_block = partial(jax.jit, static_argnums=(0, 5))(block)
 
 
+def whole(block: Block, own: Tree, params: Tree) -> Tree:
+    """The parameters of a layer: its own, and those of the model that its branches share."""
+    return own | {branch.name: params["shared"].get(branch.shared, {}) for branch in block.branches if branch.shared}
+
+
+def unshared(block: Block) -> Block:
+    """The layer without the names of what it shares: layers that compute the same are traced once."""
+    return replace(block, branches=tuple(replace(branch, shared=None) for branch in block.branches))
+
+
 def run_loop(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
     """Every layer in turn. Returns (x_BTD, the layers' new states)."""
     layers, out = params["layers"], []
     for i, layer in enumerate(spec.layers):
         state = cache.layers[i] if cache is not None else None
-        x_BTD, state, bus = jitted_block(layer, layers[str(i)], x_BTD, state, share(call, i), ctx)
+        own = whole(layer, layers.get(str(i), {}), params)
+        x_BTD, state, bus = jitted_block(unshared(layer), own, x_BTD, state, share(call, i), ctx)
         call = replace(call, bus=bus)
         out.append(state)
     return x_BTD, tuple(out)
@@ -110,11 +123,11 @@ def run_scan(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, c
 
         def body(carry: Any, step: Any, run: Segment = run, call: Call = call):
             x, bus, states = carry
-            params, repeat = step
+            own, repeat = step
             for j, layer in enumerate(run.period):
                 now = share(replace(call, bus=bus), run.start + repeat * len(run.period) + j)
                 state = stacking.pick(states[j], repeat) if states else None
-                x, state, bus = block(layer, params[j], x, state, now, ctx)
+                x, state, bus = block(layer, whole(layer, own[j], params), x, state, now, ctx)
                 if states:
                     states = (*states[:j], stacking.put(states[j], state, repeat), *states[j + 1 :])
             return (x, bus, states), None
@@ -173,6 +186,8 @@ def lookup(table: Any, ids_BT: Array, ctx: Context) -> Array:
 def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context()) -> Array:
     """The stream to float32 logits [B, T, V]."""
     x = norm(spec.final_norm, params.get("final_norm", {}), x_BTD) if spec.final_norm else x_BTD
+    if spec.head_transform is not None:
+        x = transformed(spec.head_transform, params["head_transform"], x)
     if "embed_out" in params:
         x = contract("BTD,DE->BTE", x, params["embed_out"])
     z = contract("BTD,VD->BTV", x, params["embed"]) if spec.tied else contract("BTD,DV->BTV", x, params["head"])
@@ -187,6 +202,14 @@ def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context(
     if spec.logit_softcap is not None:
         z = spec.logit_softcap * jnp.tanh(z / spec.logit_softcap)
     return z
+
+
+def transformed(spec: HeadTransform, params: Tree, x_BTD: Array) -> Array:
+    """What the head sees of the normalised stream."""
+    y = contract("BTD,DE->BTE", x_BTD, params["dense"])
+    if spec.bias:
+        y = y + params["dense_bias"].astype(y.dtype)[None, None]
+    return norm(spec.norm, params.get("norm", {}), activate(spec.act, y))
 
 
 def hidden(

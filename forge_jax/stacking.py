@@ -1,9 +1,9 @@
 """Equal layers as one: the execution transform that a scan over layers needs. Never a format of checkpoints.
 
 A stacked tree has "stacked" in the place of "layers": for each segment of the spec and each layer of its period the
-leaves of all its repeats, along a new first axis. The states of a cache are stacked in the same way. A program over
-stacked layers is as long as one period, however deep the model, so it compiles in the time of one; but each layer's
-weights and states are copied out of the stack when they are used.
+leaves of all its repeats, along a new first axis. What layers share stays as it is. The states of a cache are stacked
+in the same way. A program over stacked layers is as long as one period, however deep the model, so it compiles in the
+time of one; but each layer's weights and states are copied out of the stack when they are used.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def stacked(params: Tree) -> bool:
 def weights(spec: ModelSpec, params: Tree) -> Stacks:
     """The layers' parameters, stacked now if they are not yet."""
     if not stacked(params):
-        return gather(spec, lambda layer: params["layers"][str(layer)])
+        return gather(spec, lambda layer: params["layers"].get(str(layer), {}))
     return tuple(tuple(stack[str(j)] for j in range(len(stack))) for stack in in_order(params["stacked"]))
 
 
@@ -68,7 +68,7 @@ def stack(spec: ModelSpec, params: Tree) -> Tree:
 
     Compiling then takes the time of one layer; every step costs a copy of each layer's weights and states.
     """
-    stacks = gather(spec, lambda layer: params["layers"][str(layer)])
+    stacks = gather(spec, lambda layer: params["layers"].get(str(layer), {}))
     rest = {key: value for key, value in params.items() if key != "layers"}
     return rest | {"stacked": {str(s): {str(j): tree for j, tree in enumerate(run)} for s, run in enumerate(stacks)}}
 
@@ -77,7 +77,7 @@ def unstack(spec: ModelSpec, params: Tree) -> Tree:
     """The parameters with one entry a layer again."""
     layers = scatter(spec, weights(spec, params))
     rest = {key: value for key, value in params.items() if key != "stacked"}
-    return rest | {"layers": {str(i): layer for i, layer in enumerate(layers)}}
+    return rest | {"layers": {str(i): layer for i, layer in enumerate(layers) if layer}}
 
 
 def stack_cache(spec: ModelSpec, cache: Cache) -> Cache:

@@ -60,6 +60,9 @@ def path_slots(spec: ModelSpec, path: str, shards: int) -> Slots:
         case ["layers", layer, name, *_]:
             ops = [branch.op for branch in spec.layers[int(layer)].branches if branch.name == name]
             return op_slots(ops[0], shards) if ops else {}
+        case ["shared", name, *_]:
+            ops = [branch.op for block in spec.layers for branch in block.branches if branch.shared == name]
+            return op_slots(ops[0], shards)
         case _:
             return {"vocab": padded(spec.vocab_size, shards)}
 

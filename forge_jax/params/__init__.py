@@ -11,20 +11,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
-from forge_jax.params.layers import attention_params, mlp_params, norm_params
+from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ssm import mamba2_params, mamba_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
 from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op, Positions
+from forge_jax.spec import Attention, Block, Branch, Constant, Exchange, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
 
-__all__ = ["Param", "Tree", "abstract", "count", "flatten", "init", "map_params", "op_params", "unflatten"]
+__all__ = [
+    "Param",
+    "Tree",
+    "abstract",
+    "count",
+    "flatten",
+    "init",
+    "map_params",
+    "op_params",
+    "unflatten",
+]
 
 OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
     Mamba: mamba_params,
     Mamba2: mamba2_params,
     Latent: latent_params,
+    Constant: constant_params,
+    Exchange: lambda op, dim: {},
     Mlp: mlp_params,
     Moe: moe_params,
 }
@@ -36,15 +50,24 @@ def op_params(op: Op, dim: int) -> Tree:
 
 
 def block_params(block: Block, dim: int) -> Tree:
-    """The parameters of one layer: an entry a branch, and the shared norm if there is one."""
+    """The parameters of one layer: an entry a branch that shares none, and the norm of all if there is one."""
     out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
-    for branch in block.branches:
-        entry = op_params(branch.op, dim)
-        for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
-            if norm is not None:
-                entry[place] = norm_params(norm, (dim,), ("embed",))
-        out[branch.name] = entry
+    return out | {branch.name: branch_params(branch, dim) for branch in block.branches if branch.shared is None}
+
+
+def branch_params(branch: Branch, dim: int) -> Tree:
+    """The parameters of one branch: its op's, and those of its norms."""
+    out = op_params(branch.op, dim)
+    for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
+        if norm is not None:
+            out[place] = norm_params(norm, (dim,), ("embed",))
     return out
+
+
+def shared_params(spec: ModelSpec) -> Tree:
+    """The parameters that several branches use, by name."""
+    branches = (branch for block in spec.layers for branch in block.branches)
+    return {branch.shared: branch_params(branch, spec.dim) for branch in branches if branch.shared is not None}
 
 
 def abstract(spec: ModelSpec) -> Tree:
@@ -59,8 +82,11 @@ def abstract(spec: ModelSpec) -> Tree:
         out["embed_in"] = Param((width, spec.dim), (None, "embed"))
         out["embed_out"] = Param((spec.dim, width), ("embed", None))
     out["layers"] = {str(i): block_params(block, spec.dim) for i, block in enumerate(spec.layers)}
+    out["shared"] = shared_params(spec)
     if spec.final_norm is not None:
         out["final_norm"] = norm_params(spec.final_norm, (spec.dim,), ("embed",))
+    if spec.head_transform is not None:
+        out["head_transform"] = transform_params(spec.head_transform, spec.dim)
     if not spec.tied:
         out["head"] = Param((width, spec.vocab_size), ("embed", "vocab"))
     if spec.head_bias:

@@ -3,7 +3,7 @@
 from math import expm1, log
 
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import Attention, Gate, Mlp, Norm
+from forge_jax.spec import Attention, Gate, HeadTransform, Mlp, Norm
 
 
 def norm_params(norm: Norm, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Tree:
@@ -75,3 +75,7 @@ def xielu_params() -> Tree:
     slopes = {"alpha_p": 0.8, "alpha_n": 0.3}
     out: Tree = {name: Param((1,), (None,), fill=log(expm1(slope))) for name, slope in slopes.items()}
     return out | {"beta": Param((), (), fill=0.5), "eps": Param((), (), fill=-1e-6)}
+def transform_params(op: HeadTransform, dim: int) -> Tree:
+    """dense [D, D], its bias, and the norm."""
+    out: Tree = {"dense": Param((dim, dim), ("embed", None)), "norm": norm_params(op.norm, (dim,), ("embed",))}
+    return out | ({"dense_bias": Param((dim,), ("embed",), fill=0.0)} if op.bias else {})

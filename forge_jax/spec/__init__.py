@@ -7,8 +7,9 @@ A variation between models is a different value here, never a flag in the decode
 architectures that want it and touches one place; a boolean that would touch two places is a new op.
 """
 
+from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
-from forge_jax.spec.model import Block, Branch, ModelSpec, Op, Segment, segments
+from forge_jax.spec.model import Block, Branch, HeadTransform, ModelSpec, Op, Segment, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
 from forge_jax.spec.positions import (
@@ -34,9 +35,12 @@ __all__ = [
     "Block",
     "Branch",
     "Clamp",
+    "Constant",
     "DynamicNtk",
+    "Exchange",
     "Gate",
     "Latent",
+    "HeadTransform",
     "Linear",
     "Llama3",
     "LongRope",

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions, Sinusoids
+from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
+from forge_jax.spec.positions import Positions
 from forge_jax.spec.ssm import Mamba, Mamba2
 
-Op = Attention | Latent | Mamba | Mamba2 | Mlp | Moe
+Op = Attention | Constant | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Branch:
     """One residual branch: x + scale * post(op(pre(x))), then `after` on the sum (post-norm models).
 
     `beside`: it reads what the op of the branch before it reads, and joins the stream after the layer's last branch.
+    `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Branch:
     after: Norm | None = None
     scale: float = 1.0
     beside: bool = False
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,15 @@ class Block:
     parallel: bool = False
     pre: Norm | None = None
     residual: Literal["stream", "normed"] = "stream"
+
+
+@dataclass(frozen=True)
+class HeadTransform:
+    """What stands between the final norm and the head: norm(act(dense(x)))."""
+
+    act: Activation
+    norm: Norm
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,8 @@ class ModelSpec:
     embed_scale: float = 1.0
     embed_norm: Norm | None = None
     positions: Positions | Sinusoids | None = None
+    positions: Positions | None = None
+    head_transform: HeadTransform | None = None
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None

@@ -107,6 +107,7 @@ IDLE = (
         "an alpha in the dict goes before everything else in it",
     ),
     Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
+    Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),
     Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),

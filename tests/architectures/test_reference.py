@@ -47,6 +47,9 @@ IN_CODE = {
     ("cohere2", "sliding_window_pattern"): 4,
     ("glm4_moe_lite", "first_k_dense_replace"): 1,
     ("axk1", "first_k_dense_replace"): 1,
+    ("modernbert-decoder", "global_attn_every_n_layers"): 3,
+    ("modernbert-decoder", "global_rope_theta"): 160000.0,
+    ("modernbert-decoder", "local_rope_theta"): 10000.0,
 }
 
 

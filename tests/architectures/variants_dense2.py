@@ -34,6 +34,18 @@ OPENAI_GPT = model(
     {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 160, "layer_norm_epsilon": 1e-3},
 )
 
+MODERNBERT = model(
+    "modernbert-decoder",
+    without(SIZES, "num_hidden_layers"),
+    {"num_hidden_layers": 3, "norm_eps": 1e-3, "local_attention": 16, "max_position_embeddings": 128},
+    {"layer_types": kinds("fsf"), "rope_parameters": TWO_ROPES},
+)
+HRM_TEXT = model(
+    "hrm_text",
+    without(COMMON, "num_key_value_heads"),
+    {"num_hidden_layers": 1, "H_cycles": 2, "L_cycles": 2, "embedding_scale": 1.7},
+)
+
 VARIANTS: dict[str, Config] = {
     "olmo3": OLMO3,
     "olmo3_bias_tied": OLMO3 | BIAS | TIED | {"num_hidden_layers": 2, "layer_types": kinds("fs"), "hidden_act": "gelu"},
@@ -66,4 +78,28 @@ VARIANTS: dict[str, Config] = {
     "openai_gpt": OPENAI_GPT,
     "openai_gpt_untied": OPENAI_GPT | UNTIED | {"afn": "silu", "n_ctx": 128},
     "openai_gpt_bare": model("openai-gpt", {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 160}),
+    "modernbert_decoder": MODERNBERT,
+    "modernbert_decoder_biases": MODERNBERT
+    | BIAS
+    | UNTIED
+    | {
+        "mlp_bias": True,
+        "norm_bias": True,
+        "classifier_bias": True,
+        "decoder_bias": False,
+        "hidden_activation": "silu",
+        "classifier_activation": "tanh",
+    },
+    "modernbert_decoder_old": without(MODERNBERT, "layer_types", "rope_parameters")
+    | {"global_rope_theta": 2000.0, "local_rope_theta": 300.0, "global_attn_every_n_layers": 2, "sliding_window": 8},
+    "modernbert_decoder_bare": model("modernbert-decoder", SIZES),
+    "hrm_text": HRM_TEXT,
+    "hrm_text_bias_tied": HRM_TEXT
+    | BIAS
+    | TIED
+    | {"num_layers_per_stack": 2, "num_hidden_layers": 6, "H_cycles": 1, "mlp_bias": True, "hidden_act": "gelu"},
+    "hrm_text_old": old(
+        HRM_TEXT, rope_scaling=None, embedding_scale=None, initializer_range=0.3, H_cycles=3, L_cycles=1
+    ),
+    "hrm_text_bare": model("hrm_text", SIZES, {"num_hidden_layers": 1}),
 }
