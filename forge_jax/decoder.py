@@ -16,11 +16,9 @@ from jax.typing import ArrayLike
 
 from forge_jax import ops, stacking
 from forge_jax.cache import Cache, assign, recurrent
-from forge_jax.ops import Call, Context, norm, sinusoids
+from forge_jax.ops import Call, Context, activate, norm, sinusoids
 from forge_jax.params import Tree
-from forge_jax.spec import Block, ModelSpec, Positions, Segment, Sinusoids, segments
-from forge_jax.ops import Call, Context, activate, norm
-from forge_jax.spec import Block, HeadTransform, ModelSpec, Segment, segments
+from forge_jax.spec import Block, HeadTransform, ModelSpec, Positions, Segment, Sinusoids, segments
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]

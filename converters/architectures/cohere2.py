@@ -1,5 +1,6 @@
 """Command R7B and Command A: parallel branches behind one norm, windows with rotary layers and full ones without."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from converters.architectures.common import (
@@ -13,12 +14,13 @@ from converters.architectures.common import (
     layer_types,
     mlp_rules,
     norm_rules,
+    parallel,
     windows,
 )
 from converters.architectures.family import Family
 from converters.rope import read_rope
 from converters.take import Take
-from forge_jax.spec import Block, Branch, ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec, Norm
 
 DEFAULTS = {
     "hidden_act": "silu",
@@ -40,26 +42,29 @@ FIXED = {
 }
 
 
+def assemble(take: Take, attentions: Iterable[Attention], logit_scale: float) -> ModelSpec:
+    """The decoder around the attention of each layer."""
+    norm, mlp = Norm(take("layer_norm_eps"), kind="layer"), gated_mlp(take)
+    spec = decoder(take, (parallel(op, mlp, norm) for op in attentions), norm)
+    return replace(spec, logit_scale=logit_scale)
+
+
 def config(take: Take) -> ModelSpec:
     """Parallel, gated, layer norms without bias; a layer is rotary exactly if it has a window."""
     take.assume(DEFAULTS)
     for key, value in FIXED.items():
         take.require(key, value)
     take.ignore("layer_switch", "use_parallel_embedding")  # the pattern's older name; how training was sharded
-    norm, bias = Norm(take("layer_norm_eps"), kind="layer"), take("attention_bias", False)
+    bias = take("attention_bias", False)
     count, size, every = take("num_hidden_layers"), take("sliding_window", None), take("sliding_window_pattern")
     kinds = layer_types(
         take, count, ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     )
-    rope, mlp = read_rope(take, head_dim(take), interleaved=True), gated_mlp(take)
-    attention = replace(grouped_attention(take, None), qkv_bias=bias, o_bias=bias)
-
-    def layer(window: int | None) -> Block:
-        mixing = replace(attention, window=window, rope=None if window is None else rope)
-        return Block((Branch("attention", mixing), Branch("mlp", mlp)), parallel=True, pre=norm)
-
-    spec = decoder(take, (layer(window) for window in windows(take, kinds, size)), norm)
-    return replace(spec, logit_scale=take("logit_scale"))
+    rope = read_rope(take, head_dim(take), interleaved=True)
+    base = replace(grouped_attention(take, None), qkv_bias=bias, o_bias=bias)
+    sizes = windows(take, kinds, size)
+    layers = [replace(base, window=size, rope=None if size is None else rope) for size in sizes]
+    return assemble(take, layers, take("logit_scale"))
 
 
 RULES = (

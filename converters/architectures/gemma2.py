@@ -1,5 +1,6 @@
 """Gemma 2: norms before and after each branch, every other layer with a window, soft caps on scores and logits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from converters.architectures.common import (
@@ -13,7 +14,7 @@ from converters.architectures.common import (
 )
 from converters.architectures.family import Family
 from converters.take import Take
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, Block, Mlp, ModelSpec, Norm
 
 DEFAULTS = {
     "num_key_value_heads": 4,
@@ -29,25 +30,31 @@ DEFAULTS = {
 }
 
 
-def assemble(take: Take, attentions: list[Attention], norm: Norm) -> ModelSpec:
-    """The decoder around the attention of each layer; shared with Gemma 3."""
+def assemble(
+    take: Take, attentions: list[Attention], norm: Norm, block: Callable[[Attention, Mlp, Norm], Block] = sandwich
+) -> ModelSpec:
+    """The decoder around the attention of each layer; shared with Gemma 3 and VaultGemma."""
     take.require("use_bidirectional_attention", False)
     take.ignore("hidden_act")  # an older name; hidden_activation is the one that is read
     mlp = gated_mlp(take, "hidden_activation")
-    spec = decoder(take, (sandwich(attention, mlp, norm) for attention in attentions), norm)
+    spec = decoder(take, (block(attention, mlp, norm) for attention in attentions), norm)
     return replace(spec, embed_scale=spec.dim**0.5, logit_softcap=take("final_logit_softcapping", None))
 
 
-def config(take: Take) -> ModelSpec:
-    """Sandwich norms, rotary, gated."""
-    take.assume(DEFAULTS)
+def attentions(take: Take) -> list[Attention]:
+    """The attention of each layer."""
     count, size = take("num_hidden_layers"), take("sliding_window", None)
     kinds = layer_types(take, count, [("sliding_attention", "full_attention")[i % 2] for i in range(count)])
     bias, cap = take("attention_bias", False), take("attn_logit_softcapping", None)
     scale = take("query_pre_attn_scalar") ** -0.5
     attention = replace(rotary_attention(take), scale=scale, softcap=cap, qkv_bias=bias, o_bias=bias)
-    layers = [replace(attention, window=window) for window in windows(take, kinds, size)]
-    return assemble(take, layers, Norm(take("rms_norm_eps"), offset=1.0))
+    return [replace(attention, window=window) for window in windows(take, kinds, size)]
+
+
+def config(take: Take) -> ModelSpec:
+    """Sandwich norms, rotary, gated."""
+    take.assume(DEFAULTS)
+    return assemble(take, attentions(take), Norm(take("rms_norm_eps"), offset=1.0))
 
 
 FAMILY = Family(("gemma2",), config, SANDWICH)

@@ -13,7 +13,6 @@ from converters.gguf.archs import ARCHS, Arch
 from converters.gguf.reading import Reading
 from converters.gguf.rope import read_rope
 from converters.source import TensorInfo
-from forge_jax.spec import Activation
 
 Config = dict[str, Any]
 

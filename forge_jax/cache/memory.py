@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from forge_jax.spec import Attention, Latent, Mamba, Mamba2, ModelSpec, Op
+from forge_jax.spec import Attention, Differential, Latent, Mamba, Mamba2, ModelSpec, Op
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,15 @@ def latent_memory(op: Latent) -> dict[str, Slab]:
     return {"entry": Slab((1, op.rank + op.rope_dim), (None, None))}
 
 
+def differential_memory(op: Differential) -> dict[str, Slab]:
+    """Both keys of each pair, and the value that they share."""
+    pairs, dim = op.attention.kv_heads, op.attention.head_dim
+    return {"k": Slab((2 * pairs, dim), ("kv_heads", "head")), "v": Slab((pairs, 2 * dim), ("kv_heads", "head"))}
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
+    Differential: lambda op, dim: differential_memory(op),
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
@@ -69,7 +76,8 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    sizes = (op.window, op.chunk) if isinstance(op, Attention) else ()
+    inner = op.attention if isinstance(op, Differential) else op
+    sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)
 
 

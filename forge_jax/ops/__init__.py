@@ -7,6 +7,7 @@ from jax import Array
 
 from forge_jax.ops.attention import attention
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
 from forge_jax.ops.latent import latent_attention
 from forge_jax.ops.mamba import mamba
@@ -16,10 +17,9 @@ from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import sinusoids
 from forge_jax.params import Tree
-from forge_jax.spec import Attention, Constant, Exchange, Latent, Mamba, Mamba2, Mlp, Moe, Op
+from forge_jax.spec import Attention, Constant, Differential, Exchange, Latent, Mamba, Mamba2, Mlp, Moe, Op
 
-__all__ = ["Call", "Context", "apply", "norm", "sinusoids"]
-__all__ = ["Call", "Context", "activate", "apply", "norm"]
+__all__ = ["Call", "Context", "activate", "apply", "norm", "sinusoids"]
 
 OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Attention: attention,
@@ -27,6 +27,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mamba2: mamba2,
     Latent: latent_attention,
     Constant: constant,
+    Differential: differential,
     Exchange: exchange,
     Mlp: mlp,
     Moe: moe,

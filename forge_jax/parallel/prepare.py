@@ -18,7 +18,7 @@ import numpy as np
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
-from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import Attention, Block, Differential, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
 from forge_jax.tensor import Lora, QTensor
 
 Slots = dict[str | None, np.ndarray]
@@ -37,6 +37,8 @@ def op_slots(op: Op, shards: int) -> Slots:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
+        case Differential():
+            return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
@@ -79,6 +81,9 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
+            case Differential(attention):
+                pairs = replace(attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
+                return replace(old, attention=pairs)
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
             case Mamba2() | Latent():

@@ -11,14 +11,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ssm import mamba2_params, mamba_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
-from forge_jax.spec import Attention, Block, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op, Positions
-from forge_jax.spec import Attention, Block, Branch, Constant, Exchange, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import (
+    Attention,
+    Block,
+    Branch,
+    Constant,
+    Differential,
+    Exchange,
+    Latent,
+    Mamba,
+    Mamba2,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Op,
+    Positions,
+)
 
 __all__ = [
     "Param",
@@ -38,6 +53,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mamba2: mamba2_params,
     Latent: latent_params,
     Constant: constant_params,
+    Differential: differential_params,
     Exchange: lambda op, dim: {},
     Mlp: mlp_params,
     Moe: moe_params,

@@ -7,6 +7,7 @@ A variation between models is a different value here, never a flag in the decode
 architectures that want it and touches one place; a boolean that would touch two places is a new op.
 """
 
+from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.model import Block, Branch, HeadTransform, ModelSpec, Op, Segment, segments
@@ -36,6 +37,7 @@ __all__ = [
     "Branch",
     "Clamp",
     "Constant",
+    "Differential",
     "DynamicNtk",
     "Exchange",
     "Gate",

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.moe import Moe
-from forge_jax.spec.ops import Attention, Mlp, Norm
-from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
-from forge_jax.spec.positions import Positions
+from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.ssm import Mamba, Mamba2
 
-Op = Attention | Constant | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe
+Op = Attention | Constant | Differential | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ class ModelSpec:
     embed_scale: float = 1.0
     embed_norm: Norm | None = None
     positions: Positions | Sinusoids | None = None
-    positions: Positions | None = None
     head_transform: HeadTransform | None = None
     head_bias: bool = False
     logit_scale: float = 1.0

@@ -107,6 +107,12 @@ IDLE = (
         "an alpha in the dict goes before everything else in it",
     ),
     Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
+    Idle("cohere_compass_text", "*.mrope_section", "of images; text has one position"),
+    Idle(
+        "cohere_compass_text_bias_untied",
+        "rope_parameters.rope_theta rope_parameters.rope_type",
+        "left over in published files, where each layer type has its own",
+    ),
     Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),
     Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),

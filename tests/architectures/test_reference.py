@@ -25,6 +25,7 @@ SIZES: dict[str, Any] = {
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": 160, "hidden_size": 2048, "n_layer": 2, "n_head": 4},
     "gpt_neo": {"vocab_size": 160, "hidden_size": 2048, "num_layers": 24, "num_heads": 4},
+    "cohere_compass_text": SIZES | {"rope_parameters": {"full_attention": None}},
     "opt": SIZES | {"ffn_dim": 56},
     "deepseek_v2": SIZES | {"num_experts_per_tok": 2},
     "longcat_flash": {"hidden_size": 2048, "num_layers": 2, "num_attention_heads": 32},

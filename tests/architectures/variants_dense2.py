@@ -46,6 +46,33 @@ HRM_TEXT = model(
     {"num_hidden_layers": 1, "H_cycles": 2, "L_cycles": 2, "embedding_scale": 1.7},
 )
 
+VAULTGEMMA = model(
+    "vaultgemma",
+    COMMON,
+    {
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+)
+COHERE_COMPASS = model(
+    "cohere_compass_text",
+    without(NO_ROPE, "rms_norm_eps"),
+    {"layer_norm_eps": 1e-3, "sliding_window": 8, "num_hidden_layers": 3, "layer_types": kinds("sfs")},
+    {
+        "rope_parameters": {
+            "full_attention": None,
+            "sliding_attention": {"rope_theta": 300.0, "rope_type": "default", "mrope_section": [4, 2, 2]},
+        }
+    },
+)
+
+DIFFLLAMA = model("diffllama", COMMON)
+
+EXAONE = model("exaone", NO_HEAD_DIM)
+
+
 VARIANTS: dict[str, Config] = {
     "olmo3": OLMO3,
     "olmo3_bias_tied": OLMO3 | BIAS | TIED | {"num_hidden_layers": 2, "layer_types": kinds("fs"), "hidden_act": "gelu"},
@@ -102,4 +129,29 @@ VARIANTS: dict[str, Config] = {
         HRM_TEXT, rope_scaling=None, embedding_scale=None, initializer_range=0.3, H_cycles=3, L_cycles=1
     ),
     "hrm_text_bare": model("hrm_text", SIZES, {"num_hidden_layers": 1}),
+    "vaultgemma": VAULTGEMMA,
+    "vaultgemma_untied_bias": VAULTGEMMA | UNTIED | BIAS | {"hidden_activation": "silu", "layer_types": kinds("fs")},
+    "vaultgemma_old": old(
+        VAULTGEMMA, rope_scaling=None, attn_logit_softcapping=None, final_logit_softcapping=None, num_hidden_layers=3
+    ),
+    "vaultgemma_bare": model("vaultgemma", SIZES),
+    "cohere_compass_text": COHERE_COMPASS,
+    "cohere_compass_text_bias_untied": COHERE_COMPASS
+    | BIAS
+    | UNTIED
+    | {"logit_scale": 0.35, "rope_parameters": TWO_ROPES | {"rope_theta": 5.0, "rope_type": "default"}},
+    "cohere_compass_text_bare": model(
+        "cohere_compass_text", SIZES, {"rope_parameters": {"full_attention": {"rope_theta": 2000.0}}}
+    ),
+    "diffllama": DIFFLLAMA,
+    "diffllama_bias_tied": DIFFLLAMA | BIAS | TIED | {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "diffllama_old_yarn": old(
+        DIFFLLAMA, rope_scaling=without(YARN, "rope_theta"), num_key_value_heads=None, hidden_act="gelu"
+    ),
+    "diffllama_bare": model("diffllama", SIZES),
+    "exaone": EXAONE,
+    "exaone_bias_tied": EXAONE | BIAS | TIED | {"mlp_bias": True, "hidden_act": "gelu", "num_key_value_heads": None},
+    "exaone_old": old(without(EXAONE, "num_hidden_layers", "rms_norm_eps"), rope_scaling=None)
+    | {"num_layers": 2, "layer_norm_epsilon": 1e-3, "activation_function": "silu"},
+    "exaone_bare": model("exaone", SIZES, {"num_attention_heads": 8}),
 }

@@ -1,0 +1,70 @@
+"""Differential attention: two softmaxes over the same values, one subtracted from the other (arXiv:2410.05258).
+
+Letters: P is 2, the halves of a pair; a value has W = P * H features. Head counts are local, as in `attention`.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax.cache import place_key
+from forge_jax.ops.attention import Keys, attend, remember, triangle, visible
+from forge_jax.ops.call import Call, Context
+from forge_jax.ops.norm import norm
+from forge_jax.ops.rope import rotate
+from forge_jax.params import Tree
+from forge_jax.spec import Differential
+from forge_jax.tensor import contract, dense
+
+
+def project(op: Differential, params: Tree, name: str, x_BTD: Array) -> Array:
+    """One of q, k, v with its bias: [B, T, pairs, P, H]."""
+    y = contract("BTD,DNPH->BTNPH", x_BTD, params[name])
+    return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.attention.qkv_bias else y
+
+
+def turned(op: Differential, x_BTNPH: Array, call: Call) -> Array:
+    """Queries or keys at their positions."""
+    if op.attention.rope is None:
+        return x_BTNPH
+    flat = x_BTNPH.reshape(*x_BTNPH.shape[:2], -1, x_BTNPH.shape[-1])
+    return rotate(op.attention.rope, flat, call.coords_BTC[..., 0]).reshape(x_BTNPH.shape)
+
+
+def subtracted(op: Differential, params: Tree, first: Array, second: Array) -> Array:
+    """What comes out of a pair of heads, normalised."""
+    lambdas = {name: dense(params[f"lambda_{name}"]).astype(jnp.float32) for name in ("q1", "k1", "q2", "k2")}
+    learned = jnp.exp((lambdas["q1"] * lambdas["k1"]).sum()) - jnp.exp((lambdas["q2"] * lambdas["k2"]).sum())
+    return norm(op.norm, {}, first - (learned + op.init).astype(first.dtype) * second) * (1 - op.init)
+
+
+def differential(op: Differential, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """Apply the op. Returns (y_BTD, state with the new keys and values); a pair's two keys lie side by side."""
+    q_BTNPH = turned(op, project(op, params, "q", x_BTD), call)
+    k_BTKPH = turned(op, project(op, params, "k", x_BTD), call)
+    b, t, n, _, h = q_BTNPH.shape
+    kv = k_BTKPH.shape[2]
+    # queries in the order of the keys that they meet: (K, P), then the queries of each
+    q = q_BTNPH.reshape(b, t, kv, n // kv, 2, h).swapaxes(3, 4).reshape(b, t, 2 * n, h)
+    k_BKTH = k_BTKPH.reshape(b, t, 2 * kv, h).transpose(0, 2, 1, 3)
+    v_BKTW = project(op, params, "v", x_BTD).reshape(b, t, kv, 2 * h).transpose(0, 2, 1, 3)
+
+    def keys(k_BKSH: Array, v_BKSW: Array, order_BS: Array, span_BS: Array) -> Keys:
+        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.attention.window)
+        return Keys(k_BKSH.astype(q.dtype), jnp.repeat(v_BKSW.astype(q.dtype), 2, axis=1), seen)
+
+    present = keys(k_BKTH, v_BKTW, call.order_BT, call.span_BT)
+    parts = [present]
+    slots = call.slots[place_key(op)] if state is not None else None
+    if state is not None and slots is not None and not ctx.fresh:
+        parts = [keys(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), present]
+    look = functools.partial(attend, scale=op.attention.scale)
+    y = triangle(look, q, present, op.attention.window) if ctx.fresh else look(q, parts)
+
+    if state is not None and slots is not None:
+        state = remember(state, slots, {"k": k_BKTH, "v": v_BKTW}, y[:, :, 0, 0], ctx)
+    y = y.reshape(b, t, kv, 2, n // kv, 2 * h)
+    y = subtracted(op, params, y[:, :, :, 0], y[:, :, :, 1]).reshape(b, t, n, 2, h)
+    out = ctx.psum(contract("BTNPH,NPHD->BTD", y, params["o"]))
+    return (out + params["o_bias"].astype(out.dtype)[None, None] if op.attention.o_bias else out), state
