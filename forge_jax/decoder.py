@@ -57,28 +57,29 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
     call = replace(call, bus=dict(call.bus))  # ops add to it
     shared = norm(spec.pre, params["pre"], x_BTD) if spec.pre else None
     entry, new_state = x_BTD, dict(state) if state is not None else None
-    read, beside = x_BTD, []
+    read, late = x_BTD, []
     for branch in spec.branches:
         p = params.get(branch.name, {})
-        source = entry if spec.parallel else x_BTD
-        if shared is not None:
-            source = shared
         if not branch.beside:
+            source = entry if spec.parallel else x_BTD
+            if shared is not None:
+                source = shared
             read = norm(branch.pre, p.get("pre", {}), source) if branch.pre else source
+        y = read if branch.in_scale == 1.0 else read * branch.in_scale
         memory = state.get(branch.name) if state is not None else None
-        y, memory = ops.apply(branch.op, p, read, memory, call, ctx)
+        y, memory = ops.apply(branch.op, p, y, memory, call, ctx)
         if new_state is not None and memory is not None:
             new_state[branch.name] = memory
         if branch.post:
             y = norm(branch.post, p.get("post", {}), y)
         y = y if branch.scale == 1.0 else y * branch.scale
-        if branch.beside:
-            beside.append(y)
+        if branch.late:
+            late.append(y)
             continue
-        x_BTD = (read if spec.residual == "normed" else x_BTD) + y
+        x_BTD = (read if spec.residual == "normed" and not branch.beside else x_BTD) + y
         if branch.after:
             x_BTD = norm(branch.after, p.get("after", {}), x_BTD)
-    return sum(beside, x_BTD), new_state, call.bus
+    return sum(late, x_BTD), new_state, call.bus
 
 
 # ------------------------------------------------------------------------------------------------ drivers

@@ -84,7 +84,7 @@ def config(take: Take) -> ModelSpec:
         (
             Branch("attention_0", latent, pre=norm),
             Branch("mlp_0", mlp, pre=norm),
-            Branch("moe", experts(take), beside=True),
+            Branch("moe", experts(take), beside=True, late=True),
             Branch("attention_1", latent, pre=norm),
             Branch("mlp_1", mlp, pre=norm),
         )

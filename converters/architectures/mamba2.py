@@ -27,7 +27,7 @@ def config(take: Take) -> ModelSpec:
     take.assume(DEFAULTS)
     # heads times their width say what expand says, and the step size has no projection whose rank would matter
     take.ignore(*QUIET, "expand", "time_step_rank")
-    norm = Norm(take("layer_norm_epsilon"))
+    norm, bias = Norm(take("layer_norm_epsilon")), take("use_bias")
     op = Mamba2(
         take("num_heads"),
         take("head_dim"),
@@ -35,7 +35,8 @@ def config(take: Take) -> ModelSpec:
         take("n_groups"),
         take("conv_kernel"),
         act=activation(take, "hidden_act"),
-        bias=take("use_bias"),
+        in_bias=bias,
+        out_bias=bias,
         conv_bias=take("use_conv_bias"),
         norm=norm,
         dt_limit=limits(take),

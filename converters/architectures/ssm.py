@@ -1,9 +1,11 @@
 """Pieces that state space models share: small readers, and the rules of their mixers."""
 
-from converters.architectures.common import HEADS_IN, norm_rules, weight_and_bias
+from collections.abc import Sequence
+
+from converters.architectures.common import HEADS_IN, activation, norm_rules, weight_and_bias
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Block, Branch, Mamba, Mamba2, ModelSpec, Norm, Op
+from forge_jax.spec import Attention, Block, Branch, Mamba, Mamba2, Mlp, ModelSpec, Moe, Norm, Op
 
 # how a state is initialised, which program computes it, and how much of it together: without effect on the numbers
 QUIET = (
@@ -25,9 +27,39 @@ QUIET = (
 ENDLESS = 2**20  # the context of a model that has no limit
 
 
-def single(name: str, op: Op, norm: Norm) -> Block:
-    """A layer of one branch: x + op(norm(x))."""
-    return Block((Branch(name, op, pre=norm),))
+# settings of Mamba 2 in hybrids whose defaults are the same
+DEFAULTS = {
+    "mamba_n_heads": 128,
+    "mamba_d_head": "auto",
+    "mamba_n_groups": 1,
+    "mamba_d_state": 256,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+}
+
+NAMES: dict[type, str] = {Attention: "attention", Mamba: "mamba", Mamba2: "mamba", Mlp: "mlp", Moe: "moe"}
+
+
+def layer(norm: Norm, *ops: Op, scale: float = 1.0) -> Block:
+    """A norm before each op, each in a branch named after what it is: one table of rules serves every mixture."""
+    return Block(tuple(Branch(NAMES[type(op)], op, pre=norm, scale=scale) for op in ops))
+
+
+def kinds(take: Take, given: Sequence[str], count: int) -> tuple[str, ...]:
+    """What each layer is, where it may have its older name.
+
+    Raises:
+        ValueError: a name that is neither, or a list of the wrong length.
+    """
+    names = {"mamba": "linear_attention", "attention": "full_attention"}
+    out = tuple(names.get(kind, kind) for kind in given)
+    if odd := sorted(set(out) - {"linear_attention", "full_attention"}):
+        raise ValueError(f"{take.where}: layer types {odd}; expected linear_attention or full_attention")
+    if len(out) != count:
+        raise ValueError(f"{take.where}: {len(out)} layer types for {count} layers")
+    return out
 
 
 def rank(take: Take, key: str) -> int:
@@ -42,12 +74,46 @@ def limits(take: Take, key: str = "time_step_limit") -> tuple[float, float]:
     return float(low), float(high)
 
 
+def read_mamba2(take: Take, norm: Norm | None) -> Mamba2:
+    """Mamba 2 as the configs of hybrids describe it.
+
+    Raises:
+        ValueError: heads times their width is not what the expansion says.
+    """
+    heads, size = take("mamba_n_heads"), take("mamba_d_head")
+    width = int(take("mamba_d_ssm", None) or take("mamba_expand") * take("hidden_size"))
+    size = width // heads if size == "auto" else size
+    if heads * size != width:
+        raise ValueError(f"{take.where}: mamba has {heads} heads of {size}, which is not its width of {width}")
+    bias = take("mamba_proj_bias")
+    return Mamba2(
+        heads,
+        size,
+        take("mamba_d_state"),
+        take("mamba_n_groups"),
+        take("mamba_d_conv"),
+        act=activation(take, "hidden_act"),
+        in_bias=bias,
+        out_bias=bias,
+        conv_bias=take("mamba_conv_bias"),
+        norm=norm,
+        dt_limit=limits(take),
+    )
+
+
 def pure(take: Take, op: Mamba | Mamba2, norm: Norm) -> ModelSpec:
     """A model of nothing but equal state space layers."""
-    layers = (single("mamba", op, norm),) * take("num_hidden_layers")
+    layers = (layer(norm, op),) * take("num_hidden_layers")
     return ModelSpec(
         take("vocab_size"), take("hidden_size"), layers, ENDLESS, norm, tied=take("tie_word_embeddings", False)
     )
+
+
+def pre_rules(layer: str, first: str, second: str) -> tuple[Rule, ...]:
+    """The norms before a layer's two branches, whatever they are."""
+    before = {"attention": first, "mamba": first, "mlp": second, "moe": second}
+    pairs = ((f"layers.{{l}}.{mine}.pre", f"{layer}.{name}") for mine, name in before.items())
+    return tuple(rule for mine, theirs in pairs for rule in norm_rules(mine, theirs))
 
 
 def mamba_rules(theirs: str) -> tuple[Rule, ...]:

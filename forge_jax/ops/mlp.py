@@ -53,6 +53,7 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
         return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
 
     first = linear("gate" if op.gated else "up")
+    first = first if op.gate_scale == 1.0 else first * op.gate_scale
     hidden = xielu(params["act"], first) if op.act == "xielu" else activate(op.act, first)
     hidden = hidden * linear("up") if op.gated else hidden
     if op.norm is not None:

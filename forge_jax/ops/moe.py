@@ -169,13 +169,21 @@ PATHS: dict[str, Callable[..., Array]] = {
 }
 
 
+def latent(op: Moe, params: Tree, name: str, x_BTD: Array) -> Array:
+    """The way to the width that the routed experts work on, or back."""
+    if op.latent is None:
+        return x_BTD
+    y = contract("BTD,DE->BTE", x_BTD, params[name])
+    return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.latent_bias else y
+
+
 def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state): it remembers nothing but, if asked to, what its router did."""
-    b, t, d = x_BTD.shape
+    b, t, _ = x_BTD.shape
     ids_BTX, weight_BTX = route(op.router, params, x_BTD)
     if state is not None:
         state = record(state, op.router, params, x_BTD, ids_BTX, call.order_BT >= 0)
-    x_ND, ids_NX = x_BTD.reshape(b * t, d), ids_BTX.reshape(b * t, -1)
+    x_ND, ids_NX = latent(op, params, "latent_in", x_BTD).reshape(b * t, -1), ids_BTX.reshape(b * t, -1)
     weight_NX = weight_BTX.reshape(b * t, -1).astype(x_BTD.dtype)
     held = params["up"].shape[0]  # of all experts, those on this device
 
@@ -193,7 +201,7 @@ def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, 
         y_ND = y_ND + jnp.einsum("NX,NXD->ND", weighted, bias_ED.at[ids_NX].get(mode="fill", fill_value=0))
     if op.identity:
         y_ND = y_ND + x_ND * jnp.where(ids_NX >= op.router.experts, weight_NX, 0).sum(1, keepdims=True)
-    y = y_ND.reshape(b, t, d)
+    y = latent(op, params, "latent_out", y_ND.reshape(b, t, -1))
     if op.shared is not None:
         shared = feed_forward(op.shared, params["shared"], x_BTD, ctx)
         if op.shared_gate:

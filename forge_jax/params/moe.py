@@ -11,19 +11,24 @@ def moe_params(op: Moe, dim: int) -> Tree:
     Identity experts have a column of the router and no weights. The width of the shared expert is split like any
     other, under its own name, because it may differ.
     """
-    router, experts = op.router, op.router.experts
+    router, experts, width = op.router, op.router.experts, op.latent or dim
     names = ("gate", "up") if op.gated else ("up",)
     into, out = ("experts", "embed", "ff"), ("experts", "ff", "embed")
     tree: Tree = {"router": Param((dim, experts + op.identity), ("embed", None))}
-    tree |= {name: Param((experts, dim, op.dim), into, stacked=1) for name in names}
-    tree["down"] = Param((experts, op.dim, dim), out, stacked=1)
+    tree |= {name: Param((experts, width, op.dim), into, stacked=1) for name in names}
+    tree["down"] = Param((experts, op.dim, width), out, stacked=1)
     if op.bias:
         tree |= {f"{name}_bias": Param((experts, op.dim), ("experts", "ff"), fill=0.0) for name in names}
-        tree["down_bias"] = Param((experts, dim), (None, "embed"), fill=0.0)  # added once, after the sum over devices
+        tree["down_bias"] = Param((experts, width), (None, "embed"), fill=0.0)  # added once, after the sum over devices
     if router.logit_bias:
         tree["router_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
     if router.choice_bias:
         tree["choice_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
+    if op.latent is not None:
+        for name, shape in (("latent_in", (dim, width)), ("latent_out", (width, dim))):
+            tree[name] = Param(shape, ("embed", None))
+            if op.latent_bias:
+                tree[f"{name}_bias"] = Param(shape[1:], (None,), fill=0.0)
     if op.shared is not None:
         tree["shared"] = mlp_params(op.shared, dim, "shared_ff")
     if op.shared_gate:

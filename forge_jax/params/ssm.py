@@ -42,7 +42,7 @@ def mamba2_params(op: Mamba2, dim: int) -> Tree:
     out: Tree = {}
     for name, (shape, axes) in parts.items():
         out[name] = Param((dim, *shape), ("embed", *axes))
-        if op.bias:
+        if op.in_bias:
             out[f"{name}_bias"] = Param(shape, axes, fill=0.0)
         if name in ("x", "b", "c"):
             out[f"{name}_conv"] = Param((*shape, op.conv), (*axes, None), stacked=2)
@@ -53,6 +53,6 @@ def mamba2_params(op: Mamba2, dim: int) -> Tree:
     if op.norm is not None:
         out["norm"] = norm_params(op.norm, heads, head_axes)
     out["out"] = Param((*heads, dim), (*head_axes, "embed"), inputs=2)
-    if op.bias:
+    if op.out_bias:
         out["out_bias"] = Param((dim,), ("embed",), fill=0.0)
     return out

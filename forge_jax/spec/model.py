@@ -16,9 +16,10 @@ Op = Attention | Constant | Differential | Exchange | Latent | Mamba | Mamba2 | 
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch: x + scale * post(op(pre(x))), then `after` on the sum (post-norm models).
+    """One residual branch: x + scale * post(op(in_scale * pre(x))), then `after` on the sum (post-norm models).
 
-    `beside`: it reads what the op of the branch before it reads, and joins the stream after the layer's last branch.
+    `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
+    `late`: what it gives joins the stream after the layer's last branch.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
 
@@ -28,7 +29,9 @@ class Branch:
     post: Norm | None = None
     after: Norm | None = None
     scale: float = 1.0
+    in_scale: float = 1.0
     beside: bool = False
+    late: bool = False
     shared: str | None = None
 
 

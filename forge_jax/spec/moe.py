@@ -59,6 +59,7 @@ class Moe:
     shared: an expert that every token goes through; shared_gate: times the sigmoid of a learned score.
     identity: that many more experts, after the others, hand back the token itself.
     scale_input: weights multiply what enters an expert, not what leaves it.
+    latent: the routed experts work on a projection of the stream to this width; latent_bias: of it and of the way back.
     """
 
     router: Router
@@ -71,3 +72,5 @@ class Moe:
     shared_gate: bool = False
     identity: int = 0
     scale_input: bool = False
+    latent: int | None = None
+    latent_bias: bool = False

@@ -69,7 +69,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """Feed-forward: down(norm(act(gate(x)) * up(x))) if gated, else down(norm(act(up(x)))).
+    """Feed-forward: down(norm(act(gate_scale * gate(x)) * up(x))) if gated, else down(norm(act(gate_scale * up(x)))).
 
     `act` "xielu" has parameters of its own (arXiv:2411.13010).
     """
@@ -79,3 +79,4 @@ class Mlp:
     gated: bool = True
     bias: bool = False
     norm: Norm | None = None
+    gate_scale: float = 1.0

@@ -31,7 +31,8 @@ class Mamba2:
     """State space duality (arXiv:2405.21060): every head has one decay, B and C are shared by a group of heads.
 
     dt_limit: the step size stays within it. scales: what z, x, B, C and the step size are multiplied by after their
-    projection. norm: before the projection out, over each group; `norm_first`: before the gate and not after it.
+    projection. in_bias, out_bias: of the projections. norm: before the projection out, over each group;
+    `norm_first`: before the gate and not after it.
     """
 
     heads: int
@@ -40,7 +41,8 @@ class Mamba2:
     groups: int = 1
     conv: int = 4
     act: Activation = "silu"
-    bias: bool = False
+    in_bias: bool = False
+    out_bias: bool = False
     conv_bias: bool = True
     norm: Norm | None = None
     norm_first: bool = False
