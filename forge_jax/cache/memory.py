@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from forge_jax.spec import Attention, Differential, Latent, Mamba, Mamba2, ModelSpec, Op
+from forge_jax.spec import Attention, ChannelMix, Differential, Latent, Mamba, Mamba2, ModelSpec, Op, Wkv
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,22 @@ def differential_memory(op: Differential) -> dict[str, Slab]:
     return {"k": Slab((2 * pairs, dim), ("kv_heads", "head")), "v": Slab((pairs, 2 * dim), ("kv_heads", "head"))}
 
 
+def wkv_memory(op: Wkv, dim: int) -> dict[str, Slab]:
+    """The token before, and the average: numerator, denominator, and the logarithm that both are divided by."""
+    channels = Slab((op.dim,), ("ff",), slots=False)
+    return shift_memory(dim) | {"num": channels, "den": channels, "top": channels}
+
+
+def shift_memory(dim: int) -> dict[str, Slab]:
+    """The token before, as it entered."""
+    return {"before": Slab((dim, 1), ("embed", None), slots=False)}
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Differential: lambda op, dim: differential_memory(op),
+    ChannelMix: lambda op, dim: shift_memory(dim),
+    Wkv: lambda op, dim: wkv_memory(op, dim),
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),

@@ -16,14 +16,30 @@ from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import sinusoids
+from forge_jax.ops.wkv import channel_mix, wkv
 from forge_jax.params import Tree
-from forge_jax.spec import Attention, Constant, Differential, Exchange, Latent, Mamba, Mamba2, Mlp, Moe, Op
+from forge_jax.spec import (
+    Attention,
+    ChannelMix,
+    Constant,
+    Differential,
+    Exchange,
+    Latent,
+    Mamba,
+    Mamba2,
+    Mlp,
+    Moe,
+    Op,
+    Wkv,
+)
 
 __all__ = ["Call", "Context", "activate", "apply", "norm", "sinusoids"]
 
 OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Attention: attention,
+    ChannelMix: channel_mix,
     Mamba: mamba,
+    Wkv: wkv,
     Mamba2: mamba2,
     Latent: latent_attention,
     Constant: constant,

@@ -18,7 +18,20 @@ import numpy as np
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
-from forge_jax.spec import Attention, Block, Differential, Latent, Mamba, Mamba2, Mlp, ModelSpec, Moe, Op
+from forge_jax.spec import (
+    Attention,
+    Block,
+    ChannelMix,
+    Differential,
+    Latent,
+    Mamba,
+    Mamba2,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Op,
+    Wkv,
+)
 from forge_jax.tensor import Lora, QTensor
 
 Slots = dict[str | None, np.ndarray]
@@ -45,7 +58,7 @@ def op_slots(op: Op, shards: int) -> Slots:
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
         case Latent():
             return {"heads": padded(op.heads, shards)}
-        case Mlp():
+        case Mlp() | Wkv() | ChannelMix():
             return {"ff": padded(op.dim, shards)}
         case Moe():
             shared = {"shared_ff": padded(op.shared.dim, shards)} if op.shared else {}
@@ -88,7 +101,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, dim=slots["ff"] * old.heads)
             case Mamba2() | Latent():
                 return replace(old, heads=slots["heads"])
-            case Mlp():
+            case Mlp() | Wkv() | ChannelMix():
                 return replace(old, dim=slots["ff"])
             case Moe():
                 shared = replace(old.shared, dim=slots["shared_ff"]) if old.shared else None

@@ -16,12 +16,13 @@ from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.moe import moe_params
-from forge_jax.params.ssm import mamba2_params, mamba_params
+from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
 from forge_jax.spec import (
     Attention,
     Block,
     Branch,
+    ChannelMix,
     Constant,
     Differential,
     Exchange,
@@ -33,6 +34,7 @@ from forge_jax.spec import (
     Moe,
     Op,
     Positions,
+    Wkv,
 )
 
 __all__ = [
@@ -49,12 +51,14 @@ __all__ = [
 
 OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
+    ChannelMix: channel_mix_params,
     Mamba: mamba_params,
     Mamba2: mamba2_params,
     Latent: latent_params,
     Constant: constant_params,
     Differential: differential_params,
     Exchange: lambda op, dim: {},
+    Wkv: wkv_params,
     Mlp: mlp_params,
     Moe: moe_params,
 }

@@ -75,6 +75,8 @@ def xielu_params() -> Tree:
     slopes = {"alpha_p": 0.8, "alpha_n": 0.3}
     out: Tree = {name: Param((1,), (None,), fill=log(expm1(slope))) for name, slope in slopes.items()}
     return out | {"beta": Param((), (), fill=0.5), "eps": Param((), (), fill=-1e-6)}
+
+
 def transform_params(op: HeadTransform, dim: int) -> Tree:
     """dense [D, D], its bias, and the norm."""
     out: Tree = {"dense": Param((dim, dim), ("embed", None)), "norm": norm_params(op.norm, (dim,), ("embed",))}

@@ -2,7 +2,7 @@
 
 from forge_jax.params.layers import norm_params
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import Mamba, Mamba2
+from forge_jax.spec import ChannelMix, Mamba, Mamba2, Wkv
 
 SMALL_STEP = -4.6  # what softplus makes 0.01 of
 
@@ -55,4 +55,22 @@ def mamba2_params(op: Mamba2, dim: int) -> Tree:
     out["out"] = Param((*heads, dim), (*head_axes, "embed"), inputs=2)
     if op.out_bias:
         out["out_bias"] = Param((dim,), ("embed",), fill=0.0)
+    return out
+
+
+def wkv_params(op: Wkv, dim: int) -> Tree:
+    """k, v, r [D, C], out [C, D], decay and bonus [C], and the share of the token itself in what enters, [1, 1, D]."""
+    out: Tree = {f"{name}_mix": Param((1, 1, dim), (None, None, "embed"), fill=0.5) for name in ("k", "v", "r")}
+    out |= {name: Param((dim, op.dim), ("embed", "ff")) for name in ("k", "v", "r")}
+    out |= {name: Param((op.dim,), ("ff",), fill=0.0) for name in ("decay", "bonus")}
+    out["out"] = Param((op.dim, dim), ("ff", "embed"))
+    return out
+
+
+def channel_mix_params(op: ChannelMix, dim: int) -> Tree:
+    """up [D, F], down [F, D], r [D, D], and the share of the token itself in what enters, [1, 1, D]."""
+    out: Tree = {f"{name}_mix": Param((1, 1, dim), (None, None, "embed"), fill=0.5) for name in ("up", "r")}
+    out["up"] = Param((dim, op.dim), ("embed", "ff"))
+    out["down"] = Param((op.dim, dim), ("ff", "embed"))
+    out["r"] = Param((dim, dim), ("embed", None))
     return out

@@ -27,7 +27,7 @@ from forge_jax.spec.positions import (
     Sinusoids,
     Yarn,
 )
-from forge_jax.spec.ssm import Mamba, Mamba2
+from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
 __all__ = [
     "Activation",
@@ -35,6 +35,7 @@ __all__ = [
     "Attention",
     "Block",
     "Branch",
+    "ChannelMix",
     "Clamp",
     "Constant",
     "Differential",
@@ -61,6 +62,7 @@ __all__ = [
     "Scaling",
     "Segment",
     "Sinusoids",
+    "Wkv",
     "Yarn",
     "segments",
 ]

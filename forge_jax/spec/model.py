@@ -11,7 +11,7 @@ from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.ssm import Mamba, Mamba2
 
-Op = Attention | Constant | Differential | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe
+Op = Attention | ChannelMix | Constant | Differential | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe | Wkv
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,23 @@ class Mamba:
 
 
 @dataclass(frozen=True)
+class Wkv:
+    """Time mixing (arXiv:2305.13048): an average of all values so far, by weights exp(key) that decay with distance.
+
+    dim: channels, each with its own decay. What enters is a mix of a token and the one before it.
+    """
+
+    dim: int
+
+
+@dataclass(frozen=True)
+class ChannelMix:
+    """Feed-forward on a mix of a token and the one before it: sigmoid(r(x)) * down(relu(up(x)) ** 2)."""
+
+    dim: int
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """State space duality (arXiv:2405.21060): every head has one decay, B and C are shared by a group of heads.
 

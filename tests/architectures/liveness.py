@@ -116,6 +116,16 @@ IDLE = (
     Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),
     Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),
+    Idle(
+        "nemotron_h_latent",
+        "head_dim num_attention_heads num_key_value_heads intermediate_size",
+        "no layer is attention, and none a feed-forward layer alone",
+    ),
+    Idle(
+        "nemotron_h_pattern",
+        "n_routed_experts num_experts_per_tok moe_* n_group topk_group routed_scaling_factor",
+        "no layer is a mixture",
+    ),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
 )

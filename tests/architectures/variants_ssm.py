@@ -54,7 +54,7 @@ JAMBA = model(
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
         "attn_layer_period": 3,
-        "attn_layer_offset": 1,
+        "attn_layer_offset": 0,
         "mamba_d_state": 6,
         "mamba_d_conv": 3,
         "mamba_expand": 2,
@@ -132,6 +132,19 @@ NEMOTRON_H = model(
         "routed_scaling_factor": 1.7,
     },
 )
+RWKV = model(
+    "rwkv",
+    {
+        "vocab_size": 160,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "attention_hidden_size": 40,
+        "intermediate_size": 56,
+        "layer_norm_epsilon": 1e-3,
+        "rescale_every": 2,
+        "context_length": 128,
+    },
+)
 
 VARIANTS: dict[str, Config] = {
     "mamba": MAMBA,
@@ -180,6 +193,7 @@ VARIANTS: dict[str, Config] = {
             "intermediate_size": 40,
             "num_hidden_layers": 2,
             "num_attention_heads": 8,
+            "attn_layer_indices": [1],
         },
     ),
     "bamba_bias_tied": BAMBA
@@ -199,7 +213,8 @@ VARIANTS: dict[str, Config] = {
             "vocab_size": 160,
             "hidden_size": 64,
             "intermediate_size": 16,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": 2,
+            "layer_types": ["mamba", "attention"],
             "num_attention_heads": 8,
         },
     ),
@@ -268,4 +283,7 @@ VARIANTS: dict[str, Config] = {
     },
     "nemotron_h_pattern": without(NEMOTRON_H, "layers_block_type")
     | {"hybrid_override_pattern": "M-M*", "num_hidden_layers": 4, "mamba_hidden_act": "gelu"},
+    "rwkv": RWKV,
+    "rwkv_bare": model("rwkv", {"vocab_size": 160, "hidden_size": 32, "num_hidden_layers": 2}),
+    "rwkv_tied": RWKV | {"rescale_every": 0, "tie_word_embeddings": True},
 }

@@ -12,6 +12,7 @@ from forge_jax.ops.chunks import over_chunks
 from forge_jax.ops.mamba import recur as selective
 from forge_jax.ops.mamba2 import recur as dual
 from forge_jax.ops.mamba2 import step
+from forge_jax.ops.wkv import NOTHING, average
 
 BATCH, LENGTH, HEADS, SIZE, STATE = 2, 23, 3, 4, 5
 CUTS = ([23], [7, 1, 9, 6], [1] * 23, [12, 11])
@@ -68,3 +69,31 @@ def test_one_token_of_state_space_duality() -> None:
     a, inputs = draw((HEADS,), (HEADS,))
     run = partial(step, jnp.asarray(a, jnp.float32))
     check(run, inputs, plain(a[:, None, None], (inputs[0][..., None], *inputs[1:])), [1] * LENGTH)
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_decaying_average(cut: list[int]) -> None:
+    random = np.random.default_rng(0)
+    # keys so far apart that their exponentials overflow; some tokens are padding
+    k, v = 60 * random.normal(size=(BATCH, LENGTH, SIZE)), random.normal(size=(BATCH, LENGTH, SIZE))
+    decay, bonus = random.normal(size=(2, SIZE))
+    real = (random.uniform(size=(BATCH, LENGTH)) < 0.8).astype(np.float64)
+    num, den = np.zeros((2, BATCH, SIZE), np.longdouble)
+    expected = np.zeros(v.shape)
+    for t in range(LENGTH):
+        now = np.exp((k[:, t] + bonus).astype(np.longdouble))
+        expected[:, t] = (num + now * v[:, t]) / (den + now)
+        kept = np.where(real[:, t, None] > 0, np.exp(-np.exp(decay)), 1)
+        now = real[:, t, None] * np.exp(k[:, t].astype(np.longdouble))
+        num, den = kept * num + now * v[:, t], kept * den + now
+
+    run = partial(average, *(jnp.asarray(x, jnp.float32) for x in (decay, bonus)))
+    zeros = jnp.zeros((BATCH, SIZE), jnp.float32)
+    state, found = (zeros, zeros, zeros + NOTHING), []
+    for stop, length in zip(np.cumsum(cut), cut, strict=True):
+        piece = tuple(jnp.asarray(part[:, stop - length : stop], jnp.float32) for part in (k, v, real))
+        state, y = over_chunks(run, state, piece, 4)
+        found.append(y)
+    # a key of 200 is rounded to 1e-5, and so is the logarithm of its weight
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(state[0] / state[1], (num / den).astype(np.float64), rtol=0, atol=1e-4)
