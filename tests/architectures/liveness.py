@@ -83,7 +83,11 @@ class Idle:
 
 
 IDLE = (
-    Idle("*", "max_position_embeddings n_positions seq_length", "how long a context may be, not what it says"),
+    Idle(
+        "*",
+        "max_position_embeddings n_positions seq_length context_length",
+        "how long a context may be, not what it says",
+    ),
     Idle("*longrope* phi3_old_*", "*.short_factor", "the golden is longer than the original length"),
     Idle("llama_longrope_short", "*.long_factor", "the golden is shorter than the original length"),
     Idle("phi3_*", "*.original_max_position_embeddings", "the same key beside the rope's dict goes first"),
