@@ -9,7 +9,7 @@ from forge_jax.spec.latent import Latent
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions, Sinusoids
-from forge_jax.spec.ssm import Mamba, Mamba2
+from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
 Op = Attention | ChannelMix | Constant | Differential | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe | Wkv
 
