@@ -1,13 +1,13 @@
-"""Pieces that mixtures of experts share: blocks whose feed-forward branch is called "moe", and its rules.
+"""Pieces that mixtures of experts share: blocks whose branches are named after what they are, and their rules.
 
 A layer's feed-forward branch is "mlp" where it is dense and "moe" where it is a mixture, so that one table of rules
-serves models that have both.
+serves models that have both; so are the branches that mix tokens, see `MIXERS`.
 """
 
 from converters.architectures.common import TRANSPOSED, activation, norm_rules, weight_and_bias
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, Latent, Mlp, Moe, Norm, Router
+from forge_jax.spec import Attention, Block, Branch, DeltaNet, Latent, Mlp, Moe, Norm, Router
 
 OURS = "layers.{l}.moe"
 
@@ -15,12 +15,17 @@ OURS = "layers.{l}.moe"
 TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise")
 
 
-def pre_norm(attention: Attention | Latent, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:
-    """The common block, its second branch named after what it is."""
+# what the branch of a mixer is called, if not "attention"
+MIXERS: dict[type, str] = {DeltaNet: "delta"}
+
+Mixer = Attention | DeltaNet | Latent
+
+
+def pre_norm(mixer: Mixer, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:
+    """The common block, its branches named after what they are."""
+    first = MIXERS.get(type(mixer), "attention")
     second = "moe" if isinstance(feed_forward, Moe) else "mlp"
-    return Block(
-        (Branch("attention", attention, pre=norm, scale=scale), Branch(second, feed_forward, pre=norm, scale=scale))
-    )
+    return Block((Branch(first, mixer, pre=norm, scale=scale), Branch(second, feed_forward, pre=norm, scale=scale)))
 
 
 def sparse_layers(take: Take) -> tuple[bool, ...]:

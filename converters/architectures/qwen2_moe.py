@@ -19,6 +19,7 @@ from converters.architectures.common import (
 from converters.architectures.experts import (
     OURS,
     TRAINING,
+    Mixer,
     expert_rules,
     pre_norm,
     pre_norm_rules,
@@ -28,7 +29,7 @@ from converters.architectures.experts import (
 from converters.architectures.family import Family
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Mlp, ModelSpec, Moe, Norm, Router
+from forge_jax.spec import Mlp, ModelSpec, Moe, Norm, Router
 
 DEFAULTS = {
     "num_key_value_heads": 16,
@@ -53,13 +54,14 @@ def mixture(take: Take) -> Moe:
     return Moe(router, take("moe_intermediate_size"), activation(take, "hidden_act"))
 
 
-def assemble(take: Take, attentions: Iterable[Attention], moe: Moe) -> ModelSpec:
+def assemble(take: Take, mixers: Iterable[Mixer], moe: Moe, offset: float = 0.0) -> ModelSpec:
     """Pre-norm layers, of which every decoder_sparse_step-th is a mixture unless mlp_only_layers has it."""
     take.ignore("intermediate_size", *TRAINING)  # read below if a layer is dense
-    norm, step, dense = Norm(take("rms_norm_eps")), take("decoder_sparse_step"), take("mlp_only_layers", ())
+    norm = Norm(take("rms_norm_eps"), offset=offset)
+    step, dense = take("decoder_sparse_step", 1), take("mlp_only_layers", ())
     layers = (
-        pre_norm(attention, gated_mlp(take) if i in dense or (i + 1) % step else moe, norm)
-        for i, attention in enumerate(attentions)
+        pre_norm(mixer, gated_mlp(take) if i in dense or (i + 1) % step else moe, norm)
+        for i, mixer in enumerate(mixers)
     )
     return decoder(take, layers, norm)
 
@@ -87,12 +89,10 @@ RULES = (
     *pre_norm_rules(LAYER),
 )
 
-FAMILY = Family(
-    ("qwen2_moe",),
-    config,
-    (
-        *RULES,
-        *shared_rules(f"{LAYER}.mlp.shared_expert"),
-        Rule(f"{OURS}.shared_gate", f"{LAYER}.mlp.shared_expert_gate.weight", "a b -> b a"),
-    ),
+SHARED_RULES = (
+    *RULES,
+    *shared_rules(f"{LAYER}.mlp.shared_expert"),
+    Rule(f"{OURS}.shared_gate", f"{LAYER}.mlp.shared_expert_gate.weight", "a b -> b a"),
 )
+
+FAMILY = Family(("qwen2_moe",), config, SHARED_RULES)

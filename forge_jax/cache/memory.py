@@ -7,7 +7,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from forge_jax.spec import Attention, ChannelMix, Differential, Latent, Mamba, Mamba2, ModelSpec, Op, Wkv
+from forge_jax.spec import (
+    Attention,
+    ChannelMix,
+    DeltaNet,
+    Differential,
+    Latent,
+    Mamba,
+    Mamba2,
+    ModelSpec,
+    Op,
+    ShortConv,
+    Wkv,
+)
 
 
 @dataclass(frozen=True)
@@ -71,14 +83,27 @@ def shift_memory(dim: int) -> dict[str, Slab]:
     return {"before": Slab((dim, 1), ("embed", None), slots=False)}
 
 
+def delta_memory(op: DeltaNet) -> dict[str, Slab]:
+    """The last inputs of each convolution, and what maps keys to values."""
+    keys, values, state = (op.key_heads, op.key_dim), (op.value_heads, op.value_dim), (op.value_heads, op.key_dim)
+    return {
+        "q_tail": Slab((*keys, op.taps - 1), ("kv_heads", "head", None), slots=False),
+        "k_tail": Slab((*keys, op.taps - 1), ("kv_heads", "head", None), slots=False),
+        "v_tail": Slab((*values, op.taps - 1), ("heads", "head", None), slots=False),
+        "state": Slab((*state, op.value_dim), ("heads", "head", None), slots=False),
+    }
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Differential: lambda op, dim: differential_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
     Wkv: lambda op, dim: wkv_memory(op, dim),
+    DeltaNet: lambda op, dim: delta_memory(op),
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
+    ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }
 
 

@@ -7,6 +7,7 @@ from jax import Array
 
 from forge_jax.ops.attention import attention
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
 from forge_jax.ops.latent import latent_attention
@@ -16,12 +17,14 @@ from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import sinusoids
+from forge_jax.ops.short_conv import short_conv
 from forge_jax.ops.wkv import channel_mix, wkv
 from forge_jax.params import Tree
 from forge_jax.spec import (
     Attention,
     ChannelMix,
     Constant,
+    DeltaNet,
     Differential,
     Exchange,
     Latent,
@@ -30,6 +33,7 @@ from forge_jax.spec import (
     Mlp,
     Moe,
     Op,
+    ShortConv,
     Wkv,
 )
 
@@ -45,8 +49,10 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Constant: constant,
     Differential: differential,
     Exchange: exchange,
+    DeltaNet: delta_net,
     Mlp: mlp,
     Moe: moe,
+    ShortConv: short_conv,
 }
 
 

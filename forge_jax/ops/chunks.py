@@ -1,11 +1,14 @@
 """A recurrence over a long text, some tokens at a time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+EXACT = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)  # a state keeps what it is told for a long time
 
 
 def over_chunks(step: Callable[[Any, Any], tuple[Any, Array]], state: Any, inputs: Any, size: int) -> tuple[Any, Array]:

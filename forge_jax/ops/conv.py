@@ -1,5 +1,7 @@
 """The short causal convolution that recurrent ops put before their state: one filter a channel, K taps."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -25,3 +27,19 @@ def causal_conv(
     last_BS = count_B1 + jnp.arange(size - 1)[None]
     tail_BSC = jnp.take_along_axis(seen_BSC, last_BS[..., None], axis=1)
     return y_BTC.astype(x_BTC.dtype), tail_BSC.transpose(0, 2, 1)
+
+
+def convolved(
+    x_BTNH: Array, w_NHK: Weight, bias_NH: Array | None, tail_BNHS: Array | None, order_BT: Array
+) -> tuple[Array, Array]:
+    """`causal_conv` over channels that are the features of heads."""
+    batch, length, *heads = x_BTNH.shape
+    channels = math.prod(heads)
+    y, tail = causal_conv(
+        x_BTNH.reshape(batch, length, channels),
+        dense(w_NHK).reshape(channels, -1),
+        None if bias_NH is None else bias_NH.reshape(channels),
+        None if tail_BNHS is None else tail_BNHS.reshape(batch, channels, tail_BNHS.shape[-1]),
+        order_BT,
+    )
+    return y.reshape(x_BTNH.shape), tail.reshape(batch, *heads, tail.shape[-1])

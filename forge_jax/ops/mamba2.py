@@ -14,15 +14,14 @@ import numpy as np
 from jax import Array
 
 from forge_jax.ops.call import Call, Context
-from forge_jax.ops.chunks import over_chunks
-from forge_jax.ops.conv import causal_conv
+from forge_jax.ops.chunks import EXACT, over_chunks
+from forge_jax.ops.conv import convolved
 from forge_jax.ops.mlp import activate
 from forge_jax.params import Tree
 from forge_jax.spec import Mamba2, Norm
 from forge_jax.tensor import contract, dense
 
 CHUNK = 64  # tokens that look at each other in one product
-EXACT = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 Piece = tuple[Array, Array, Array, Array]
 
@@ -63,19 +62,6 @@ def grouped_norm(spec: Norm, scale_NH: Array, x_BTNH: Array, groups_N: Array, op
     return x_BTNH * inverse_BTN[..., None] * scale_NH.astype(jnp.float32)[None, None]
 
 
-def convolved(op: Mamba2, params: Tree, name: str, x: Array, state: Tree | None, call: Call) -> tuple[Array, Array]:
-    """One of x, b, c [B, T, n, h] through its convolution and the activation, and the new tail."""
-    batch, length, *shape = x.shape
-    y, tail = causal_conv(
-        x.reshape(batch, length, -1),
-        dense(params[f"{name}_conv"]).reshape(-1, op.conv),
-        params[f"{name}_conv_bias"].reshape(-1) if op.conv_bias else None,
-        state[f"{name}_tail"].reshape(batch, -1, op.conv - 1) if state is not None else None,
-        call.order_BT,
-    )
-    return activate(op.act, y).reshape(x.shape), tail.reshape(batch, *shape, op.conv - 1)
-
-
 def mamba2(op: Mamba2, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state)."""
     scales: dict[str, float] = dict(zip(("z", "x", "b", "c", "dt_in"), op.scales, strict=True))
@@ -88,8 +74,12 @@ def mamba2(op: Mamba2, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
     tails: Tree = {}
     parts: dict[str, Array] = {}
     for name, letters in (("x", "NH"), ("b", "GS"), ("c", "GS")):
-        part, tails[f"{name}_tail"] = convolved(op, params, name, project(name, letters), state, call)
-        parts[name] = part.astype(jnp.float32)
+        bias = params[f"{name}_conv_bias"] if op.conv_bias else None
+        tail = state[f"{name}_tail"] if state is not None else None
+        part, tails[f"{name}_tail"] = convolved(
+            project(name, letters), params[f"{name}_conv"], bias, tail, call.order_BT
+        )
+        parts[name] = activate(op.act, part).astype(jnp.float32)
     heads, local = np.arange(params["x"].shape[1] * ctx.shards()), parts["x"].shape
     # padded heads come last and are 0; it does not matter whose B and C they take
     groups_N = ctx.local(jnp.asarray(np.minimum(heads // (op.heads // op.groups), op.groups - 1)))

@@ -22,6 +22,7 @@ from forge_jax.spec import (
     Attention,
     Block,
     ChannelMix,
+    DeltaNet,
     Differential,
     Latent,
     Mamba,
@@ -30,6 +31,7 @@ from forge_jax.spec import (
     ModelSpec,
     Moe,
     Op,
+    ShortConv,
     Wkv,
 )
 from forge_jax.tensor import Lora, QTensor
@@ -58,7 +60,10 @@ def op_slots(op: Op, shards: int) -> Slots:
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
         case Latent():
             return {"heads": padded(op.heads, shards)}
-        case Mlp() | Wkv() | ChannelMix():
+        case DeltaNet():
+            heads = head_slots(op.value_heads, op.key_heads, shards)
+            return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
+        case Mlp() | ShortConv() | Wkv() | ChannelMix():
             return {"ff": padded(op.dim, shards)}
         case Moe():
             shared = {"shared_ff": padded(op.shared.dim, shards)} if op.shared else {}
@@ -101,7 +106,9 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, dim=slots["ff"] * old.heads)
             case Mamba2() | Latent():
                 return replace(old, heads=slots["heads"])
-            case Mlp() | Wkv() | ChannelMix():
+            case DeltaNet():
+                return replace(old, value_heads=slots["heads"], key_heads=slots["kv_heads"])
+            case Mlp() | ShortConv() | Wkv() | ChannelMix():
                 return replace(old, dim=slots["ff"])
             case Moe():
                 shared = replace(old.shared, dim=slots["shared_ff"]) if old.shared else None

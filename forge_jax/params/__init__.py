@@ -15,6 +15,7 @@ from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
+from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
@@ -24,6 +25,7 @@ from forge_jax.spec import (
     Branch,
     ChannelMix,
     Constant,
+    DeltaNet,
     Differential,
     Exchange,
     Latent,
@@ -34,6 +36,7 @@ from forge_jax.spec import (
     Moe,
     Op,
     Positions,
+    ShortConv,
     Wkv,
 )
 
@@ -59,8 +62,10 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Differential: differential_params,
     Exchange: lambda op, dim: {},
     Wkv: wkv_params,
+    DeltaNet: delta_net_params,
     Mlp: mlp_params,
     Moe: moe_params,
+    ShortConv: short_conv_params,
 }
 
 

@@ -6,12 +6,27 @@ from typing import Literal
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
+from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
-Op = Attention | ChannelMix | Constant | Differential | Exchange | Latent | Mamba | Mamba2 | Mlp | Moe | Wkv
+Op = (
+    Attention
+    | ChannelMix
+    | Constant
+    | DeltaNet
+    | Differential
+    | Exchange
+    | Latent
+    | Mamba
+    | Mamba2
+    | Mlp
+    | Moe
+    | ShortConv
+    | Wkv
+)
 
 
 @dataclass(frozen=True)

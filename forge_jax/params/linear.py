@@ -1,0 +1,40 @@
+"""The parameters of ops that keep a state instead of keys and values."""
+
+from forge_jax.params.layers import norm_params
+from forge_jax.params.tree import Param, Tree
+from forge_jax.spec import DeltaNet, ShortConv
+
+
+def short_conv_params(op: ShortConv, dim: int) -> Tree:
+    """b, c and x [D, F], conv [F, K], out [F, D], and their biases."""
+    out: Tree = {name: Param((dim, op.dim), ("embed", "ff")) for name in "bcx"}
+    out["conv"] = Param((op.dim, op.taps), ("ff", None), stacked=1)
+    out["out"] = Param((op.dim, dim), ("ff", "embed"))
+    if op.bias:
+        out |= {f"{name}_bias": Param((op.dim,), ("ff",), fill=0.0) for name in ("b", "c", "x", "conv")}
+        out["out_bias"] = Param((dim,), ("embed",), fill=0.0)
+    return out
+
+
+def delta_net_params(op: DeltaNet, dim: int) -> Tree:
+    """q, k [D, K, H] and v [D, N, V] with their convolutions, beta [D, N], decay, gate, norm and o [N, V, D].
+
+    A map of low rank has its first half under its name with "_in".
+    """
+    keys, values = (op.key_heads, op.key_dim), (op.value_heads, op.value_dim)
+    key_axes, value_axes = ("kv_heads", "head"), ("heads", "head")
+    out: Tree = {}
+    for name, shape, axes in (("q", keys, key_axes), ("k", keys, key_axes), ("v", values, value_axes)):
+        out[name] = Param((dim, *shape), ("embed", *axes))
+        out[f"{name}_conv"] = Param((*shape, op.taps), (*axes, None), stacked=2)
+    fades = (op.value_heads, op.key_dim) if op.decay.over == "feature" else (op.value_heads,)
+    for name, shape, rank in (("decay", fades, op.decay.rank), ("gate", values, op.gate_rank)):
+        if rank is not None:
+            out[f"{name}_in"] = Param((dim, rank), ("embed", None))
+        out[name] = Param((rank or dim, *shape), (None if rank else "embed", *value_axes[: len(shape)]))
+    out["beta"] = Param((dim, op.value_heads), ("embed", "heads"))
+    out["a_log"] = Param((op.value_heads,), ("heads",), fill=0.0)
+    out["dt_bias"] = Param(fades, value_axes[: len(fades)], fill=1.0)
+    out["norm"] = norm_params(op.norm, (op.value_dim,), ("head",))
+    out["o"] = Param((*values, dim), (*value_axes, "embed"), inputs=2)
+    return out
