@@ -115,8 +115,10 @@ def decoder(take: Take, layers: Iterable[Block], norm: Norm) -> ModelSpec:
     )
 
 
-def layer_types(take: Take, count: int, default: Sequence[str], local: str = "sliding_attention") -> tuple[str, ...]:
-    """The kind of each layer, "full_attention" or `local`, where the config gives it or else `default`.
+def layer_types(take: Take, count: int, default: Sequence[str], *local: str) -> tuple[str, ...]:
+    """The kind of each layer, as the config gives it or else `default`: "full_attention", or one of `local`.
+
+    Without `local`, the other kind is "sliding_attention".
 
     Raises:
         ValueError: another kind, or a list of the wrong length.
@@ -124,8 +126,9 @@ def layer_types(take: Take, count: int, default: Sequence[str], local: str = "sl
     kinds = tuple(take("layer_types", None) or default)
     if len(kinds) != count:
         raise ValueError(f"{take.where}: layer_types has {len(kinds)} entries for {count} layers")
-    if odd := sorted(set(kinds) - {"full_attention", local}):
-        raise ValueError(f"{take.where}: layer_types has {odd}; expected full_attention or {local}")
+    known = ("full_attention", *(local or ("sliding_attention",)))
+    if odd := sorted(set(kinds) - set(known)):
+        raise ValueError(f"{take.where}: layer_types has {odd}; expected {' or '.join(known)}")
     return kinds
 
 

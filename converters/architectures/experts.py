@@ -7,7 +7,7 @@ serves models that have both; so are the branches that mix tokens, see `MIXERS`.
 from converters.architectures.common import TRANSPOSED, activation, norm_rules, weight_and_bias
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, DeltaNet, Latent, Mlp, Moe, Norm, Router
+from forge_jax.spec import Attention, Block, Branch, DeltaNet, Latent, Mlp, Moe, Norm, Router, ShortConv
 
 OURS = "layers.{l}.moe"
 
@@ -16,9 +16,9 @@ TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef"
 
 
 # what the branch of a mixer is called, if not "attention"
-MIXERS: dict[type, str] = {DeltaNet: "delta"}
+MIXERS: dict[type, str] = {DeltaNet: "delta", ShortConv: "conv"}
 
-Mixer = Attention | DeltaNet | Latent
+Mixer = Attention | DeltaNet | Latent | ShortConv
 
 
 def pre_norm(mixer: Mixer, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:
@@ -43,14 +43,14 @@ def sparse_layers(take: Take) -> tuple[bool, ...]:
     return tuple(kind == "sparse" for kind in kinds)
 
 
-def grouped_moe(take: Take) -> Moe:
+def grouped_moe(take: Take, experts: str = "n_routed_experts") -> Moe:
     """Experts chosen by a sigmoid within the best groups, beside others that see every token.
 
     The bias of the choice, which does not weigh, comes with the method "noaux_tc" and not with others.
     """
     take.require("scoring_func", "sigmoid")
     router = Router(
-        take("n_routed_experts"),
+        take(experts),
         take("num_experts_per_tok"),
         "sigmoid",
         choice_bias=take("topk_method", "noaux_tc") == "noaux_tc",

@@ -1,6 +1,6 @@
 """LFM2: short convolutions between two gates, and a layer of attention here and there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from converters.architectures.common import (
@@ -8,15 +8,17 @@ from converters.architectures.common import (
     attention_rules,
     decoder,
     end_rules,
+    layer_types,
     mlp_rules,
     norm_rules,
     rotary_attention,
     weight_and_bias,
 )
+from converters.architectures.experts import Mixer, pre_norm
 from converters.architectures.family import Family
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, ShortConv
+from forge_jax.spec import Block, Mlp, ModelSpec, Norm, ShortConv
 
 DEFAULTS = {
     "hidden_size": 2560,
@@ -35,20 +37,18 @@ DEFAULTS = {
 }
 
 
-def mixers(take: Take, attention: Attention, kinds: Sequence[str]) -> list[Branch]:
-    """The first branch of each layer, by its kind.
+def mixers(take: Take, default: Sequence[str]) -> list[Mixer]:
+    """What mixes the tokens of each layer, by its kind."""
+    attention = replace(rotary_attention(take), qk_norm=Norm(take("norm_eps")))
+    conv = ShortConv(take("hidden_size"), take("conv_L_cache"), take("conv_bias", False))
+    kinds = layer_types(take, take("num_hidden_layers"), default, "conv")
+    return [conv if kind == "conv" else attention for kind in kinds]
 
-    Raises:
-        ValueError: a kind that is neither, or a list of the wrong length.
-    """
-    norm, conv = attention.qk_norm, ShortConv(take("hidden_size"), take("conv_L_cache"), take("conv_bias", False))
-    known = {"full_attention": Branch("attention", attention, pre=norm), "conv": Branch("conv", conv, pre=norm)}
-    if len(kinds) != take("num_hidden_layers") or set(kinds) - set(known):
-        raise ValueError(
-            f"{take.where}: layer_types {list(kinds)}; expected conv or full_attention for each of "
-            f"{take('num_hidden_layers')} layers"
-        )
-    return [known[kind] for kind in kinds]
+
+def assemble(take: Take, layers: Iterable[Block]) -> ModelSpec:
+    """The decoder around the layers, which may be tied by either of two keys."""
+    tied = take.either("tie_embedding", "tie_word_embeddings", default=True)
+    return replace(decoder(take, layers, Norm(take("norm_eps"))), tied=tied)
 
 
 def feed_forward(take: Take) -> Mlp:
@@ -68,16 +68,14 @@ def config(take: Take) -> ModelSpec:
     norm, mlp, count = Norm(take("norm_eps")), feed_forward(take), take("num_hidden_layers")
     whole = take("full_attn_idxs", None)
     whole = range(count) if whole is None else whole
-    kinds = take("layer_types", None) or ["full_attention" if i in whole else "conv" for i in range(count)]
-    first = mixers(take, replace(rotary_attention(take), qk_norm=norm), kinds)
-    layers = (Block((branch, Branch("mlp", mlp, pre=norm))) for branch in first)
-    return replace(decoder(take, layers, norm), tied=take.either("tie_embedding", "tie_word_embeddings", default=True))
+    kinds = ["full_attention" if i in whole else "conv" for i in range(count)]
+    return assemble(take, (pre_norm(mixer, mlp, norm) for mixer in mixers(take, kinds)))
 
 
 CONV, OURS = f"{LAYER}.conv", "layers.{l}.conv"
 IN = tuple(f"{OURS}.{part}" for part in "bcx")
 
-MIXERS = (
+CONV_RULES = (
     *(
         rule
         for part in "qk"
@@ -97,7 +95,7 @@ FAMILY = Family(
     config,
     (
         *end_rules(norm="model.embedding_norm"),
-        *MIXERS,
+        *CONV_RULES,
         *mlp_rules(f"{LAYER}.feed_forward", gate="w1", up="w3", down="w2"),
         *norm_rules("layers.{l}.mlp.pre", f"{LAYER}.ffn_norm"),
     ),

@@ -37,4 +37,4 @@ APART = (
     Rule(f"{OURS}.decay", f"{THEIRS}.in_proj_a.weight", "n d -> d n"),
 )
 
-FAMILY = Family(("qwen3_5_text",), config, (*HYBRID_RULES, *APART, *RULES))
+FAMILY = Family(("qwen3_5_text",), config, (*HYBRID_RULES, *APART, *RULES), drafts=("mtp.",))

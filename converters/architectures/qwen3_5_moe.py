@@ -26,4 +26,4 @@ def config(take: Take) -> ModelSpec:
     return assemble(take, mixers(take), moe, offset=1.0)
 
 
-FAMILY = Family(("qwen3_5_moe_text",), config, (*HYBRID_RULES, *APART, *SHARED_RULES))
+FAMILY = Family(("qwen3_5_moe_text",), config, (*HYBRID_RULES, *APART, *SHARED_RULES), drafts=("mtp.",))

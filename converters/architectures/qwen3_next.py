@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from converters.architectures.common import LAYER, activation, grouped_attention, head_dim, norm_rules
+from converters.architectures.common import LAYER, activation, grouped_attention, head_dim, layer_types, norm_rules
 from converters.architectures.experts import Mixer
 from converters.architectures.family import Family
 from converters.architectures.qwen2_moe import SHARED_RULES, assemble, mixture
@@ -48,11 +48,7 @@ def delta(take: Take, norm: Norm) -> DeltaNet:
 
 
 def mixers(take: Take) -> list[Mixer]:
-    """What mixes the tokens of each layer: attention in every fourth, unless the config lists them.
-
-    Raises:
-        ValueError: a kind that is unknown, or a list of the wrong length.
-    """
+    """What mixes the tokens of each layer: attention in every fourth, unless the config lists them."""
     norm, bias, count = Norm(take("rms_norm_eps")), take("attention_bias", False), take("num_hidden_layers")
     rope = read_rope(take, head_dim(take), partial=0.25, beside=("mrope_section", "mrope_interleaved"))
     whole = replace(
@@ -62,14 +58,11 @@ def mixers(take: Take) -> list[Mixer]:
         qkv_bias=bias,
         o_bias=bias,
     )
-    known: dict[str, Mixer] = {"full_attention": whole, "linear_attention": delta(take, norm)}
-    kinds = take("layer_types", None)
-    if kinds is None:
-        every = take("full_attention_interval", 4)
-        kinds = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    if len(kinds) != count or set(kinds) - set(known):
-        raise ValueError(f"{take.where}: layer_types {kinds}; expected one of {list(known)} for each of {count} layers")
-    return [known[kind] for kind in kinds]
+    every = 4 if take.has("layer_types") else take("full_attention_interval", 4)
+    default = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
+    linear = delta(take, norm)
+    kinds = layer_types(take, count, default, "linear_attention")
+    return [whole if kind == "full_attention" else linear for kind in kinds]
 
 
 def config(take: Take) -> ModelSpec:
@@ -85,16 +78,21 @@ ATTENTION, OURS, THEIRS = "layers.{l}.attention", "layers.{l}.delta", f"{LAYER}.
 QUERY = (f"{ATTENTION}.q", f"{ATTENTION}.gate")
 KEYS, VALUES = "(k h) one t -> k h one t", "(n v) one t -> n v one t"
 
-# attention whose queries and gate are stored head by head, and what layers of the delta rule have in common
-HYBRID_RULES = (
-    Rule(QUERY, f"{LAYER}.self_attn.q_proj.weight", "(n q h) d -> q d n h"),
-    Rule(tuple(f"{path}_bias" for path in QUERY), f"{LAYER}.self_attn.q_proj.bias", "(n q h) -> q n h"),
+# what layers of the delta rule have in common
+DELTA_RULES = (
     Rule(tuple(f"{OURS}.{part}_conv" for part in "qkv"), f"{THEIRS}.conv1d.weight", (KEYS, KEYS, VALUES), "c one t"),
     Rule(f"{OURS}.a_log", f"{THEIRS}.A_log"),
     Rule(f"{OURS}.dt_bias", f"{THEIRS}.dt_bias"),
     Rule(f"{OURS}.o", f"{THEIRS}.out_proj.weight", "d (n v) -> n v d"),
     *norm_rules(f"{OURS}.norm", f"{THEIRS}.norm"),
     *norm_rules(f"{OURS}.pre", f"{LAYER}.input_layernorm"),
+)
+
+# the same beside attention whose queries and gate are stored head by head
+HYBRID_RULES = (
+    Rule(QUERY, f"{LAYER}.self_attn.q_proj.weight", "(n q h) d -> q d n h"),
+    Rule(tuple(f"{path}_bias" for path in QUERY), f"{LAYER}.self_attn.q_proj.bias", "(n q h) -> q n h"),
+    *DELTA_RULES,
 )
 
 
@@ -122,4 +120,4 @@ def grouped_rules(spec: ModelSpec) -> tuple[Rule, ...]:
     )
 
 
-FAMILY = Family(("qwen3_next",), config, (*HYBRID_RULES, *SHARED_RULES), first=grouped_rules)
+FAMILY = Family(("qwen3_next",), config, (*HYBRID_RULES, *SHARED_RULES), first=grouped_rules, drafts=("mtp.",))

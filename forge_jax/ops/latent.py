@@ -13,6 +13,7 @@ from jax import Array
 from forge_jax.cache import place_key
 from forge_jax.ops.attention import Keys, attend, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.gate import gated
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
@@ -95,6 +96,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
         y = look(absorbed(op, params, q), parts)[..., : op.rank]
         y = contract("BTNR,RNH->BTNH", y, dense(params["v"]))
 
+    y = gated(op.gate, params, x_BTD, y)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     if op.bias:
         out = out + params["o_bias"].astype(out.dtype)[None, None]

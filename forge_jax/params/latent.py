@@ -1,6 +1,6 @@
 """The parameters of latent attention."""
 
-from forge_jax.params.layers import norm_params
+from forge_jax.params.layers import gate_params, norm_params
 from forge_jax.params.tree import Param, Tree
 from forge_jax.spec import Latent
 
@@ -26,4 +26,4 @@ def latent_params(op: Latent, dim: int) -> Tree:
             out["q_a_bias"] = Param((op.q_rank,), (None,), fill=0.0)
         out["kv_a_bias"] = Param((entry,), (None,), fill=0.0)
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
-    return out
+    return out | gate_params(op.gate, dim, n, op.value_dim)

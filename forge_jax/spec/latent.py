@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from forge_jax.spec.ops import Norm
+from forge_jax.spec.ops import Gate, Norm
 from forge_jax.spec.positions import Rope
 
 
@@ -14,6 +14,7 @@ class Latent:
     that all heads share. A head reads from the latent a value of `value_dim` features and the `nope_dim` features of
     its key that do not rotate. Queries come out of a latent of `q_rank` features of their own, or, where that is None,
     straight out of the stream. `norm` is of both latents. `bias` is on the ways into the latents and out of the heads.
+    `gate` multiplies what each head reads.
     """
 
     heads: int
@@ -27,3 +28,4 @@ class Latent:
     q_rank: int | None = None
     latent_scale: float = 1.0
     bias: bool = False
+    gate: Gate | None = None

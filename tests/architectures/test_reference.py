@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, Golden, read_golden
 
-from converters.architectures import apertus, cwm, families, find, gpt_oss, ministral3
+from converters.architectures import apertus, cwm, families, find, gpt_oss, lfm3, ministral3
 from converters.take import Take
 
 pytestmark = pytest.mark.torch
@@ -33,6 +33,7 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "bitnet": SIZES | {"hidden_size": 2560, "num_attention_heads": 20},
     "codegen": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4},
     "ctrl": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4, "dff": 56},
+    "lfm2_moe": SIZES | {"layer_types": ["conv", "full_attention"]},
 }
 # Defaults that are no field of the config class but stand in its code.
 IN_CODE = {
@@ -51,6 +52,8 @@ IN_CODE = {
     ("modernbert-decoder", "global_attn_every_n_layers"): 3,
     ("modernbert-decoder", "global_rope_theta"): 160000.0,
     ("modernbert-decoder", "local_rope_theta"): 10000.0,
+    ("lfm3", "rope_parameters"): lfm3.ROPES,
+    ("bailing_hybrid", "rope_theta"): 6000000.0,
 }
 
 

@@ -34,6 +34,58 @@ QWEN3_NEXT = model("qwen3_next", COMMON, DELTA, EXPERTS, {"mlp_only_layers": [0]
 QWEN3_5 = model("qwen3_5_text", COMMON, DELTA)
 QWEN3_5_MOE = model("qwen3_5_moe_text", without(COMMON, "intermediate_size"), DELTA, EXPERTS)
 
+OLMO_HYBRID = model("olmo_hybrid", without(COMMON, "head_dim"), DELTA | {"rope_parameters": ROPE}) | {
+    "linear_num_key_heads": 4
+}
+LFM2_MOE = model(
+    "lfm2_moe",
+    without(COMMON, "rms_norm_eps", "head_dim"),
+    CONV_SIZES,
+    {"norm_eps": 1e-3, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_dense_layers": 1},
+)
+LFM3 = model(
+    "lfm3",
+    without(COMMON, "rms_norm_eps"),
+    {
+        "head_dim": 16,
+        "norm_eps": 1e-3,
+        "conv_L_cache": 3,
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "sliding_attention", "full_attention", "conv"],
+        "sliding_window": 8,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1234.5},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 4321.5, "partial_rotary_factor": 0.25},
+        },
+    },
+)
+LATENT: Config = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 20,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+    "moe_intermediate_size": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "routed_scaling_factor": 1.5,
+}
+KIMI = model(
+    "kimi_linear",
+    without(COMMON, "head_dim", "rope_parameters"),
+    LATENT,
+    {"num_local_experts": 8, "num_experts_per_tok": 3, "linear_head_dim": 8, "linear_num_heads": 4},
+)
+BAILING = model(
+    "bailing_hybrid",
+    COMMON,
+    LATENT,
+    {"num_experts": 8, "num_experts_per_token": 3, "head_dim": 8, "first_k_dense_replace": 1},
+)
+
 VARIANTS: dict[str, Config] = {
     "lfm2": LFM2,
     "lfm2_bias": LFM2 | {"conv_bias": True, "conv_L_cache": 4, "block_ffn_dim_multiplier": 1.5},
@@ -65,6 +117,65 @@ VARIANTS: dict[str, Config] = {
     },
     "qwen3_5_text_bare": model("qwen3_5_text", SIZES, PERIOD),
     "qwen3_5_moe_text": QWEN3_5_MOE,
-    "qwen3_5_moe_text_tied": QWEN3_5_MOE | TIED | BIAS | {"num_experts_per_tok": 3, "hidden_act": "relu"},
+    "qwen3_5_moe_text_tied": QWEN3_5_MOE | TIED | BIAS | {"num_experts_per_tok": 3, "hidden_act": "gelu"},
     "qwen3_5_moe_text_bare": model("qwen3_5_moe_text", without(SIZES, "intermediate_size"), PERIOD, EXPERTS),
+    "olmo_hybrid": OLMO_HYBRID,
+    "olmo_hybrid_no_rope": OLMO_HYBRID
+    | BIAS
+    | {"linear_allow_neg_eigval": False, "rope_parameters": {"rope_theta": None, "rope_type": "default"}},
+    "olmo_hybrid_widths": without(OLMO_HYBRID, "layer_types", "linear_key_head_dim", "linear_value_head_dim")
+    | TIED
+    | {"linear_num_key_heads": 2},
+    "olmo_hybrid_bare": model("olmo_hybrid", SIZES, {"num_hidden_layers": 4, "num_attention_heads": 2}),
+    "lfm2_moe": LFM2_MOE,
+    "lfm2_moe_no_bias": LFM2_MOE
+    | {"use_expert_bias": False, "norm_topk_prob": False, "routed_scaling_factor": 2.5, "tie_embedding": False},
+    "lfm2_moe_bare": model(
+        "lfm2_moe",
+        SIZES,
+        {"num_attention_heads": 8, "num_hidden_layers": 3, "num_experts": 8, "moe_intermediate_size": 24},
+        {"layer_types": ["conv", "full_attention", "conv"]},
+    ),
+    "lfm3": LFM3,
+    "lfm3_plain": LFM3 | BIAS | UNTIED | {"use_sandwich_norm": False, "use_attention_gate": False, "conv_bias": True},
+    "lfm3_bare": model("lfm3", SIZES, {"num_hidden_layers": 5, "num_attention_heads": 4}),
+    "kimi_linear": KIMI,
+    "kimi_linear_published": without(KIMI, "layer_types", "n_group", "num_local_experts", "num_experts_per_tok")
+    | {
+        "linear_attn_config": {
+            "full_attn_layers": [2],
+            "kda_layers": [1, 3],
+            "head_dim": 12,
+            "num_heads": 2,
+            "short_conv_kernel_size": 3,
+        },
+        "num_expert_group": 2,
+        "num_experts": 8,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 2,
+        "moe_renormalize": False,
+        "first_k_dense_replace": 2,
+        "q_lora_rank": 14,
+        "mla_use_nope": True,
+    },
+    "kimi_linear_bare": model(
+        "kimi_linear",
+        SIZES,
+        {"num_hidden_layers": 5, "num_key_value_heads": 4, "num_local_experts": 8, "moe_intermediate_size": 24},
+    ),
+    "bailing_hybrid": BAILING,
+    "bailing_hybrid_softplus": without(BAILING, "layer_types")
+    | BIAS
+    | {
+        "kda_safe_gate": False,
+        "layer_group_size": 2,
+        "q_lora_rank": 14,
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "short_conv_kernel_size": 3,
+    },
+    "bailing_hybrid_bare": model(
+        "bailing_hybrid",
+        SIZES,
+        {"num_hidden_layers": 6, "num_key_value_heads": 4, "num_experts": 16, "moe_intermediate_size": 24},
+    ),
 }
