@@ -86,6 +86,12 @@ BAILING = model(
     {"num_experts": 8, "num_experts_per_token": 3, "head_dim": 8, "first_k_dense_replace": 1},
 )
 
+RECURRENT_GEMMA = model(
+    "recurrent_gemma",
+    without(COMMON, "head_dim", "max_position_embeddings"),
+    {"attention_window_size": 8, "num_hidden_layers": 3, "conv1d_width": 3, "logits_soft_cap": 5.0},
+)
+
 VARIANTS: dict[str, Config] = {
     "lfm2": LFM2,
     "lfm2_bias": LFM2 | {"conv_bias": True, "conv_L_cache": 4, "block_ffn_dim_multiplier": 1.5},
@@ -178,4 +184,17 @@ VARIANTS: dict[str, Config] = {
         SIZES,
         {"num_hidden_layers": 6, "num_key_value_heads": 4, "num_experts": 16, "moe_intermediate_size": 24},
     ),
+    "recurrent_gemma": RECURRENT_GEMMA,
+    "recurrent_gemma_pattern": RECURRENT_GEMMA
+    | BIAS
+    | {
+        "block_types": ["attention", "recurrent"],
+        "hidden_activation": "silu",
+        "num_key_value_heads": 1,
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.75},
+    },
+    "recurrent_gemma_old": old(
+        RECURRENT_GEMMA, partial_rotary_factor=0.25, tie_word_embeddings=False, embeddings_scale_by_sqrt_dim=True
+    ),
+    "recurrent_gemma_bare": model("recurrent_gemma", SIZES, {"num_hidden_layers": 3}),
 }
