@@ -2,21 +2,20 @@
 
 from dataclasses import replace
 
-from converters.architectures.common import LAYER, decoder, end_rules, gated_mlp, layer_types, mlp_rules, rename
+from converters.architectures.common import LAYER, decoder, end_rules, layer_types, mlp_rules, rename
 from converters.architectures.experts import (
     OURS as MOE,
 )
 from converters.architectures.experts import (
     TRAINING,
     expert_rules,
-    grouped_moe,
     pre_norm,
     pre_norm_rules,
     router_rules,
     shared_rules,
 )
 from converters.architectures.family import Family
-from converters.architectures.kimi_linear import ALIASES, OURS, delta, delta_rules
+from converters.architectures.kimi_linear import ALIASES, OURS, delta, delta_rules, feed_forwards
 from converters.architectures.latent import OURS as ATTENTION
 from converters.architectures.latent import direct_queries, latent_attention, latent_rules
 from converters.rules import Rule
@@ -76,9 +75,8 @@ def config(take: Take) -> ModelSpec:
         ["linear_attention" if (i + 1) % group else "full_attention" for i in range(count)],
         "linear_attention",
     )
-    dense = take("mlp_layer_types", None) or ["dense"] * take("first_k_dense_replace") + ["sparse"] * count
-    widths = {"dense": gated_mlp(take), "sparse": grouped_moe(take, "num_local_experts")}
-    return decoder(take, (pre_norm(mixers[kind], widths[dense[i]], norm) for i, kind in enumerate(kinds)), norm)
+    feeds = feed_forwards(take, 2)
+    return decoder(take, (pre_norm(mixers[kind], feed, norm) for kind, feed in zip(kinds, feeds, strict=True)), norm)
 
 
 THEIRS, EXPERTS = f"{LAYER}.attention", f"{LAYER}.mlp"

@@ -27,7 +27,7 @@ from converters.architectures.family import Family
 from converters.architectures.latent import INNER_NORM, direct_queries, latent_rules
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Decay, DeltaNet, Latent, ModelSpec, Norm
+from forge_jax.spec import Decay, DeltaNet, Latent, Mlp, ModelSpec, Moe, Norm
 
 ALIASES = {
     "max_position_embeddings": "model_max_length",
@@ -89,6 +89,37 @@ def delta(take: Take, heads: int, width: int, taps: int, decay: Decay, gate_rank
     return DeltaNet(heads, heads, width, width, taps, norm, decay, act, gate="sigmoid", gate_rank=gate_rank)
 
 
+def listed(inner: Take, count: int) -> list[str]:
+    """The kinds of layers by their numbers from 1, or every fourth but the first.
+
+    Raises:
+        ValueError: a layer is in neither list, or in both.
+    """
+    whole, rest = inner("full_attn_layers", None), inner("kda_layers", None)
+    if whole is None or rest is None:
+        return ["full_attention" if i and i % 4 == 0 else "linear_attention" for i in range(count)]
+    if sorted([*whole, *rest]) != list(range(1, count + 1)):
+        raise ValueError(f"{inner.where}: full_attn_layers {whole} and kda_layers {rest}; expected each layer once")
+    return ["full_attention" if i + 1 in whole else "linear_attention" for i in range(count)]
+
+
+def feed_forwards(take: Take, dense: int) -> list[Mlp | Moe]:
+    """What follows each layer's mixer: the first `dense` are no mixtures, unless the config says otherwise.
+
+    Raises:
+        ValueError: a kind that is neither dense nor sparse, or a list of the wrong length.
+    """
+    count = take("num_hidden_layers")
+    kinds = take("mlp_layer_types", None)
+    if kinds is None:
+        first = take("first_k_dense_replace", dense)
+        kinds = ["dense" if i < first else "sparse" for i in range(count)]
+    known: dict[str, Mlp | Moe] = {"dense": gated_mlp(take), "sparse": grouped_moe(take, "num_local_experts")}
+    if len(kinds) != count or set(kinds) - set(known):
+        raise ValueError(f"{take.where}: mlp_layer_types {kinds}; expected dense or sparse for each of {count} layers")
+    return [known[kind] for kind in kinds]
+
+
 def config(take: Take) -> ModelSpec:
     """Pre-norm; the kinds of layers are listed here or in linear_attn_config, where they are counted from 1."""
     rename(take, ALIASES)
@@ -101,22 +132,12 @@ def config(take: Take) -> ModelSpec:
     width = inner("head_dim", None) or take("linear_head_dim")
     heads = inner("num_heads", None) or take("linear_num_heads")
     taps = inner("short_conv_kernel_size", None) or take("linear_conv_kernel_dim")
-    whole = inner("full_attn_layers", None)
-    inner.ignore("kda_layers")  # all others
+    kinds = layer_types(take, count, listed(inner, count), "linear_attention")
     inner.done()
-    default = [
-        "full_attention" if (i + 1 in whole if whole else i and i % 4 == 0) else "linear_attention"
-        for i in range(count)
-    ]
-    kinds = layer_types(take, count, default, "linear_attention")
-    dense = take("mlp_layer_types", None) or ["dense"] * take("first_k_dense_replace", 1) + ["sparse"] * count
-    mixers = {
-        "full_attention": latent(take),
-        "linear_attention": delta(take, heads, width, taps, Decay("feature", width), width),
-    }
-    widths = {"dense": gated_mlp(take), "sparse": grouped_moe(take, "num_local_experts")}
-    layers = (pre_norm(mixers[kind], widths[dense[i]], norm) for i, kind in enumerate(kinds))
-    return decoder(take, layers, norm)
+    decay = Decay("feature", width)
+    mixers = {"full_attention": latent(take), "linear_attention": delta(take, heads, width, taps, decay, width)}
+    feeds = feed_forwards(take, 1)
+    return decoder(take, (pre_norm(mixers[kind], feed, norm) for kind, feed in zip(kinds, feeds, strict=True)), norm)
 
 
 OURS, THEIRS = "layers.{l}.delta", f"{LAYER}.self_attn"

@@ -12,6 +12,7 @@ from converters.architectures.common import (
     head_dim,
     mlp_rules,
     norm_rules,
+    rename,
     weight_and_bias,
 )
 from converters.architectures.experts import Mixer, pre_norm
@@ -48,6 +49,7 @@ def rounded(x: float) -> float:
 
 def config(take: Take) -> ModelSpec:
     """Pre-norm, gated, every feed-forward map with a bias; the pattern of layers is repeated."""
+    rename(take, {"attention_window_size": "sliding_window"})
     take.assume(DEFAULTS)
     take.ignore(*IDLE)
     take.require("embeddings_scale_by_sqrt_dim", True)
