@@ -10,7 +10,7 @@ LAYER = gptj.LAYER
 FUSED = Rule(
     tuple(f"layers.{{l}}.attention.{part}" for part in "qvk"),
     f"{LAYER}.attn.qkv_proj.weight",
-    "(four q n h) d -> q d (four n) h",
+    "(4 q n h) d -> q d (4 n) h",
 )
 
 

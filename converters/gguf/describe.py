@@ -18,7 +18,7 @@ from converters.gguf.names import attention_of
 from converters.gguf.rope import llama3_factors, write_rope
 from converters.source import TensorInfo
 from converters.take import Take
-from forge_jax.spec import Activation, Attention, Branch, Llama3, LongRope, Mamba, Mamba2, Mlp, ModelSpec, Moe, Rope
+from forge_jax.spec import Attention, Branch, Llama3, LongRope, Mamba, Mamba2, Mlp, ModelSpec, Moe, Rope
 
 Metadata = dict[str, Any]
 
@@ -155,7 +155,7 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
     return {f"{prefix(arch)}.{key}": value for key, value in out.items() if value is not None}, tensors
 
 
-def activation_of(spec: ModelSpec) -> Activation:
+def activation_of(spec: ModelSpec) -> str:
     """The activation of feed-forward layers, or else of state space models."""
     found = feed_forward(spec)
     return found[0].act if found else state_space(spec).act
