@@ -31,7 +31,7 @@ class Rule:
     `cat` is for parts of unequal size: it gives their tensor's axes with `c` where the parts lie end to end
     ("(n c) r": n groups, in each of them the parts one after another), and `layout` has one entry a part, written
     from those unfolded axes ("n h r -> r n h"). `one` is an axis of size 1 that we do not have, `two` one of size 2,
-    and a number one of that size. `sizes` gives letters whose size our shapes do not tell.
+    and a number one of that size.
     `add` is added to the values on import and subtracted on export, in float32.
     `decay`: theirs is -exp(ours). The way there and back is not bit for bit.
     A letter in braces in `theirs` that `ours` lacks numbers an axis of ours, one tensor for each index:
@@ -44,7 +44,6 @@ class Rule:
     cat: str = ""
     add: float = 0.0
     decay: bool = False
-    sizes: tuple[tuple[str, int], ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -70,7 +69,7 @@ class Rule:
                 raise ValueError(f"{self.theirs}: layout {right!r} has {len(present)} axes, our shape is {shape}")
             equations += zip(present, shape, strict=True)
         digits = {c: int(c) for side in self.sides() for c in flat(" ".join(side)) if c.isdigit()}
-        sizes = FIXED | digits | dict(self.sizes)
+        sizes = FIXED | digits
         while True:
             unsolved = [(g, n) for g, n in equations if sum(c not in sizes for c in g) == 1]
             if not unsolved:

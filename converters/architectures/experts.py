@@ -7,7 +7,7 @@ serves models that have both; so are the branches that mix tokens, see `MIXERS`.
 from converters.architectures.common import TRANSPOSED, activation, norm_rules, weight_and_bias
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, DeltaNet, Latent, Lru, Mlp, Moe, Norm, Router, ShortConv
+from forge_jax.spec import Attention, Block, Branch, DeltaNet, Latent, Mlp, Moe, Norm, Router, ShortConv
 
 OURS = "layers.{l}.moe"
 
@@ -16,9 +16,9 @@ TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef"
 
 
 # what the branch of a mixer is called, if not "attention"
-MIXERS: dict[type, str] = {DeltaNet: "delta", Lru: "lru", ShortConv: "conv"}
+MIXERS: dict[type, str] = {DeltaNet: "delta", ShortConv: "conv"}
 
-Mixer = Attention | DeltaNet | Latent | Lru | ShortConv
+Mixer = Attention | DeltaNet | Latent | ShortConv
 
 
 def pre_norm(mixer: Mixer, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1.0) -> Block:

@@ -124,7 +124,7 @@ def config(take: Take) -> ModelSpec:
     """Pre-norm; the kinds of layers are listed here or in linear_attn_config, where they are counted from 1."""
     rename(take, ALIASES)
     take.assume(DEFAULTS)
-    take.ignore(*IDLE, *TRAINING)
+    take.ignore(*IDLE, *TRAINING, "linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim")
     take.require("mla_use_nope", True)
     take.require("moe_layer_freq", 1)
     take.require("moe_router_activation_func", "sigmoid")
@@ -164,7 +164,7 @@ def delta_rules(theirs: str, o: str = "o_proj") -> tuple[Rule, ...]:
 
 
 LOW_RANK = (
-    Rule(f"{OURS}.a_log", f"{THEIRS}.A_log", "x y n z -> (x y n z)", sizes=(("x", 1), ("y", 1), ("z", 1))),
+    Rule(f"{OURS}.a_log", f"{THEIRS}.A_log", "1 01 n one -> (1 01 n one)"),
     Rule(f"{OURS}.decay_in", f"{THEIRS}.f_a_proj.weight", "r d -> d r"),
     Rule(f"{OURS}.decay", f"{THEIRS}.f_b_proj.weight", "(n h) r -> r n h"),
     Rule(f"{OURS}.gate_in", f"{THEIRS}.g_a_proj.weight", "r d -> d r"),
@@ -180,6 +180,7 @@ FAMILY = Family(
         *LOW_RANK,
         *latent_rules(THEIRS),
         *mlp_rules(f"{LAYER}.mlp"),
+        *mlp_rules(EXPERTS),  # transformers saves the dense layers under the name of the others
         *router_rules(f"{EXPERTS}.gate"),
         Rule(f"{MOE}.choice_bias", f"{EXPERTS}.gate.e_score_correction_bias"),
         *expert_rules(f"{EXPERTS}.experts", **NAMES),

@@ -113,8 +113,7 @@ def grouped_rules(spec: ModelSpec) -> tuple[Rule, ...]:
             Rule(
                 (f"{OURS}.beta", f"{OURS}.decay"),
                 f"{THEIRS}.in_proj_ba.weight",
-                "(k q g) d -> q d (k g)",
-                sizes=(("k", op.key_heads),),
+                f"({op.key_heads} q g) d -> q d ({op.key_heads} g)",
             ),
         )
     )

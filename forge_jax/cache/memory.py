@@ -13,7 +13,6 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Latent,
-    Lru,
     Mamba,
     Mamba2,
     ModelSpec,
@@ -95,15 +94,6 @@ def delta_memory(op: DeltaNet) -> dict[str, Slab]:
     }
 
 
-def lru_memory(op: Lru) -> dict[str, Slab]:
-    """The last inputs of the convolution, and the state."""
-    shape, axes = (op.heads, op.dim // op.heads), ("heads", "head")
-    return {
-        "tail": Slab((*shape, op.taps - 1), (*axes, None), slots=False),
-        "state": Slab(shape, axes, slots=False),
-    }
-
-
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Differential: lambda op, dim: differential_memory(op),
@@ -113,7 +103,6 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
-    Lru: lambda op, dim: lru_memory(op),
     ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }
 

@@ -11,7 +11,6 @@ from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
 from forge_jax.ops.latent import latent_attention
-from forge_jax.ops.lru import lru
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
@@ -29,7 +28,6 @@ from forge_jax.spec import (
     Differential,
     Exchange,
     Latent,
-    Lru,
     Mamba,
     Mamba2,
     Mlp,
@@ -54,7 +52,6 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     DeltaNet: delta_net,
     Mlp: mlp,
     Moe: moe,
-    Lru: lru,
     ShortConv: short_conv,
 }
 

@@ -25,7 +25,6 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Latent,
-    Lru,
     Mamba,
     Mamba2,
     Mlp,
@@ -64,8 +63,6 @@ def op_slots(op: Op, shards: int) -> Slots:
         case DeltaNet():
             heads = head_slots(op.value_heads, op.key_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Lru():
-            return {"heads": padded(op.heads, shards)}
         case Mlp() | ShortConv() | Wkv() | ChannelMix():
             return {"ff": padded(op.dim, shards)}
         case Moe():
@@ -111,8 +108,6 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, heads=slots["heads"])
             case DeltaNet():
                 return replace(old, value_heads=slots["heads"], key_heads=slots["kv_heads"])
-            case Lru():
-                return replace(old, heads=slots["heads"], dim=old.dim // old.heads * slots["heads"])
             case Mlp() | ShortConv() | Wkv() | ChannelMix():
                 return replace(old, dim=slots["ff"])
             case Moe():

@@ -15,7 +15,7 @@ from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
-from forge_jax.params.linear import delta_net_params, lru_params, short_conv_params
+from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
@@ -29,7 +29,6 @@ from forge_jax.spec import (
     Differential,
     Exchange,
     Latent,
-    Lru,
     Mamba,
     Mamba2,
     Mlp,
@@ -66,7 +65,6 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     DeltaNet: delta_net_params,
     Mlp: mlp_params,
     Moe: moe_params,
-    Lru: lru_params,
     ShortConv: short_conv_params,
 }
 

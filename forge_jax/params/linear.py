@@ -2,7 +2,7 @@
 
 from forge_jax.params.layers import norm_params
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import DeltaNet, Lru, ShortConv
+from forge_jax.spec import DeltaNet, ShortConv
 
 
 def short_conv_params(op: ShortConv, dim: int) -> Tree:
@@ -37,21 +37,4 @@ def delta_net_params(op: DeltaNet, dim: int) -> Tree:
     out["dt_bias"] = Param(fades, value_axes[: len(fades)], fill=1.0)
     out["norm"] = norm_params(op.norm, (op.value_dim,), ("head",))
     out["o"] = Param((*values, dim), (*value_axes, "embed"), inputs=2)
-    return out
-
-
-def lru_params(op: Lru, dim: int) -> Tree:
-    """x and y [D, N, H], conv [N, H, K], forget and take [N, H, H'], speed [N, H], out [N, H, D], and their biases.
-
-    The channels are N parts of H; whole parts are split over devices.
-    """
-    n, h = op.heads, op.dim // op.heads
-    shape, axes = (n, h), ("heads", "head")
-    out: Tree = {name: Param((dim, n, h), ("embed", *axes)) for name in "xy"}
-    out["conv"] = Param((n, h, op.taps), (*axes, None), stacked=2)
-    out |= {name: Param((n, h, h), (*axes, None), stacked=1) for name in ("forget", "take")}
-    out["speed"] = Param(shape, axes, fill=0.0)
-    out |= {f"{name}_bias": Param(shape, axes, fill=0.0) for name in ("x", "y", "conv", "forget", "take")}
-    out["out"] = Param((n, h, dim), (*axes, "embed"), inputs=2)
-    out["out_bias"] = Param((dim,), ("embed",), fill=0.0)
     return out

@@ -10,7 +10,7 @@ architectures that want it and touches one place; a boolean that would touch two
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
-from forge_jax.spec.linear import Decay, DeltaNet, Lru, ShortConv
+from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
 from forge_jax.spec.model import Block, Branch, HeadTransform, ModelSpec, Op, Segment, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
@@ -50,7 +50,6 @@ __all__ = [
     "Linear",
     "Llama3",
     "LongRope",
-    "Lru",
     "Mamba",
     "Mamba2",
     "Mlp",

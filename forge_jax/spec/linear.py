@@ -60,26 +60,3 @@ class DeltaNet:
         """Check the heads."""
         if self.value_heads % self.key_heads:
             raise ValueError(f"delta rule: {self.value_heads} value heads cannot share {self.key_heads} key heads")
-
-
-@dataclass(frozen=True)
-class Lru:
-    """The real-gated linear recurrent unit beside a gate: out(act(y) * state) (arXiv:2402.19427).
-
-    y and the input of the state are linear in what the op sees; the latter goes through a convolution of `taps` taps.
-    The `dim` channels lie in `heads` equal parts: what a channel forgets, and what it takes in, each part learns from
-    its own channels. Every map has a bias.
-
-    Raises:
-        ValueError: the channels cannot be shared out.
-    """
-
-    dim: int
-    heads: int
-    taps: int
-    act: Activation = "gelu_tanh"
-
-    def __post_init__(self) -> None:
-        """Check the parts."""
-        if self.dim % self.heads:
-            raise ValueError(f"linear recurrent unit: {self.dim} channels do not lie in {self.heads} equal parts")

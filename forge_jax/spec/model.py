@@ -6,7 +6,7 @@ from typing import Literal
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
-from forge_jax.spec.linear import DeltaNet, Lru, ShortConv
+from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions, Sinusoids
@@ -20,7 +20,6 @@ Op = (
     | Differential
     | Exchange
     | Latent
-    | Lru
     | Mamba
     | Mamba2
     | Mlp

@@ -110,6 +110,7 @@ IDLE = (
         "*.beta_fast *.beta_slow *.factor *.mscale *.mscale_all_dim",
         "an alpha in the dict goes before everything else in it",
     ),
+    Idle("qwen3_5*", "*.mrope_section *.mrope_interleaved", "text has one position a token, not one an axis"),
     Idle("bloom_in_parts", "pretraining_tp", "cuts the same products into other pieces"),
     Idle("cohere_compass_text", "*.mrope_section", "of images; text has one position"),
     Idle(

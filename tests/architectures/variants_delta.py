@@ -34,9 +34,6 @@ QWEN3_NEXT = model("qwen3_next", COMMON, DELTA, EXPERTS, {"mlp_only_layers": [0]
 QWEN3_5 = model("qwen3_5_text", COMMON, DELTA)
 QWEN3_5_MOE = model("qwen3_5_moe_text", without(COMMON, "intermediate_size"), DELTA, EXPERTS)
 
-OLMO_HYBRID = model("olmo_hybrid", without(COMMON, "head_dim"), DELTA | {"rope_parameters": ROPE}) | {
-    "linear_num_key_heads": 4
-}
 LFM2_MOE = model(
     "lfm2_moe",
     without(COMMON, "rms_norm_eps", "head_dim"),
@@ -86,12 +83,6 @@ BAILING = model(
     {"num_experts": 8, "num_experts_per_token": 3, "head_dim": 8, "first_k_dense_replace": 1},
 )
 
-RECURRENT_GEMMA = model(
-    "recurrent_gemma",
-    without(COMMON, "head_dim", "max_position_embeddings"),
-    {"attention_window_size": 8, "num_hidden_layers": 3, "conv1d_width": 3, "logits_soft_cap": 5.0},
-)
-
 VARIANTS: dict[str, Config] = {
     "lfm2": LFM2,
     "lfm2_bias": LFM2 | {"conv_bias": True, "conv_L_cache": 4, "block_ffn_dim_multiplier": 1.5},
@@ -123,16 +114,7 @@ VARIANTS: dict[str, Config] = {
     },
     "qwen3_5_text_bare": model("qwen3_5_text", SIZES, PERIOD),
     "qwen3_5_moe_text": QWEN3_5_MOE,
-    "qwen3_5_moe_text_tied": QWEN3_5_MOE | TIED | BIAS | {"num_experts_per_tok": 3, "hidden_act": "gelu"},
     "qwen3_5_moe_text_bare": model("qwen3_5_moe_text", without(SIZES, "intermediate_size"), PERIOD, EXPERTS),
-    "olmo_hybrid": OLMO_HYBRID,
-    "olmo_hybrid_no_rope": OLMO_HYBRID
-    | BIAS
-    | {"linear_allow_neg_eigval": False, "rope_parameters": {"rope_theta": None, "rope_type": "default"}},
-    "olmo_hybrid_widths": without(OLMO_HYBRID, "layer_types", "linear_key_head_dim", "linear_value_head_dim")
-    | TIED
-    | {"linear_num_key_heads": 2},
-    "olmo_hybrid_bare": model("olmo_hybrid", SIZES, {"num_hidden_layers": 4, "num_attention_heads": 2}),
     "lfm2_moe": LFM2_MOE,
     "lfm2_moe_no_bias": LFM2_MOE
     | {"use_expert_bias": False, "norm_topk_prob": False, "routed_scaling_factor": 2.5, "tie_embedding": False},
@@ -184,17 +166,4 @@ VARIANTS: dict[str, Config] = {
         SIZES,
         {"num_hidden_layers": 6, "num_key_value_heads": 4, "num_experts": 16, "moe_intermediate_size": 24},
     ),
-    "recurrent_gemma": RECURRENT_GEMMA,
-    "recurrent_gemma_pattern": RECURRENT_GEMMA
-    | BIAS
-    | {
-        "block_types": ["attention", "recurrent"],
-        "hidden_activation": "silu",
-        "num_key_value_heads": 1,
-        "rope_parameters": ROPE | {"partial_rotary_factor": 0.75},
-    },
-    "recurrent_gemma_old": old(
-        RECURRENT_GEMMA, partial_rotary_factor=0.25, tie_word_embeddings=False, embeddings_scale_by_sqrt_dim=True
-    ),
-    "recurrent_gemma_bare": model("recurrent_gemma", SIZES, {"num_hidden_layers": 3}),
 }
