@@ -166,8 +166,8 @@ def embed(spec: ModelSpec, params: Tree, inputs: Inputs, ctx: Context) -> Array:
     match spec.positions:
         case Positions(_, offset):
             x = x + take(params["positions"], jnp.maximum(inputs.order_BT, 0) + offset).astype(x.dtype)
-        case Sinusoids(theta):
-            x = x + sinusoids(inputs.order_BT, spec.dim, theta).astype(x.dtype)
+        case Sinusoids(theta, offset):
+            x = x + sinusoids(inputs.order_BT + offset, spec.dim, theta).astype(x.dtype)
     return x
 
 

@@ -40,6 +40,7 @@ def config(take: Take) -> ModelSpec:
     take.require("qk_norm", True)
     take.require("post_norm", False)
     take.require("mlp_bias", False)
+    take.require("output_vocab_size", take("vocab_size"))  # a head that lacks the ids of images
     norm, bias = Norm(take("rms_norm_eps")), take("attention_bias", False)
     attention = replace(rotary_attention(take), qk_norm=norm, qkv_bias=bias, o_bias=bias)
     act = "xielu" if take("hidden_act") == "xielu" else activation(take, "hidden_act")
@@ -56,4 +57,4 @@ RULES = (
     *COMMON,
 )
 
-FAMILY = Family(("apertus",), config, RULES)
+FAMILY = Family(("apertus", "apertus1p5_text"), config, RULES)

@@ -155,10 +155,13 @@ def parallel(attention: Attention, mlp: Mlp, norm: Norm) -> Block:
     return Block((Branch("attention", attention), Branch("mlp", mlp)), parallel=True, pre=norm)
 
 
-def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """One slope a head, a geometric series (arXiv:2108.12409); past a power of two, every other of a finer one."""
+def alibi_slopes(heads: int, halvings: float = 8.0) -> tuple[float, ...]:
+    """One slope a head, a geometric series (arXiv:2108.12409); past a power of two, every other of a finer one.
+
+    The last slope of a power of two is 1 halved `halvings` times.
+    """
     whole = 1 << (heads.bit_length() - 1)
-    coarse, fine = (float(np.float32(2.0 ** -(8.0 / count))) for count in (whole, 2 * whole))
+    coarse, fine = (float(np.float32(2.0 ** -(halvings / count))) for count in (whole, 2 * whole))
     return (*(coarse**i for i in range(1, whole + 1)), *(fine**i for i in range(1, 2 * (heads - whole), 2)))
 
 

@@ -108,6 +108,7 @@ def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None
     angle_BTF = position_BT[:, :, None].astype(jnp.float32) * freq_B1F
     factor = attention_factor(rope)
     cos, sin = (jnp.cos(angle_BTF) * factor)[:, :, None], (jnp.sin(angle_BTF) * factor)[:, :, None]
+    sin = -sin if rope.backwards else sin
     x = x_BTNH[..., : rope.dim].astype(jnp.float32)
     if rope.interleaved:
         a, b = x[..., 0::2], x[..., 1::2]

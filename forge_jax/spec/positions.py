@@ -68,13 +68,15 @@ Scaling = Linear | DynamicNtk | Yarn | Llama3 | LongRope | Proportional
 class Rope:
     """Rotary positions (arXiv:2104.09864) on the first `dim` features of a head.
 
-    `interleaved` pairs features (0, 1), (2, 3), ...; otherwise (0, dim/2), (1, dim/2 + 1), ...
+    `interleaved` pairs features (0, 1), (2, 3), ...; otherwise (0, dim/2), (1, dim/2 + 1), ... `backwards` turns the
+    other way.
     """
 
     dim: int
     theta: float = 10000.0
     interleaved: bool = False
     scaling: Scaling | None = None
+    backwards: bool = False
 
     @property
     def varies(self) -> bool:
@@ -115,6 +117,10 @@ class Positions:
 
 @dataclass(frozen=True)
 class Sinusoids:
-    """Fixed waves in place of a table: the sines, then the cosines, of position * theta^(-2i/D) (arXiv:1706.03762)."""
+    """Fixed waves in place of a table: the sines, then the cosines, of position * theta^(-2i/D) (arXiv:1706.03762).
+
+    Position p is taken as p + offset.
+    """
 
     theta: float = 10000.0
+    offset: int = 0

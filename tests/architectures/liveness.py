@@ -85,7 +85,7 @@ class Idle:
 IDLE = (
     Idle(
         "*",
-        "max_position_embeddings n_positions seq_length context_length",
+        "max_position_embeddings max_seq_len n_positions seq_length context_length",
         "how long a context may be, not what it says",
     ),
     Idle("*longrope* phi3_old_*", "*.short_factor", "the golden is longer than the original length"),
@@ -118,6 +118,7 @@ IDLE = (
         "rope_parameters.rope_theta rope_parameters.rope_type",
         "left over in published files, where each layer type has its own",
     ),
+    Idle("mpt*", "*.attn_impl", "another way to compute the same"),
     Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),
     Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),

@@ -46,6 +46,11 @@ HRM_TEXT = model(
     {"num_hidden_layers": 1, "H_cycles": 2, "L_cycles": 2, "embedding_scale": 1.7},
 )
 
+NANOCHAT = model("nanochat", NO_HEAD_DIM, {"final_logit_softcapping": 3.0})
+XGLM_TINY: Config = {"vocab_size": 160, "d_model": 64, "attention_heads": 4, "num_layers": 2, "ffn_dim": 56}
+XGLM = model("xglm", XGLM_TINY, {"max_position_embeddings": 128, "pad_token_id": 0})
+MPT_TINY: Config = {"vocab_size": 160, "d_model": 48, "n_heads": 6, "n_layers": 2}
+MPT = model("mpt", MPT_TINY, {"layer_norm_epsilon": 1e-3, "max_seq_len": 128, "no_bias": True})
 VAULTGEMMA = model(
     "vaultgemma",
     COMMON,
@@ -71,6 +76,7 @@ COHERE_COMPASS = model(
 DIFFLLAMA = model("diffllama", COMMON)
 
 EXAONE = model("exaone", NO_HEAD_DIM)
+APERTUS1P5 = model("apertus1p5_text", NO_HEAD_DIM, {"output_vocab_size": 160})
 
 
 VARIANTS: dict[str, Config] = {
@@ -129,6 +135,18 @@ VARIANTS: dict[str, Config] = {
         HRM_TEXT, rope_scaling=None, embedding_scale=None, initializer_range=0.3, H_cycles=3, L_cycles=1
     ),
     "hrm_text_bare": model("hrm_text", SIZES, {"num_hidden_layers": 1}),
+    "nanochat": NANOCHAT,
+    "nanochat_bias_tied": NANOCHAT | BIAS | TIED | {"hidden_act": "gelu", "final_logit_softcapping": None},
+    "nanochat_old_yarn": old(NANOCHAT, rope_scaling=without(YARN, "rope_theta"), num_key_value_heads=None),
+    "nanochat_bare": model("nanochat", SIZES),
+    "xglm": XGLM,
+    "xglm_unscaled_untied": XGLM | UNTIED | {"scale_embedding": False, "activation_function": "relu"},
+    "xglm_bare": model("xglm", XGLM_TINY),
+    "mpt": MPT,
+    "mpt_clipped_untied": MPT
+    | UNTIED
+    | {"attn_config": {"clip_qkv": 0.4, "softmax_scale": 0.31, "alibi": True, "attn_impl": "torch"}},
+    "mpt_bare": model("mpt", MPT_TINY, {"n_heads": 4}),
     "vaultgemma": VAULTGEMMA,
     "vaultgemma_untied_bias": VAULTGEMMA | UNTIED | BIAS | {"hidden_activation": "silu", "layer_types": kinds("fs")},
     "vaultgemma_old": old(
@@ -154,4 +172,6 @@ VARIANTS: dict[str, Config] = {
     "exaone_old": old(without(EXAONE, "num_hidden_layers", "rms_norm_eps"), rope_scaling=None)
     | {"num_layers": 2, "layer_norm_epsilon": 1e-3, "activation_function": "silu"},
     "exaone_bare": model("exaone", SIZES, {"num_attention_heads": 8}),
+    "apertus1p5_text": APERTUS1P5,
+    "apertus1p5_text_bare": model("apertus1p5_text", SIZES),
 }
