@@ -76,7 +76,10 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
         if branch.late:
             late.append(y)
             continue
-        x_BTD = (read if spec.residual == "normed" and not branch.beside else x_BTD) + y
+        base = read if spec.residual == "normed" and not branch.beside else x_BTD
+        if branch.keep == "learned":
+            base = base * dense(p["keep"]).astype(base.dtype)[None, None]
+        x_BTD = base + y
         if branch.after:
             x_BTD = norm(branch.after, p.get("after", {}), x_BTD)
     return sum(late, x_BTD), new_state, call.bus

@@ -17,6 +17,7 @@ from forge_jax.spec import (
     Mamba2,
     ModelSpec,
     Op,
+    Selective,
     ShortConv,
     Wkv,
 )
@@ -94,8 +95,16 @@ def delta_memory(op: DeltaNet) -> dict[str, Slab]:
     }
 
 
+def selective_memory(op: Selective) -> dict[str, Slab]:
+    """Keys, values and merits, whole on every device."""
+    heads, dim = op.attention.kv_heads, op.attention.head_dim
+    slab = Slab((heads, dim), (None, None))
+    return {"k": slab, "v": slab, "merit": Slab((heads, 1), (None, None))}
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
+    Selective: lambda op, dim: selective_memory(op),
     Differential: lambda op, dim: differential_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
     Wkv: lambda op, dim: wkv_memory(op, dim),
@@ -114,7 +123,7 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    inner = op.attention if isinstance(op, Differential) else op
+    inner = op.attention if isinstance(op, Differential | Selective) else op
     sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)
 

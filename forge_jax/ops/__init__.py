@@ -17,6 +17,7 @@ from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import sinusoids
+from forge_jax.ops.selective import selective
 from forge_jax.ops.short_conv import short_conv
 from forge_jax.ops.wkv import channel_mix, wkv
 from forge_jax.params import Tree
@@ -33,6 +34,7 @@ from forge_jax.spec import (
     Mlp,
     Moe,
     Op,
+    Selective,
     ShortConv,
     Wkv,
 )
@@ -47,6 +49,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mamba2: mamba2,
     Latent: latent_attention,
     Constant: constant,
+    Selective: selective,
     Differential: differential,
     Exchange: exchange,
     DeltaNet: delta_net,

@@ -83,7 +83,7 @@ def attend(
         z = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, part.k_BKSH, preferred_element_type=jnp.float32) * scale
         z = z.reshape(b, heads, group, t, s)
         if part.bias_BN1S is not None:
-            z = z + part.bias_BN1S.reshape(b, heads, group, 1, s)
+            z = z + part.bias_BN1S.reshape(b, heads, group, -1, s)
         if softcap is not None:
             z = softcap * jnp.tanh(z / softcap)
         return jnp.where(part.seen_BTS[:, None, None], z, HIDDEN)

@@ -17,6 +17,7 @@ from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
+from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
 from forge_jax.spec import (
@@ -36,6 +37,7 @@ from forge_jax.spec import (
     Moe,
     Op,
     Positions,
+    Selective,
     ShortConv,
     Wkv,
 )
@@ -59,6 +61,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mamba2: mamba2_params,
     Latent: latent_params,
     Constant: constant_params,
+    Selective: selective_params,
     Differential: differential_params,
     Exchange: lambda op, dim: {},
     Wkv: wkv_params,
@@ -86,6 +89,8 @@ def branch_params(branch: Branch, dim: int) -> Tree:
     for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
         if norm is not None:
             out[place] = norm_params(norm, (dim,), ("embed",))
+    if branch.keep == "learned":
+        out["keep"] = Param((dim,), ("embed",), fill=1.0)
     return out
 
 

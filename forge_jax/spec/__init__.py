@@ -28,6 +28,7 @@ from forge_jax.spec.positions import (
     Sinusoids,
     Yarn,
 )
+from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Router",
     "Scaling",
     "Segment",
+    "Selective",
     "Sinusoids",
     "Wkv",
     "ShortConv",

@@ -10,6 +10,7 @@ from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.positions import Positions, Sinusoids
+from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
 Op = (
@@ -24,6 +25,7 @@ Op = (
     | Mamba2
     | Mlp
     | Moe
+    | Selective
     | ShortConv
     | Wkv
 )
@@ -35,6 +37,7 @@ class Branch:
 
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
+    `keep` "learned": the stream is multiplied by a learned vector before the branch is added.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
 
@@ -48,6 +51,7 @@ class Branch:
     beside: bool = False
     late: bool = False
     shared: str | None = None
+    keep: Literal["whole", "learned"] = "whole"
 
 
 @dataclass(frozen=True)

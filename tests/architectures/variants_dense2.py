@@ -79,6 +79,8 @@ EXAONE = model("exaone", NO_HEAD_DIM)
 APERTUS1P5 = model("apertus1p5_text", NO_HEAD_DIM, {"output_vocab_size": 160})
 
 
+DOGE = model("doge", NO_HEAD_DIM, {"keep_window_size": 16})
+
 VARIANTS: dict[str, Config] = {
     "olmo3": OLMO3,
     "olmo3_bias_tied": OLMO3 | BIAS | TIED | {"num_hidden_layers": 2, "layer_types": kinds("fs"), "hidden_act": "gelu"},
@@ -174,4 +176,9 @@ VARIANTS: dict[str, Config] = {
     "exaone_bare": model("exaone", SIZES, {"num_attention_heads": 8}),
     "apertus1p5_text": APERTUS1P5,
     "apertus1p5_text_bare": model("apertus1p5_text", SIZES),
+    "doge": DOGE,
+    "doge_bias_tied": DOGE | BIAS | TIED | {"mlp_bias": True, "hidden_act": "gelu", "keep_window_size": 3},
+    "doge_window": DOGE | {"sliding_window": 8, "keep_window_size": 128},
+    "doge_old": old(DOGE, rope_scaling=None, num_key_value_heads=None, keep_window_size=128, num_experts=16),
+    "doge_bare": model("doge", SIZES),
 }
