@@ -209,6 +209,14 @@ def attention_rules(theirs: str, q: str = "q_proj", k: str = "k_proj", v: str = 
     )
 
 
+def whole_norm_rules(theirs: str) -> tuple[Rule, ...]:
+    """Norms of queries and keys over all heads together; they go before `attention_rules`."""
+    return tuple(
+        Rule(f"layers.{{l}}.attention.{name}.scale", f"{theirs}.{name}.weight", "(n h) -> n h")
+        for name in ("q_norm", "k_norm")
+    )
+
+
 def grouped_qkv_rules(theirs: str) -> tuple[Rule, ...]:
     """q, k, v in one tensor: for each key-value head its queries, its key, its value, whatever the grouping."""
     parts = tuple(f"layers.{{l}}.attention.{part}" for part in "qkv")

@@ -28,6 +28,14 @@ def pre_norm(mixer: Mixer, feed_forward: Mlp | Moe, norm: Norm, scale: float = 1
     return Block((Branch(first, mixer, pre=norm, scale=scale), Branch(second, feed_forward, pre=norm, scale=scale)))
 
 
+def sandwich(attention: Attention, feed_forward: Mlp | Moe, norm: Norm) -> Block:
+    """A norm before and after each branch, the second one named after what it is."""
+    second = "moe" if isinstance(feed_forward, Moe) else "mlp"
+    return Block(
+        (Branch("attention", attention, pre=norm, post=norm), Branch(second, feed_forward, pre=norm, post=norm))
+    )
+
+
 def sparse_layers(take: Take) -> tuple[bool, ...]:
     """Whether the feed-forward branch of each layer is a mixture: as it is listed, or all but the first few.
 

@@ -64,9 +64,15 @@ def divided(rope: Rope, factors: tuple[float, ...]) -> np.ndarray:
     return np.float32(1.0) / (np.asarray(factors, np.float32) * power)
 
 
-def attention_factor(rope: Rope) -> float:
-    """What cos and sin are multiplied by."""
-    return rope.scaling.attention_factor if isinstance(rope.scaling, Yarn | LongRope) else 1.0
+def attention_factor(rope: Rope, length_B: Array | None = None) -> float | Array:
+    """What cos and sin are multiplied by: a number, or [B] where it depends on the length."""
+    match rope.scaling:
+        case LongRope(_, _, original_len, factor, long_factor) if long_factor is not None and length_B is not None:
+            return jnp.where(length_B > original_len, jnp.float32(long_factor), jnp.float32(factor))
+        case Yarn() | LongRope():
+            return rope.scaling.attention_factor
+        case _:
+            return 1.0
 
 
 def frequencies(rope: Rope, length_B: Array | None = None) -> np.ndarray | Array:
@@ -85,7 +91,7 @@ def frequencies(rope: Rope, length_B: Array | None = None) -> np.ndarray | Array
             return llama3(rope, scaling)
         case Proportional() as scaling:
             return proportional(rope, scaling)
-        case LongRope(short, long, original_len, _):
+        case LongRope(short, long, original_len):
             if not rope.varies:
                 return divided(rope, short)
             if length_B is None:
@@ -106,8 +112,8 @@ def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None
     freq = jnp.asarray(frequencies(rope, length_B))
     freq_B1F = freq[:, None, :] if freq.ndim == 2 else freq[None, None, :]
     angle_BTF = position_BT[:, :, None].astype(jnp.float32) * freq_B1F
-    factor = attention_factor(rope)
-    cos, sin = (jnp.cos(angle_BTF) * factor)[:, :, None], (jnp.sin(angle_BTF) * factor)[:, :, None]
+    factor_B11 = jnp.asarray(attention_factor(rope, length_B), jnp.float32).reshape(-1, 1, 1)
+    cos, sin = (jnp.cos(angle_BTF) * factor_B11)[:, :, None], (jnp.sin(angle_BTF) * factor_B11)[:, :, None]
     sin = -sin if rope.backwards else sin
     x = x_BTNH[..., : rope.dim].astype(jnp.float32)
     if rope.interleaved:
@@ -139,9 +145,10 @@ class Explanation:
 
 def explain(rope: Rope, length: int = 1) -> Explanation:
     """The derived table of a rope at a sequence length: kind, attention factor, frequency and wavelength a pair."""
-    freq = np.asarray(frequencies(rope, jnp.asarray([length])))
+    length_B = jnp.asarray([length])
+    freq, factor = np.asarray(frequencies(rope, length_B)), np.asarray(attention_factor(rope, length_B))
     freq = freq[0] if freq.ndim == 2 else freq
     with np.errstate(divide="ignore"):
         wavelength = 2 * math.pi / freq
     kind = type(rope.scaling).__name__ if rope.scaling else "Default"
-    return Explanation(kind, attention_factor(rope), freq, wavelength)
+    return Explanation(kind, factor.item(), freq, wavelength)

@@ -45,12 +45,16 @@ class Llama3:
 
 @dataclass(frozen=True)
 class LongRope:
-    """One divisor a feature pair: `short` while the sequence fits `original_len`, `long` beyond (arXiv:2402.13753)."""
+    """One divisor a feature pair: `short` while the sequence fits `original_len`, `long` beyond (arXiv:2402.13753).
+
+    `attention_factor` multiplies cos and sin; `long_attention_factor` takes its place beyond, if it is another.
+    """
 
     short: tuple[float, ...]
     long: tuple[float, ...]
     original_len: int
     attention_factor: float
+    long_attention_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,13 @@ class Rope:
     @property
     def varies(self) -> bool:
         """Whether the frequencies depend on the length of the sequence, so that a cache must keep keys unrotated."""
-        return isinstance(self.scaling, DynamicNtk) or (
-            isinstance(self.scaling, LongRope) and self.scaling.short != self.scaling.long
-        )
+        match self.scaling:
+            case DynamicNtk():
+                return True
+            case LongRope(short, long, _, factor, long_factor):
+                return short != long or long_factor not in (None, factor)
+            case _:
+                return False
 
 
 @dataclass(frozen=True)

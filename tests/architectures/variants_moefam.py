@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from variants_a import BIAS, COMMON, LLAMA3, ROPE, SIZES, TIED, YARN, kinds, model, old, without
+from variants_a import BIAS, COMMON, LLAMA3, LONGROPE, ROPE, SIZES, TIED, YARN, kinds, model, old, without
 
 Config = dict[str, Any]
 
@@ -31,6 +31,23 @@ LLAMA4 = model(
         "attn_scale": 0.3,
         "floor_scale": 4,
         "moe_layers": [1, 3],
+    },
+)
+MINIMAX_M2 = model(
+    "minimax_m2", COMMON, EXPERTS, {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}, "intermediate_size": 40}
+)
+PHIMOE = model("phimoe", without(COMMON, "head_dim"), {"num_local_experts": 6, "router_jitter_noise": 0.05})
+AMPLITUDES: Config = {"short_mscale": 1.2, "long_mscale": 1.4}
+AFMOE = model(
+    "afmoe",
+    COMMON,
+    SMALL,
+    {
+        "num_hidden_layers": 4,
+        "global_attn_every_n_layers": 2,
+        "sliding_window": 8,
+        "num_shared_experts": 2,
+        "route_scale": 1.7,
     },
 )
 
@@ -110,5 +127,34 @@ VARIANTS: dict[str, Config] = {
         "llama4_text",
         SIZES,
         {"num_hidden_layers": 4, "num_key_value_heads": 2, "num_local_experts": 6},
+    ),
+    "minimax_m2": MINIMAX_M2,
+    "minimax_m2_old": old(
+        MINIMAX_M2, rotary_dim=8, rope_scaling=None, use_qk_norm=True, use_mtp=True, num_mtp_modules=3
+    )
+    | TIED,
+    "minimax_m2_bare": model("minimax_m2", SIZES, {"num_key_value_heads": 2, "num_local_experts": 10}),
+    "phimoe": PHIMOE,
+    "phimoe_bias": PHIMOE | BIAS | TIED | {"lm_head_bias": True, "sliding_window": 8, "hidden_act": "gelu"},
+    "phimoe_longrope_long": PHIMOE
+    | {"rope_parameters": LONGROPE | AMPLITUDES | {"long_factor": LONGROPE["short_factor"]}},
+    "phimoe_old_longrope": old(
+        PHIMOE, rope_scaling=without(LONGROPE, "rope_theta") | AMPLITUDES | {"original_max_position_embeddings": 64}
+    ),
+    "phimoe_bare": model("phimoe", SIZES, {"num_key_value_heads": 2, "num_local_experts": 6}),
+    "afmoe": AFMOE,
+    "afmoe_scaled": AFMOE
+    | BIAS
+    | TIED
+    | {
+        "layer_types": kinds("fssf"),
+        "mup_enabled": True,
+        "num_dense_layers": 2,
+        "num_shared_experts": 1,
+        "hidden_act": "gelu",
+    },
+    "afmoe_old": old(AFMOE, num_hidden_layers=2, score_func="sigmoid", route_norm=True, rope_scaling=None),
+    "afmoe_bare": model(
+        "afmoe", SIZES, {"num_hidden_layers": 4, "moe_intermediate_size": 24, "num_experts": 8, "head_dim": 16}
     ),
 }
