@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from converters.architectures.common import COMMON, decoder, gated_mlp, pre_norm, rotary_attention
+from converters.architectures.common import COMMON, decoder, gated_mlp, rotary_attention
+from converters.architectures.experts import pre_norm
 from converters.architectures.family import Family
 from converters.take import Take
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, Mlp, ModelSpec, Moe, Norm
 
 DEFAULTS = {
     "hidden_act": "silu",
@@ -25,17 +26,22 @@ def attention(take: Take) -> Attention:
     return replace(rotary_attention(take), scale=take("attention_multiplier"), qkv_bias=bias, o_bias=bias)
 
 
-def assemble(take: Take, attentions: Iterable[Attention], norm: Norm) -> ModelSpec:
+def dense(take: Take) -> Mlp:
+    """The feed-forward layer."""
+    return replace(gated_mlp(take), bias=take("mlp_bias", False))
+
+
+def assemble(take: Take, attentions: Iterable[Attention], feed_forward: Mlp | Moe) -> ModelSpec:
     """The decoder around the attention of each layer."""
-    mlp = replace(gated_mlp(take), bias=take("mlp_bias", False))
-    spec = decoder(take, (pre_norm(op, mlp, norm, take("residual_multiplier")) for op in attentions), norm)
+    norm, scale = Norm(take("rms_norm_eps")), take("residual_multiplier")
+    spec = decoder(take, (pre_norm(op, feed_forward, norm, scale) for op in attentions), norm)
     return replace(spec, embed_scale=take("embedding_multiplier"), logit_scale=1 / take("logits_scaling"))
 
 
 def config(take: Take) -> ModelSpec:
     """Pre-norm, rotary, gated; scores, residual branches, embedding and logits scaled."""
     take.assume(DEFAULTS)
-    return assemble(take, (attention(take),) * take("num_hidden_layers"), Norm(take("rms_norm_eps")))
+    return assemble(take, (attention(take),) * take("num_hidden_layers"), dense(take))
 
 
 FAMILY = Family(("granite",), config, COMMON)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from converters.architectures.common import COMMON, LAYER, layer_types, windows
 from converters.architectures.family import Family
-from converters.architectures.granite import DEFAULTS, assemble, attention
+from converters.architectures.granite import DEFAULTS, assemble, attention, dense
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec
 
 SWA = {
     "num_key_value_heads": 4,
@@ -35,7 +35,7 @@ def attentions(take: Take) -> list[Attention]:
 def config(take: Take) -> ModelSpec:
     """Pre-norm, rotary, gated, with Granite's four multipliers."""
     take.assume(DEFAULTS | SWA)
-    return assemble(take, attentions(take), Norm(take("rms_norm_eps")))
+    return assemble(take, attentions(take), dense(take))
 
 
 FAMILY = Family(("granite_swa",), config, (*COMMON, Rule("layers.{l}.attention.sinks", f"{LAYER}.self_attn.sinks")))

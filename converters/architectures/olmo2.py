@@ -10,13 +10,12 @@ from converters.architectures.common import (
     gated_mlp,
     grouped_attention,
     head_dim,
-    post_norm,
+    whole_norm_rules,
 )
 from converters.architectures.family import Family
 from converters.rope import read_rope
-from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Moe, Norm
 
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 
@@ -27,24 +26,22 @@ def attention(take: Take) -> Attention:
     return replace(grouped_attention(take), qk_norm=norm, qk_norm_over="all", qkv_bias=bias, o_bias=bias)
 
 
-def assemble(take: Take, attentions: Iterable[Attention]) -> ModelSpec:
-    """The decoder around the attention of each layer; shared with OLMo 3."""
-    norm, mlp = Norm(take("rms_norm_eps")), gated_mlp(take)
-    return decoder(take, (post_norm(op, mlp, norm) for op in attentions), norm)
+def assemble(take: Take, attentions: Iterable[Attention], feed_forward: Mlp | Moe) -> ModelSpec:
+    """The decoder around the attention of each layer; shared with OLMo 3 and FlexOlmo."""
+    norm = Norm(take("rms_norm_eps"))
+    second = Branch("moe" if isinstance(feed_forward, Moe) else "mlp", feed_forward, post=norm)
+    return decoder(take, (Block((Branch("attention", op, post=norm), second)) for op in attentions), norm)
 
 
 def config(take: Take) -> ModelSpec:
     """Post-norm inside the residual branch, rotary, gated."""
     take.assume(DEFAULTS)
     op = replace(attention(take), rope=read_rope(take, head_dim(take)))
-    return assemble(take, (op,) * take("num_hidden_layers"))
+    return assemble(take, (op,) * take("num_hidden_layers"), gated_mlp(take))
 
 
 RULES = (
-    *(
-        Rule(f"layers.{{l}}.attention.{name}.scale", f"{LAYER}.self_attn.{name}.weight", "(n h) -> n h")
-        for name in ("q_norm", "k_norm")
-    ),
+    *whole_norm_rules(f"{LAYER}.self_attn"),
     *POST_NORM,
 )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from converters.architectures.common import head_dim, layer_types, windows
+from converters.architectures.common import gated_mlp, head_dim, layer_types, windows
 from converters.architectures.family import Family
 from converters.architectures.olmo2 import DEFAULTS, RULES, assemble, attention
 from converters.rope import read_ropes
@@ -20,7 +20,7 @@ def config(take: Take) -> ModelSpec:
     sizes = windows(take, kinds, take("sliding_window", None))
     base = attention(take)
     layers = [replace(base, rope=ropes[kind], window=size) for kind, size in zip(kinds, sizes, strict=True)]
-    return assemble(take, layers)
+    return assemble(take, layers, gated_mlp(take))
 
 
 FAMILY = Family(("olmo3",), config, RULES)

@@ -47,11 +47,11 @@ DEFAULTS = {
 }
 
 
-def mixture(take: Take) -> Moe:
+def mixture(take: Take, width: str = "moe_intermediate_size") -> Moe:
     """Weights of a softmax over all experts, which sum to one only if norm_topk_prob says so."""
     renorm = 1.0 if take("norm_topk_prob", False) else None
     router = Router(take("num_experts"), take("num_experts_per_tok"), renorm=renorm)
-    return Moe(router, take("moe_intermediate_size"), activation(take, "hidden_act"))
+    return Moe(router, take(width), activation(take, "hidden_act"))
 
 
 def assemble(take: Take, mixers: Iterable[Mixer], moe: Moe, offset: float = 0.0) -> ModelSpec:

@@ -74,7 +74,7 @@ def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
         weight_BTX = jax.nn.sigmoid(weight_BTX)
     if router.renorm is not None:
         size = (weight_BTX**router.renorm).sum(-1, keepdims=True) ** (1 / router.renorm)
-        weight_BTX = weight_BTX / (size + router.renorm_eps)
+        weight_BTX = weight_BTX / (jnp.maximum(size, router.renorm_min) + router.renorm_eps)
     return ids_BTX, weight_BTX * router.scale
 
 

@@ -15,7 +15,8 @@ class Router:
     logit_bias: a learned bias on the logits. choice_bias: one on the scores that choose, but not on those that weigh.
     groups: (count, kept): experts lie in `count` groups, of which the `kept` best are open to choice; a group is as
     good as the sum of its `group_top` best experts.
-    renorm: the p of the norm that the chosen weights are divided by; None: they stay as they are. scale: times that.
+    renorm: the p of the norm that the chosen weights are divided by; None: they stay as they are. renorm_min: the least
+    that this norm counts as; renorm_eps is added to it. scale: times that.
     jitter: the tolerance of sparsemixer.
 
     Raises:
@@ -30,6 +31,7 @@ class Router:
     groups: tuple[int, int] = (1, 1)
     group_top: int = 1
     renorm: float | None = None
+    renorm_min: float = 0.0
     renorm_eps: float = 0.0
     scale: float = 1.0
     jitter: float = 0.0

@@ -90,6 +90,13 @@ IDLE = (
     ),
     Idle("*longrope* phi3_old_*", "*.short_factor", "the golden is longer than the original length"),
     Idle("llama_longrope_short", "*.long_factor", "the golden is shorter than the original length"),
+    Idle("phimoe_longrope_long", "*.short_mscale", "the golden is longer than the original length"),
+    Idle(
+        "phimoe_old_longrope",
+        "*.long_factor *.long_mscale *.original_max_position_embeddings",
+        "the golden is shorter than the original length",
+    ),
+    Idle("afmoe_scaled", "global_attn_every_n_layers", "the list of layer types says it"),
     Idle("phi3_*", "*.original_max_position_embeddings", "the same key beside the rope's dict goes first"),
     Idle("ministral3*", "*.max_position_embeddings *.type", "repeats a value that stands elsewhere"),
     Idle(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from variants_a import BIAS, COMMON, LLAMA3, LONGROPE, ROPE, SIZES, TIED, YARN, kinds, model, old, without
+from variants_a import BIAS, COMMON, LLAMA3, LONGROPE, ROPE, SIZES, TIED, UNTIED, YARN, kinds, model, old, without
 
 Config = dict[str, Any]
 
@@ -50,6 +50,31 @@ AFMOE = model(
         "route_scale": 1.7,
     },
 )
+GRANITEMOE = model(
+    "granitemoe",
+    without(COMMON, "head_dim"),
+    EXPERTS,
+    {
+        "attention_multiplier": 0.31,
+        "embedding_multiplier": 1.7,
+        "logits_scaling": 1.6,
+        "residual_multiplier": 0.6,
+    },
+)
+GRANITEMOESHARED = GRANITEMOE | {"model_type": "granitemoeshared", "shared_intermediate_size": 40}
+ERNIE: Config = model(
+    "ernie4_5_moe",
+    COMMON,
+    {
+        "num_hidden_layers": 3,
+        "moe_intermediate_size": 24,
+        "moe_k": 3,
+        "moe_num_experts": 8,
+        "moe_num_shared_experts": 2,
+        "moe_layer_end_index": 1,
+    },
+)
+FLEX_OLMO = model("flex_olmo", without(COMMON, "head_dim"), {"num_experts": 6, "num_experts_per_tok": 3})
 
 VARIANTS: dict[str, Config] = {
     "qwen3_moe": QWEN3_MOE,
@@ -157,4 +182,29 @@ VARIANTS: dict[str, Config] = {
     "afmoe_bare": model(
         "afmoe", SIZES, {"num_hidden_layers": 4, "moe_intermediate_size": 24, "num_experts": 8, "head_dim": 16}
     ),
+    "granitemoe": GRANITEMOE,
+    "granitemoe_bias": GRANITEMOE | BIAS | TIED | {"hidden_act": "gelu", "num_experts_per_tok": 1},
+    "granitemoe_old": old(GRANITEMOE, rope_scaling=None),
+    "granitemoe_bare": model("granitemoe", SIZES),
+    "granitemoeshared": GRANITEMOESHARED,
+    "granitemoeshared_bias": GRANITEMOESHARED | BIAS | TIED | {"hidden_act": "gelu", "shared_intermediate_size": 24},
+    "granitemoeshared_bare": model("granitemoeshared", SIZES),
+    "ernie4_5_moe": ERNIE,
+    "ernie4_5_moe_bias": ERNIE
+    | UNTIED
+    | {
+        "use_bias": True,
+        "moe_norm_min": 0.7,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 2,
+        "hidden_act": "gelu",
+    },
+    "ernie4_5_moe_old": old(ERNIE, moe_num_shared_experts=0, rope_scaling=None),
+    "ernie4_5_moe_bare": model(
+        "ernie4_5_moe", SIZES, {"num_key_value_heads": 2, "moe_intermediate_size": 24, "moe_num_experts": 8}
+    ),
+    "flex_olmo": FLEX_OLMO,
+    "flex_olmo_bias": FLEX_OLMO | BIAS | TIED | {"norm_topk_prob": True, "hidden_act": "gelu", "head_dim": 24},
+    "flex_olmo_old": old(FLEX_OLMO, rope_scaling=None),
+    "flex_olmo_bare": model("flex_olmo", SIZES),
 }
