@@ -98,9 +98,13 @@ def read_rope(
 
 
 def read_ropes(
-    take: Take, head_dim: int, thetas: Mapping[str, float], stretched: Container[str] = ("full_attention",)
+    take: Take,
+    head_dim: int,
+    thetas: Mapping[str, float],
+    stretched: Container[str] = ("full_attention",),
+    partial: float = 1.0,
 ) -> dict[str, Rope]:
-    """Read the rotary embedding of each layer type, of which `thetas` gives the default base.
+    """Read the rotary embedding of each layer type, of which `thetas` gives the default base, and `partial` the part.
 
     The newer dialect nests them by layer type. In the older one, rope_scaling is about the layer types `stretched`.
 
@@ -117,7 +121,7 @@ def read_ropes(
         given = nested.get(kind) or (old if kind in stretched else {})
         flat = {"rope_parameters": {"rope_theta": theta, **given}}
         flat["max_position_embeddings"] = take("max_position_embeddings")
-        return read_rope(Take(flat, f"{take.where}: {kind}"), head_dim)
+        return read_rope(Take(flat, f"{take.where}: {kind}"), head_dim, partial=partial)
 
     return {kind: read(kind, theta) for kind, theta in thetas.items()}
 

@@ -86,4 +86,5 @@ FAMILY = Family(
         *shared_rules(f"{MLP}.shared_experts"),
         *pre_norm_rules(LAYER),
     ),
+    drafts=("model.mtp",),
 )

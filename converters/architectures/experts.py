@@ -4,6 +4,8 @@ A layer's feed-forward branch is "mlp" where it is dense and "moe" where it is a
 serves models that have both; so are the branches that mix tokens, see `MIXERS`.
 """
 
+from collections.abc import Sequence
+
 from converters.architectures.common import TRANSPOSED, activation, norm_rules, weight_and_bias
 from converters.rules import Rule
 from converters.take import Take
@@ -66,17 +68,33 @@ def grouped_moe(take: Take, experts: str = "n_routed_experts") -> Moe:
         group_top=2,
         renorm=1.0 if take("norm_topk_prob") else None,
         renorm_eps=1e-20,
-        scale=take("routed_scaling_factor"),
+        scale=take("routed_scaling_factor", 1.0),
     )
-    act, width = activation(take, "hidden_act"), take("moe_intermediate_size")
-    return Moe(router, width, act, shared=Mlp(width * take("n_shared_experts"), act))
+    act, width, shared = activation(take, "hidden_act"), take("moe_intermediate_size"), take("n_shared_experts", 0)
+    return Moe(router, width, act, shared=Mlp(width * shared, act) if shared else None)
 
 
-def grouped_moe_rules(theirs: str) -> tuple[Rule, ...]:
+def mixed_layers(take: Take, default: Sequence[bool]) -> tuple[bool, ...]:
+    """Which layers are mixtures, where the config lists them as "dense" or "sparse", or else `default`.
+
+    Raises:
+        ValueError: another kind, or a list of the wrong length.
+    """
+    kinds, names = take("mlp_layer_types", None), {"dense": False, "sparse": True}
+    if kinds is None:
+        return tuple(bool(mark) for mark in default)
+    if len(kinds) != len(default) or not set(kinds) <= set(names):
+        raise ValueError(
+            f"{take.where}: mlp_layer_types is {kinds}; expected dense or sparse for {len(default)} layers"
+        )
+    return tuple(names[kind] for kind in kinds)
+
+
+def grouped_moe_rules(theirs: str, bias: str = "gate.e_score_correction_bias") -> tuple[Rule, ...]:
     """The router with its bias, the experts and the shared ones, as one."""
     return (
         *router_rules(f"{theirs}.gate"),
-        Rule(f"{OURS}.choice_bias", f"{theirs}.gate.e_score_correction_bias"),
+        Rule(f"{OURS}.choice_bias", f"{theirs}.{bias}"),
         *expert_rules(f"{theirs}.experts"),
         *shared_rules(f"{theirs}.shared_experts"),
     )

@@ -38,8 +38,8 @@ class Slab:
 
 def attention_memory(op: Attention) -> dict[str, Slab]:
     """Keys and values."""
-    slab = Slab((op.kv_heads, op.head_dim), ("kv_heads", "head"))
-    return {"k": slab, "v": slab}
+    axes = ("kv_heads", "head")
+    return {"k": Slab((op.kv_heads, op.head_dim), axes), "v": Slab((op.kv_heads, op.value_size), axes)}
 
 
 def mamba_memory(op: Mamba) -> dict[str, Slab]:

@@ -29,19 +29,19 @@ def gate_params(gate: Gate | None, dim: int, heads: int, head_dim: int) -> Tree:
 
 
 def attention_params(op: Attention, dim: int) -> Tree:
-    """q [D, N, H], k and v [D, K, H], o [N, H, D] and what the op's options add."""
-    n, k, h = op.heads, op.kv_heads, op.head_dim
+    """q [D, N, H], k and v [D, K, H], o [N, H, D] and what the op's options add; H of v and o may be another."""
+    n, k, h, value = op.heads, op.kv_heads, op.head_dim, op.value_size
     query, key = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
     out: Tree = {
         "q": Param((dim, n, h), query),
         "k": Param((dim, k, h), key),
-        "v": Param((dim, k, h), key),
-        "o": Param((n, h, dim), ("heads", "head", "embed"), inputs=2),
+        "v": Param((dim, k, value), key),
+        "o": Param((n, value, dim), ("heads", "head", "embed"), inputs=2),
     }
     if op.qkv_bias:
         out["q_bias"] = Param((n, h), query[1:], fill=0.0)
         out["k_bias"] = Param((k, h), key[1:], fill=0.0)
-        out["v_bias"] = Param((k, h), key[1:], fill=0.0)
+        out["v_bias"] = Param((k, value), key[1:], fill=0.0)
     if op.o_bias:
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
     if op.qk_norm is not None:
@@ -52,7 +52,7 @@ def attention_params(op: Attention, dim: int) -> Tree:
         out["out_norm"] = norm_params(op.out_norm, (n, h), query[1:])
     if op.sinks:
         out["sinks"] = Param((n,), ("heads",), fill=0.0)
-    return out | gate_params(op.gate, dim, n, h)
+    return out | gate_params(op.gate, dim, n, value)
 
 
 def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:

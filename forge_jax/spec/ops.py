@@ -44,6 +44,7 @@ class Attention:
     "all" normalises over all heads and features together; `qk_norm_late`: after the rope instead of before it.
     `clip`: queries, keys and values are cut at +-clip. `sinks`: one learned logit a head joins the softmax.
     `out_norm` normalises the outputs of all heads together; `gate` multiplies each of them, before that.
+    `value_dim`: features of a value, where they are not as many as a key's.
     """
 
     heads: int
@@ -65,6 +66,12 @@ class Attention:
     out_norm: Norm | None = None
     sinks: bool = False
     gate: Gate | None = None
+    value_dim: int | None = None
+
+    @property
+    def value_size(self) -> int:
+        """Features of a value."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
 
 @dataclass(frozen=True)

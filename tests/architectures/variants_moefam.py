@@ -75,6 +75,25 @@ ERNIE: Config = model(
     },
 )
 FLEX_OLMO = model("flex_olmo", without(COMMON, "head_dim"), {"num_experts": 6, "num_experts_per_tok": 3})
+GROUPED: Config = {
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.7,
+}
+GLM4_MOE = model("glm4_moe", COMMON, GROUPED, {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}})
+SOLAR_OPEN = model("solar_open", without(COMMON, "intermediate_size"), GROUPED)
+DOTS1 = model("dots1", without(COMMON, "head_dim"), GROUPED, {"first_k_dense_replace": 1, "sliding_window": None})
+MIMO = model(
+    "mimo_v2_flash",
+    without(COMMON, "rope_parameters"),
+    without(GROUPED, "n_shared_experts"),
+    {"num_attention_heads": 8, "num_hidden_layers": 4, "v_head_dim": 16, "sliding_window": 8},
+)
 
 VARIANTS: dict[str, Config] = {
     "qwen3_moe": QWEN3_MOE,
@@ -207,4 +226,83 @@ VARIANTS: dict[str, Config] = {
     "flex_olmo_bias": FLEX_OLMO | BIAS | TIED | {"norm_topk_prob": True, "hidden_act": "gelu", "head_dim": 24},
     "flex_olmo_old": old(FLEX_OLMO, rope_scaling=None),
     "flex_olmo_bare": model("flex_olmo", SIZES),
+    "glm4_moe": GLM4_MOE,
+    "glm4_moe_bias": GLM4_MOE
+    | BIAS
+    | TIED
+    | {"use_qk_norm": True, "norm_topk_prob": False, "first_k_dense_replace": 2, "hidden_act": "gelu"},
+    "glm4_moe_old": without(old(GLM4_MOE), "head_dim") | {"rope_scaling": None, "num_nextn_predict_layers": 1},
+    "glm4_moe_bare": model(
+        "glm4_moe", SIZES, {"num_key_value_heads": 2, "moe_intermediate_size": 24, "n_routed_experts": 10}
+    ),
+    "solar_open": SOLAR_OPEN,
+    "solar_open_bias": SOLAR_OPEN | BIAS | TIED | {"norm_topk_prob": False, "n_shared_experts": 1},
+    "solar_open_old": old(SOLAR_OPEN, rope_scaling=None, first_k_dense_replace=0, use_qk_norm=False),
+    "solar_open_bare": model(
+        "solar_open", SIZES, {"num_key_value_heads": 2, "moe_intermediate_size": 24, "n_routed_experts": 10}
+    ),
+    "dots1": DOTS1,
+    "dots1_bias": DOTS1
+    | BIAS
+    | TIED
+    | {"norm_topk_prob": True, "sliding_window": 8, "max_window_layers": 1, "first_k_dense_replace": 0},
+    "dots1_old": old(DOTS1, rope_scaling=None, layer_types=kinds("fsf"), sliding_window=8, scoring_func="noaux_tc"),
+    "dots1_bare": model(
+        "dots1",
+        SIZES,
+        {
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 3,
+        },
+    ),
+    "mimo_v2_flash": MIMO,
+    "mimo_v2_flash_bias": MIMO
+    | BIAS
+    | TIED
+    | {
+        "layer_types": kinds("sffs"),
+        "mlp_layer_types": ["sparse", "dense", "sparse", "dense"],
+        "attention_value_scale": 1.3,
+        "sliding_window_size": 5,
+        "rope_parameters": {
+            "full_attention": ROPE | {"partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 567.0},
+        },
+        "hidden_act": "gelu",
+    },
+    "mimo_v2_flash_released": MIMO
+    | {
+        "rope_theta": 5000000,
+        "swa_rope_theta": 10000,
+        "partial_rotary_factor": 0.334,
+        "hybrid_layer_pattern": [0, 1, 1, 1],
+        "moe_layer_freq": [0, 1, 1, 1],
+        "sliding_window_size": 8,
+        "swa_head_dim": 24,
+        "swa_v_head_dim": 16,
+        "swa_num_attention_heads": 8,
+        "swa_num_key_value_heads": 4,
+        "add_full_attention_sink_bias": False,
+        "add_swa_attention_sink_bias": True,
+        "layernorm_epsilon": 1e-3,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "routed_scaling_factor": None,
+        "attention_value_scale": None,
+        "n_shared_experts": None,
+    },
+    "mimo_v2_flash_bare": model(
+        "mimo_v2_flash",
+        SIZES,
+        {
+            "num_key_value_heads": 2,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 10,
+            "head_dim": 48,
+            "v_head_dim": 32,
+        },
+    ),
 }
