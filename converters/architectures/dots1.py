@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from converters.architectures.common import layer_types, rename, rotary_attention, windows
+from converters.architectures.experts import grouped_moe
 from converters.architectures.family import Family
 from converters.architectures.glm4_moe import RULES, assemble, beyond
 from converters.take import Take
@@ -34,7 +35,8 @@ def config(take: Take) -> ModelSpec:
     kinds = layer_types(take, count, ["sliding_attention" if slide else "full_attention" for slide in slides])
     norm, bias = Norm(take("rms_norm_eps")), take("attention_bias", False)
     attention = replace(rotary_attention(take), qk_norm=norm, qkv_bias=bias, o_bias=bias)
-    return assemble(take, (replace(attention, window=window) for window in windows(take, kinds, size)), beyond(take))
+    attentions = (replace(attention, window=window) for window in windows(take, kinds, size))
+    return assemble(take, attentions, beyond(take), grouped_moe(take))
 
 
 FAMILY = Family(("dots1",), config, RULES)

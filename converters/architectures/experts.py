@@ -53,7 +53,7 @@ def sparse_layers(take: Take) -> tuple[bool, ...]:
     return tuple(kind == "sparse" for kind in kinds)
 
 
-def grouped_moe(take: Take, experts: str = "n_routed_experts") -> Moe:
+def grouped_moe(take: Take, experts: str = "n_routed_experts", shared: str = "n_shared_experts") -> Moe:
     """Experts chosen by a sigmoid within the best groups, beside others that see every token.
 
     The bias of the choice, which does not weigh, comes with the method "noaux_tc" and not with others.
@@ -70,8 +70,8 @@ def grouped_moe(take: Take, experts: str = "n_routed_experts") -> Moe:
         renorm_eps=1e-20,
         scale=take("routed_scaling_factor", 1.0),
     )
-    act, width, shared = activation(take, "hidden_act"), take("moe_intermediate_size"), take("n_shared_experts", 0)
-    return Moe(router, width, act, shared=Mlp(width * shared, act) if shared else None)
+    act, width, count = activation(take, "hidden_act"), take("moe_intermediate_size"), take(shared, 0)
+    return Moe(router, width, act, shared=Mlp(width * count, act) if count else None)
 
 
 def mixed_layers(take: Take, default: Sequence[bool]) -> tuple[bool, ...]:

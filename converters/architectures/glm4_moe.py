@@ -19,7 +19,7 @@ from converters.architectures.experts import grouped_moe, grouped_moe_rules, pre
 from converters.architectures.family import Family
 from converters.rope import read_rope
 from converters.take import Take
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec, Moe, Norm
 
 DEFAULTS = {
     "num_key_value_heads": 8,
@@ -38,11 +38,10 @@ DEFAULTS = {
 }
 
 
-def assemble(take: Take, attentions: Iterable[Attention], mixed: Iterable[bool]) -> ModelSpec:
+def assemble(take: Take, attentions: Iterable[Attention], mixed: Iterable[bool], moe: Moe) -> ModelSpec:
     """Pre-norm layers, some of them a mixture."""
     take.ignore("intermediate_size", *IDLE)  # read below if a layer is dense
-    norm, moe = Norm(take("rms_norm_eps")), grouped_moe(take)
-    pairs = zip(attentions, mixed, strict=True)
+    norm, pairs = Norm(take("rms_norm_eps")), zip(attentions, mixed, strict=True)
     return decoder(take, (pre_norm(op, moe if is_mixed else gated_mlp(take), norm) for op, is_mixed in pairs), norm)
 
 
@@ -59,7 +58,7 @@ def config(take: Take) -> ModelSpec:
     norm = Norm(take("rms_norm_eps")) if take("use_qk_norm", False) else None
     attention = grouped_attention(take, read_rope(take, head_dim(take), partial=0.5))
     attention = replace(attention, qk_norm=norm, qkv_bias=take("attention_bias", False))
-    return assemble(take, (attention,) * take("num_hidden_layers"), beyond(take))
+    return assemble(take, (attention,) * take("num_hidden_layers"), beyond(take), grouped_moe(take))
 
 
 RULES = (

@@ -15,7 +15,7 @@ from converters.architectures.common import (
 from converters.architectures.family import Family
 from converters.rope import read_ntk_rope
 from converters.take import Take
-from forge_jax.spec import ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec, Norm
 
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 # what the releases spell out and every one of them has
@@ -28,21 +28,21 @@ UNUSED = """
 """.split()
 
 
+def attention(take: Take, norm: Norm) -> Attention:
+    """Rotary attention with a late norm of queries and keys."""
+    bias, op = take("attention_bias", False), grouped_attention(take, read_ntk_rope(take, head_dim(take)))
+    return replace(op, qk_norm=norm, qk_norm_late=True, qkv_bias=bias, o_bias=bias)
+
+
 def config(take: Take) -> ModelSpec:
     """Pre-norm, rotary, gated."""
     take.assume(DEFAULTS)
     for key, value in FIXED.items():
         take.require(key, value)
     take.ignore(*UNUSED)
-    norm, bias = Norm(take("rms_norm_eps")), take("attention_bias", False)
-    attention = replace(
-        grouped_attention(take, read_ntk_rope(take, head_dim(take))),
-        qk_norm=norm,
-        qk_norm_late=True,
-        qkv_bias=bias,
-        o_bias=bias,
-    )
-    return decoder(take, (pre_norm(attention, gated_mlp(take), norm),) * take("num_hidden_layers"), norm)
+    norm = Norm(take("rms_norm_eps"))
+    block = pre_norm(attention(take, norm), gated_mlp(take), norm)
+    return decoder(take, (block,) * take("num_hidden_layers"), norm)
 
 
 NORMS = (

@@ -60,7 +60,7 @@ def attentions(take: Take, count: int) -> list[Attention]:
     tuned = take("attn_temperature_tuning", False)
     still = replace(plain, query_scaling=QueryScaling(take("attn_scale"), take("floor_scale"), 1) if tuned else None)
     rope = read_rope(take, head_dim(take), interleaved=True)
-    turned = replace(plain, rope=rope, qk_norm=norm if take("use_qk_norm", False) else None)
+    turned = replace(plain, rope=rope, qk_norm=norm if take("use_qk_norm", False) else None, qk_norm_late=True)
     return [
         replace(turned if turn else still, chunk=chunk if kind == "chunked_attention" else None)
         for turn, kind in zip(turns, kinds, strict=True)

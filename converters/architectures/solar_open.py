@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from converters.architectures.common import rename, rotary_attention
+from converters.architectures.experts import grouped_moe
 from converters.architectures.family import Family
 from converters.architectures.glm4_moe import RULES, assemble
 from converters.take import Take
@@ -36,7 +37,7 @@ def config(take: Take) -> ModelSpec:
         replace(rotary_attention(take), qkv_bias=take("attention_bias", False)),
         take("num_hidden_layers"),
     )
-    return assemble(take, (attention,) * count, (True,) * count)
+    return assemble(take, (attention,) * count, (True,) * count, grouped_moe(take))
 
 
 FAMILY = Family(("solar_open",), config, RULES)

@@ -88,11 +88,40 @@ GROUPED: Config = {
 GLM4_MOE = model("glm4_moe", COMMON, GROUPED, {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}})
 SOLAR_OPEN = model("solar_open", without(COMMON, "intermediate_size"), GROUPED)
 DOTS1 = model("dots1", without(COMMON, "head_dim"), GROUPED, {"first_k_dense_replace": 1, "sliding_window": None})
+OLMOE = model("olmoe", without(COMMON, "head_dim"), {"num_experts": 6, "num_experts_per_tok": 3})
+DBRX = model(
+    "dbrx",
+    {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 128,
+        "vocab_size": 160,
+        "pad_token_id": 0,
+        "rope_parameters": ROPE,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.9, "rope_theta": 1234.5},
+        "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 6, "moe_top_k": 3},
+    },
+)
 MIMO = model(
     "mimo_v2_flash",
     without(COMMON, "rope_parameters"),
     without(GROUPED, "n_shared_experts"),
     {"num_attention_heads": 8, "num_hidden_layers": 4, "v_head_dim": 16, "sliding_window": 8},
+)
+HUNYUAN = model("hunyuan_v1_moe", COMMON, {"num_experts": 6, "moe_topk": 3})
+EXAONE_MOE = model(
+    "exaone_moe",
+    without(COMMON, "head_dim"),
+    without(GROUPED, "n_routed_experts", "n_shared_experts"),
+    {
+        "num_hidden_layers": 4,
+        "num_experts": 8,
+        "num_shared_experts": 2,
+        "sliding_window": 8,
+        "first_k_dense_replace": 2,
+        "sliding_window_pattern": 2,
+    },
 )
 
 VARIANTS: dict[str, Config] = {
@@ -258,6 +287,30 @@ VARIANTS: dict[str, Config] = {
             "num_experts_per_tok": 3,
         },
     ),
+    "olmoe": OLMOE,
+    "olmoe_clip": OLMOE | BIAS | TIED | {"clip_qkv": 0.9, "norm_topk_prob": True, "hidden_act": "gelu"},
+    "olmoe_old": old(OLMOE, rope_scaling=None),
+    "olmoe_bare": model("olmoe", SIZES, {"num_experts": 10}),
+    "dbrx": DBRX,
+    "dbrx_two": DBRX
+    | {
+        "attn_config": {"kv_n_heads": 4, "clip_qkv": 2, "rope_theta": 1234.5},
+        "ffn_config": DBRX["ffn_config"] | {"ffn_act_fn": {"name": "gelu"}, "moe_normalize_expert_weights": 2.0},
+    },
+    "dbrx_plain": DBRX
+    | {"ffn_config": DBRX["ffn_config"] | {"moe_normalize_expert_weights": None, "moe_loss_weight": 0.05}},
+    "dbrx_old": old(DBRX, rope_scaling=None, num_key_value_heads=2),
+    "dbrx_bare": model(
+        "dbrx",
+        {
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": 2,
+            "vocab_size": 160,
+            "attn_config": {"clip_qkv": 0.9, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 40},
+        },
+    ),
     "mimo_v2_flash": MIMO,
     "mimo_v2_flash_bias": MIMO
     | BIAS
@@ -304,5 +357,31 @@ VARIANTS: dict[str, Config] = {
             "head_dim": 48,
             "v_head_dim": 32,
         },
+    ),
+    "hunyuan_v1_moe": HUNYUAN,
+    "hunyuan_v1_moe_bias": HUNYUAN | BIAS | TIED | {"moe_topk": [2, 3], "hidden_act": "gelu"},
+    "hunyuan_v1_moe_old": old(
+        HUNYUAN,
+        rope_scaling={"type": "dynamic", "alpha": 8.0, "factor": 1.0},
+        moe_intermediate_size=[56, 56],
+        num_shared_expert=[1, 1],
+        use_mixed_mlp_moe=True,
+    ),
+    "hunyuan_v1_moe_bare": model("hunyuan_v1_moe", SIZES, {"head_dim": 16, "num_experts": 4}),
+    "exaone_moe": EXAONE_MOE,
+    "exaone_moe_layers": EXAONE_MOE
+    | TIED
+    | {
+        "layer_types": kinds("fsfs"),
+        "mlp_layer_types": ["sparse", "dense", "sparse", "dense"],
+        "norm_topk_prob": False,
+        "hidden_act": "gelu",
+    },
+    "exaone_moe_full": without(old(EXAONE_MOE), "sliding_window_pattern")
+    | {"layer_types": kinds("ffff"), "rope_scaling": None},
+    "exaone_moe_bare": model(
+        "exaone_moe",
+        SIZES,
+        {"num_hidden_layers": 4, "num_key_value_heads": 2, "moe_intermediate_size": 24, "num_experts": 10},
     ),
 }
