@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from converters import architectures
-from converters.gguf.archs import ARCHS, Arch
-from converters.gguf.config import ACTIVATIONS, UNUSED, prefix, read_config, slides
+from converters.gguf.arch import Arch
+from converters.gguf.archs import ARCHS
+from converters.gguf.config import ACTIVATIONS, UNUSED, prefix, read_config
+from converters.gguf.extras import slides
 from converters.gguf.names import attention_of
 from converters.gguf.rope import llama3_factors, write_rope
 from converters.source import TensorInfo

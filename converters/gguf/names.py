@@ -8,7 +8,8 @@ gate and up, is read either way; the one that llama.cpp's converter writes comes
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from converters.gguf.archs import ARCHS, Arch
+from converters.gguf.arch import Arch
+from converters.gguf.archs import ARCHS
 from converters.gguf.names_state import state_rules
 from converters.rules import Rule
 from forge_jax.spec import Attention, ModelSpec, Norm

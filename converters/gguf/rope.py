@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.archs import Arch
+from converters.gguf.arch import Arch
 from converters.gguf.reading import Reading, shortest
 from converters.rope import magnitude
 from forge_jax.spec import Linear, Llama3, LongRope, Rope, Yarn

@@ -1,0 +1,117 @@
+"""Architectures of dense decoders; see `archs`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from converters.gguf.arch import (
+    ATTENTION_BIAS,
+    BLOOM,
+    CAPS,
+    FACTORS,
+    FALCON,
+    FREQS,
+    GPT2,
+    GROUPED,
+    LAYER,
+    MLP_BIAS,
+    MULTIPLIERS,
+    QKV_BIAS,
+    RMS,
+    TANH,
+    TANH_GEMMA,
+    TANH_GPT2,
+    WIDTHS,
+    WINDOW,
+    Arch,
+)
+
+_LLAMA = Arch("llama", RMS, rope_tensors=FREQS | FACTORS, permuted=True, biases="optional")
+_GPT2 = Arch("gpt2", GPT2, act=TANH_GPT2, rope=False, fused_qkv=True, square=True, biases="always")
+
+DENSE: Mapping[str, Arch] = {
+    "llama": replace(_LLAMA, present=ATTENTION_BIAS | MLP_BIAS),
+    "mistral3": replace(_LLAMA, model_type="ministral3"),
+    "granite": replace(
+        _LLAMA,
+        model_type="granite",
+        keys=RMS | {"logit_scale": "logits_scaling"},
+        optional=MULTIPLIERS,
+        present=ATTENTION_BIAS | MLP_BIAS,
+    ),
+    "smollm3": Arch("smollm3", RMS, present=ATTENTION_BIAS | MLP_BIAS, permuted=True),
+    "qwen2": Arch("qwen2", RMS, square=True),
+    "qwen3": Arch("qwen3", RMS, present=ATTENTION_BIAS),
+    "gemma": Arch("gemma", RMS, act=TANH, partial=True, head="never"),
+    "gemma2": Arch("gemma2", RMS, CAPS | WINDOW, act=TANH_GEMMA, period=2, partial=True, head="never"),
+    "gemma3": Arch(
+        "gemma3_text",
+        RMS,
+        WINDOW | {"final_logit_softcapping": "final_logit_softcapping"},
+        act=TANH_GEMMA,
+        period=6,
+        partial=True,
+    ),
+    "phi2": Arch("phi", LAYER, act=TANH, square=True, partial=True, biases="always", head="always"),
+    "phi3": Arch(
+        "phi3",
+        RMS,
+        WINDOW,
+        rope_tensors=FACTORS,
+        fused_qkv=True,
+        fused_gate=True,
+        square=True,
+        partial=True,
+    ),
+    "gpt2": _GPT2,
+    "starcoder": replace(_GPT2, model_type="gpt_bigcode"),
+    "bloom": replace(_GPT2, model_type="bloom", keys=BLOOM, act=("gelu_tanh", None)),
+    "gptneox": Arch(
+        "gpt_neox",
+        WIDTHS | {"attention.layer_norm_epsilon": "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
+        fixed={"attention_bias": True},
+        act=("gelu", "hidden_act"),
+        fused_qkv=True,
+        square=True,
+        partial=True,
+        biases="always",
+        head="always",
+    ),
+    # a reserved name: the format describes it, but llama.cpp does not run it and nothing converts to it
+    "gptj": Arch("gptj", GPT2, act=TANH_GPT2, square=True, partial=True, biases="optional", head="always"),
+    "falcon": Arch("falcon", FALCON, act=("gelu", "activation"), fused_qkv=True, swapped_norms=True, square=True),
+    "starcoder2": Arch(
+        "starcoder2",
+        GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"},
+        present={"use_bias": QKV_BIAS},
+        act=TANH,
+        square=True,
+        biases="always",
+    ),
+    "stablelm": Arch(
+        "stablelm",
+        LAYER,
+        present={"use_qkv_bias": QKV_BIAS, "qk_layernorm": ("blk.0.attn_q_norm.weight",)},
+        square=True,
+        partial=True,
+        head="always",
+    ),
+    "olmo2": Arch("olmo2", RMS, square=True, head="always"),
+    "olmo2:olmo3": Arch("olmo3", RMS | WINDOW, period=4, square=True, head="always"),
+    "ernie4_5": Arch("ernie4_5", RMS, present={"use_bias": QKV_BIAS}),
+    "jais2": Arch(
+        "jais2",
+        LAYER,
+        present=ATTENTION_BIAS | MLP_BIAS,
+        act=("relu2", "hidden_act"),
+        biases="always",
+    ),
+    "cohere2": Arch(
+        "cohere2",
+        LAYER | WINDOW | {"logit_scale": "logit_scale"},
+        period=4,
+        square=True,
+        partial=True,
+        head="never",
+    ),
+    "glm4": Arch("glm4", RMS, present=ATTENTION_BIAS, fused_gate=True, partial=True),
+}

@@ -1,0 +1,211 @@
+"""What the tables of `archs` leave open, architecture by architecture: metadata that take a few lines of code to read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from converters.gguf.reading import Reading
+
+Config = dict[str, Any]
+
+
+def slides(period: int, layers: int) -> list[bool]:
+    """Which layers have a window: all but every period-th one, none if the period is 1, all if it is 0."""
+    return [period == 0 or i % period < period - 1 for i in range(layers)]
+
+
+def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
+    """The kind of each layer, given one by one or by a period.
+
+    Raises:
+        ValueError: an impossible pattern.
+    """
+    given = reading.take("attention.sliding_window_pattern", period)
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        given = slides(given, layers)
+    if not isinstance(given, list) or len(given) != layers:
+        raise ValueError(f"{reading.take.where}: sliding_window_pattern is {given!r}; expected one entry a layer")
+    return ["sliding_attention" if slide else "full_attention" for slide in given]
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "llama": lambda metadata: "llama:mixtral" if metadata.get("llama.expert_count") else "llama",
+    "olmo2": lambda metadata: "olmo2:olmo3" if metadata.get("olmo2.attention.sliding_window") else "olmo2",
+    "mamba": lambda metadata: "mamba:falcon" if metadata.get("mamba.ssm.dt_b_c_rms") else "mamba",
+}
+"""Architecture -> which entry of the tables its metadata are, where there are several."""
+
+
+# ------------------------------------------------------------------------------------------------ one by one
+def mistral3(reading: Reading, config: Config) -> Config:
+    """Queries that grow with the position: HuggingFace keeps it in the rope dict."""
+    beta = reading.number("attention.temperature_scale", 0.0)
+    return {"rope_parameters": config["rope_parameters"] | ({"llama_4_scaling_beta": beta} if beta else {})}
+
+
+def gemma2(reading: Reading, config: Config) -> Config:
+    """Scores scaled by the head's size, or in the 27B (known by its depth) by the width that is a head's share."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    share = config["hidden_size"] // heads
+    return {
+        "query_pre_attn_scalar": share if layers == 46 else config["head_dim"],
+        "layer_types": layer_kinds(reading, layers, 2),
+    }
+
+
+def gemma3(reading: Reading, config: Config) -> Config:
+    """As Gemma 2, and layers with a window have their own rope, which is never scaled."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    windowed = bool(config.get("sliding_window"))
+    theta = reading.number("rope.freq_base_swa", 10000.0, above=1.0)
+    local = {"rope_type": "default", "rope_theta": theta}
+    local["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"]
+    share = config["hidden_size"] // heads
+    return {
+        "query_pre_attn_scalar": share if layers == 62 else config["head_dim"],
+        "layer_types": layer_kinds(reading, layers, 6 if windowed else 1),
+        "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
+    }
+
+
+def phi3(reading: Reading, config: Config) -> Config:
+    """The length before scaling stands beside the rope dict."""
+    original = config["rope_parameters"].get("original_max_position_embeddings")
+    return {"original_max_position_embeddings": original or config["max_position_embeddings"]}
+
+
+def gptj(reading: Reading, config: Config) -> Config:
+    """The rotated features are counted, and nothing else about the rope can be chosen."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] != "default" or rope["rope_theta"] != 10000.0:
+        raise ValueError(f"{reading.take.where}: {rope} is not implemented; only the default rope is")
+    size = config["n_embd"] // config["n_head"]
+    return {"rope_parameters": None, "rotary_dim": int(size * rope["partial_rotary_factor"])}
+
+
+def starcoder(reading: Reading, config: Config) -> Config:
+    """One key-value head for all queries, or one for each."""
+    heads = reading.count("attention.head_count_kv", config["n_head"])
+    if heads not in (1, config["n_head"]):
+        raise ValueError(f"{reading.take.where}: {heads} key-value heads for {config['n_head']}; expected 1 or all")
+    return {"multi_query": heads == 1}
+
+
+def bloom(reading: Reading, config: Config) -> Config:
+    """What others may choose is always the same here."""
+    reading.take.require("feed_forward_length", 4 * config["hidden_size"])
+    reading.take.require("attention.max_alibi_bias", 8.0)
+    return {}
+
+
+def falcon(reading: Reading, config: Config) -> Config:
+    """llama.cpp runs only parallel branches with rotary positions; those of the 40B have a norm each."""
+    reading.take.require("tensor_data_layout", "jploski")
+    norms, grouped = 2 if reading.has("blk.0.attn_norm_2.weight") else 1, config["num_kv_heads"] > 1
+    if norms == 1 and not grouped:
+        return {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True}
+    return {"new_decoder_architecture": True, "multi_query": False, "num_ln_in_parallel_attn": norms}
+
+
+def stablelm(reading: Reading, config: Config) -> Config:
+    """The branches are parallel exactly if they share a norm; the key only repeats that."""
+    parallel = not reading.has("blk.0.ffn_norm.weight")
+    reading.take.require("use_parallel_residual", parallel)
+    return {"use_parallel_residual": parallel}
+
+
+def granite(reading: Reading, config: Config) -> Config:
+    """llama.cpp's defaults are not HuggingFace's."""
+    reading.take.require("rope.scaling.finetuned", True)
+    reading.number("logit_scale", above=0.0)
+    return {
+        "attention_multiplier": config.get("attention_multiplier") or config["head_dim"] ** -0.5,
+        "residual_multiplier": config.get("residual_multiplier") or 1.0,
+        "embedding_multiplier": config.get("embedding_multiplier") or 1.0,
+    }
+
+
+def olmo3(reading: Reading, config: Config) -> Config:
+    """OLMo 2 with windows, whose layers have a rope that is never scaled."""
+    rope = config["rope_parameters"]
+    theta = reading.number("rope.freq_base_swa", rope["rope_theta"], above=1.0)
+    local = {"rope_type": "default", "rope_theta": theta}
+    return {
+        "layer_types": layer_kinds(reading, config["num_hidden_layers"], 4),
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+    }
+
+
+def mamba2(reading: Reading, config: Config) -> Config:
+    """The width is that of all heads together."""
+    inner, heads = reading.count("ssm.inner_size"), config["num_heads"]
+    if inner % heads:
+        raise ValueError(f"{reading.take.where}: ssm.inner_size {inner} is not shared by {heads} heads")
+    return {"head_dim": inner // heads}
+
+
+def quiet(*keys: str) -> Callable[[Reading, Config], Config]:
+    """Nothing more to say; the keys have had their effect."""
+
+    def extra(reading: Reading, config: Config) -> Config:
+        reading.take.ignore(*keys)
+        return {}
+
+    return extra
+
+
+def smollm3(reading: Reading, config: Config) -> Config:
+    """Every fourth layer is not rotated."""
+    return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])]}
+
+
+def cohere2(reading: Reading, config: Config) -> Config:
+    """Layers with a window are rotated, the others not."""
+    reading.number("logit_scale", above=0.0)
+    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
+
+
+def gpt_oss(reading: Reading, config: Config) -> Config:
+    """Layers with a window come first; the models' own ramps are not rounded, whatever llama.cpp does."""
+    rope = config["rope_parameters"]
+    reading.take.require("rope.freq_base_swa", rope["rope_theta"])
+    return {
+        "layer_types": layer_kinds(reading, config["num_hidden_layers"], 2),
+        "rope_parameters": rope | ({"truncate": False} if rope["rope_type"] == "yarn" else {}),
+    }
+
+
+def llama4(reading: Reading, config: Config) -> Config:
+    """Chunks, layers without rope and growing queries are llama.cpp's own; a window of 0 switches all that off."""
+    layers, chunked = config["num_hidden_layers"], reading.take("attention.sliding_window", None) != 0
+    turned = [int(not chunked or (i + 1) % 4 != 0) for i in range(layers)]
+    return {
+        "no_rope_layers": turned,
+        "attention_chunk_size": 8192 if chunked else None,
+        "use_qk_norm": config["num_local_experts"] != 128,
+    }
+
+
+EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    "gpt-oss": gpt_oss,
+    "llama4": llama4,
+    "mistral3": mistral3,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "phi3": phi3,
+    "gptj": gptj,
+    "starcoder": starcoder,
+    "bloom": bloom,
+    "falcon": falcon,
+    "stablelm": stablelm,
+    "granite": granite,
+    "olmo2": quiet("attention.sliding_window"),
+    "olmo2:olmo3": olmo3,
+    "mamba": quiet("ssm.dt_b_c_rms"),
+    "mamba:falcon": quiet("ssm.dt_b_c_rms"),
+    "mamba2": mamba2,
+    "smollm3": smollm3,
+    "cohere2": cohere2,
+}
+"""Architecture -> what its tables leave open."""
