@@ -14,13 +14,15 @@ class Arch:
     """One value of general.architecture, or one kind of model that goes by it.
 
     model_type: the family that reads the config.
+    alias: models of this name have a family only on the hub, with code of their own, and are the same mathematics as
+        this family's; it is read, and an export says the family's own name.
     keys, optional: metadata key (below "<arch>.") -> config key, where the value is the same; without an optional one
         the family's default holds.
     repeats: the same for metadata keys that llama.cpp wants although another one says it already.
     present: config key -> the tensors of which one must be there to make it true.
     fixed: config keys that the architecture implies.
     act: the activation of its feed-forward layers, and the config key that names it (None: the family has no choice).
-    attention: whether any layer has it.
+    attention: whether any layer has it, with keys and values of its own or out of a latent.
     rope: whether heads are rotated; rope_tensors: the tensors that may change the frequencies.
     period: every how many layers one has no window, where the metadata does not say; None: no windows by layer.
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
@@ -39,10 +41,11 @@ class Arch:
     keys: Keys
     optional: Keys = field(default_factory=dict)
     repeats: Keys = field(default_factory=dict)
+    alias: bool = False
     present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, object] = field(default_factory=dict)
     act: tuple[Activation, str | None] = ("silu", "hidden_act")
-    attention: bool = True
+    attention: Literal["grouped", "latent", "never"] = "grouped"
     rope: bool = True
     rope_tensors: frozenset[str] = frozenset()
     period: int | None = None
@@ -115,3 +118,16 @@ FREQS, FACTORS = frozenset({"rope_freqs"}), frozenset({"rope_factors"})
 TANH: tuple[Activation, str] = ("gelu_tanh", "hidden_act")
 TANH_GEMMA: tuple[Activation, str] = ("gelu_tanh", "hidden_activation")
 TANH_GPT2: tuple[Activation, str] = ("gelu_tanh", "activation_function")
+GROUPED_EXPERTS = {
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_shared_count": "n_shared_experts",
+    "leading_dense_block_count": "first_k_dense_replace",
+} | EXPERT_WIDTH
+WEIGHTS = {"expert_weights_scale": "routed_scaling_factor", "expert_weights_norm": "norm_topk_prob"}
+GROUPS = {"expert_group_count": "n_group", "expert_group_used_count": "topk_group"}
+LATENT = WIDTHS | {
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+}

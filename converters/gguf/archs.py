@@ -7,9 +7,9 @@ names. Knows no files: `config` reads the metadata by these tables, `names` the 
 from collections.abc import Mapping
 
 from converters.gguf.arch import Arch
-from converters.gguf.archs_dense import DENSE
+from converters.gguf.archs_dense import ALIASES, DENSE
 from converters.gguf.archs_experts import MIXTURES
 from converters.gguf.archs_state import STATES
 
-ARCHS: Mapping[str, Arch] = {**DENSE, **MIXTURES, **STATES}
+ARCHS: Mapping[str, Arch] = {**DENSE, **ALIASES, **MIXTURES, **STATES}
 """The value of general.architecture, or "that:kind" where several kinds of models go by it -> its entry."""

@@ -97,6 +97,43 @@ DENSE: Mapping[str, Arch] = {
     ),
     "olmo2": Arch("olmo2", RMS, square=True, head="always"),
     "olmo2:olmo3": Arch("olmo3", RMS | WINDOW, period=4, square=True, head="always"),
+    "olmo": Arch(
+        "olmo",
+        GROUPED,
+        {"attention.clamp_kqv": "clip_qkv"},
+        permuted=True,
+        square=True,
+    ),
+    "command-r": Arch(
+        "cohere",
+        LAYER | {"logit_scale": "logit_scale"},
+        present={"use_qk_norm": ("blk.0.attn_q_norm.weight",)},
+        square=True,
+        partial=True,
+        head="never",
+    ),
+    "chatglm": Arch(
+        "glm",
+        RMS,
+        present=ATTENTION_BIAS,
+        fused_gate=True,
+        square=True,
+        partial=True,
+    ),
+    "exaone4": Arch("exaone4", RMS, rope_tensors=FREQS),
+    "exaone4:windows": Arch("exaone4", RMS | WINDOW, period=4, rope_tensors=FREQS),
+    "arcee": Arch("arcee", RMS, present=ATTENTION_BIAS | MLP_BIAS, act=("relu2", "hidden_act"), permuted=True),
+    "seed_oss": Arch("seed_oss", RMS, present=ATTENTION_BIAS, names={"ffn_norm": "post_attention_norm"}),
+    "nemotron": Arch(
+        "nemotron",
+        GROUPED | {"attention.layer_norm_epsilon": "norm_eps"},
+        present=ATTENTION_BIAS | MLP_BIAS,
+        act=("relu2", "hidden_act"),
+        partial=True,
+        biases="optional",
+        head="always",
+    ),
+    "hunyuan-dense": Arch("hunyuan_v1_dense", RMS, present=ATTENTION_BIAS),
     "ernie4_5": Arch("ernie4_5", RMS, present={"use_bias": QKV_BIAS}),
     "jais2": Arch(
         "jais2",
@@ -115,3 +152,28 @@ DENSE: Mapping[str, Arch] = {
     ),
     "glm4": Arch("glm4", RMS, present=ATTENTION_BIAS, fused_gate=True, partial=True),
 }
+
+_NEXT_TO = replace(_LLAMA, alias=True, present=ATTENTION_BIAS | MLP_BIAS)
+
+ALIASES: Mapping[str, Arch] = {
+    "baichuan": _NEXT_TO,
+    "internlm2": _NEXT_TO,
+    "xverse": _NEXT_TO,
+    "exaone": replace(_NEXT_TO, permuted=False),
+    "pangu-embedded": replace(_NEXT_TO, permuted=False),
+    "minicpm": replace(
+        _NEXT_TO,
+        model_type="granite",
+        optional={key: value for key, value in MULTIPLIERS.items() if key != "attention.scale"},
+    ),
+    "qwen": replace(_NEXT_TO, model_type="qwen2", permuted=False, present={}),
+    "orion": Arch("stablelm", LAYER, alias=True),
+    "codeshell": Arch(
+        "starcoder2",
+        GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"},
+        alias=True,
+        present={"use_bias": QKV_BIAS},
+        act=TANH,
+    ),
+}
+"""Architectures that are only read."""

@@ -1,17 +1,33 @@
 """Architectures of mixtures of experts; see `archs`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from converters.gguf.arch import (
+    ATTENTION_BIAS,
     EXPERT_WIDTH,
     EXPERTS,
     FACTORS,
     FREQS,
+    GROUPED_EXPERTS,
+    GROUPS,
+    LATENT,
     LOCAL_EXPERTS,
+    MULTIPLIERS,
     QKV_BIAS,
     RMS,
+    WEIGHTS,
     WINDOW,
     Arch,
+)
+
+_GRANITE = Arch(
+    "granitemoe",
+    RMS | LOCAL_EXPERTS | {"logit_scale": "logits_scaling"},
+    MULTIPLIERS,
+    present=ATTENTION_BIAS,
+    permuted=True,
+    rope_tensors=FREQS | FACTORS,
 )
 
 MIXTURES: Mapping[str, Arch] = {
@@ -25,6 +41,88 @@ MIXTURES: Mapping[str, Arch] = {
         square=True,
     ),
     "qwen3moe": Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True}),
+    "olmoe": Arch("olmoe", RMS | EXPERTS, fixed={"norm_topk_prob": False}, square=True, head="always"),
+    "granitemoe": _GRANITE,
+    "granitemoe:shared": replace(
+        _GRANITE,
+        model_type="granitemoeshared",
+        optional=MULTIPLIERS | {"expert_shared_feed_forward_length": "shared_intermediate_size"},
+    ),
+    "ernie4_5-moe": Arch(
+        "ernie4_5_moe",
+        RMS
+        | EXPERT_WIDTH
+        | {
+            "expert_count": "moe_num_experts",
+            "expert_used_count": "moe_k",
+            "leading_dense_block_count": "moe_layer_start_index",
+            "interleave_moe_layer_step": "moe_layer_interval",
+        },
+        {"expert_shared_count": "moe_num_shared_experts"},
+        present={"use_bias": QKV_BIAS},
+    ),
+    "dots1": Arch(
+        "dots1",
+        RMS | GROUPED_EXPERTS,
+        GROUPS | WEIGHTS,
+        present=ATTENTION_BIAS,
+        fixed={"sliding_window": None, "scoring_func": "sigmoid"},
+        head="always",
+    ),
+    "glm4moe": Arch(
+        "glm4_moe",
+        RMS | GROUPED_EXPERTS,
+        GROUPS | WEIGHTS,
+        present=ATTENTION_BIAS | {"use_qk_norm": ("blk.0.attn_q_norm.weight",)},
+        partial=True,
+        names={"ffn_norm": "post_attention_norm"},
+    ),
+    "minimax-m2": Arch(
+        "minimax_m2",
+        RMS | LOCAL_EXPERTS,
+        repeats={"expert_feed_forward_length": "intermediate_size"},
+        partial=True,
+        head="always",
+    ),
+    "afmoe": Arch(
+        "afmoe",
+        RMS
+        | EXPERTS
+        | EXPERT_WIDTH
+        | WINDOW
+        | {"expert_shared_count": "num_shared_experts", "leading_dense_block_count": "num_dense_layers"},
+        {"expert_weights_scale": "route_scale"},
+        present=ATTENTION_BIAS,
+        fixed={"mup_enabled": True},
+        period=4,
+        head="always",
+    ),
+    "exaone-moe": Arch(
+        "exaone_moe",
+        RMS
+        | EXPERTS
+        | EXPERT_WIDTH
+        | WINDOW
+        | {"expert_shared_count": "num_shared_experts", "leading_dense_block_count": "first_k_dense_replace"},
+        GROUPS | WEIGHTS,
+        period=4,
+    ),
+    "hunyuan-moe": Arch(
+        "hunyuan_v1_moe",
+        RMS | EXPERTS,
+        repeats={
+            "expert_feed_forward_length": "intermediate_size",
+            "expert_shared_feed_forward_length": "intermediate_size",
+        },
+        present=ATTENTION_BIAS,
+    ),
+    "deepseek2": Arch(
+        "deepseek_v3",
+        LATENT | GROUPED_EXPERTS,
+        {"attention.q_lora_rank": "q_lora_rank"} | GROUPS | WEIGHTS,
+        rope=False,
+        attention="latent",
+    ),
     "gpt-oss": Arch(
         "gpt_oss",
         RMS | LOCAL_EXPERTS | WINDOW,

@@ -12,7 +12,7 @@ _MAMBA = Arch(
     "mamba",
     STATE | {"ssm.inner_size": "intermediate_size", "ssm.time_step_rank": "time_step_rank"},
     present={"use_conv_bias": ("blk.0.ssm_conv1d.bias",)},
-    attention=False,
+    attention="never",
     rope=False,
 )
 

@@ -25,11 +25,15 @@ ACTIVATIONS: Mapping[str, str] = {
 
 NUMBERS = frozenset(
     """attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.scale embedding_scale residual_scale
-    logit_scale attn_logit_softcapping final_logit_softcapping expert_weights_scale""".split()
+    logit_scale attn_logit_softcapping final_logit_softcapping expert_weights_scale
+    attention.clamp_kqv""".split()
 )
 FLAGS = frozenset({"use_parallel_residual", "expert_weights_norm"})
 UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
 """Keys that mean "none" where they are 0."""
+
+NONE = frozenset({"leading_dense_block_count", "expert_shared_count"})
+"""Counts that may be 0."""
 
 UNUSED = ("context_length", "feed_forward_length", "attention.head_count")
 """Keys that llama.cpp wants from everyone, but that say nothing about a model without attention."""
@@ -90,7 +94,7 @@ def setting(reading: Reading, key: str) -> Any:
     """A value of the tables, in its type."""
     if key in FLAGS:
         return reading.flag(key)
-    value = reading.number(key) if key in NUMBERS else reading.count(key, least=int(key not in UNSET))
+    value = reading.number(key) if key in NUMBERS else reading.count(key, least=int(key not in UNSET | NONE))
     return (value or None) if key in UNSET else value
 
 
@@ -106,8 +110,8 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     layers = reading.count("block_count")
     if layers > len(reading.tensors):
         raise ValueError(f"{take.where}: block_count is {layers}, but there are {len(reading.tensors)} tensors")
-    known = head_sizes(reading) if facts.attention else {}
-    take.ignore(*(() if facts.attention else UNUSED))
+    known = head_sizes(reading) if facts.attention == "grouped" else {}
+    take.ignore(*(UNUSED if facts.attention == "never" else ()))
     config: Config = {
         "model_type": facts.model_type,
         "vocab_size": embedding.shape[0],

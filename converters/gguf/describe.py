@@ -5,6 +5,7 @@ found by reading the result back and comparing specs, and by what llama.cpp's lo
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,26 @@ from converters import architectures
 from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import ACTIVATIONS, UNUSED, prefix, read_config
-from converters.gguf.extras import slides
-from converters.gguf.names import attention_of
+from converters.gguf.extras import SIGMOID, slides
+from converters.gguf.names import attention_of, latents
 from converters.gguf.rope import llama3_factors, write_rope
+from converters.rope import magnitude
 from converters.source import TensorInfo
 from converters.take import Take
-from forge_jax.spec import Attention, Branch, Llama3, LongRope, Mamba, Mamba2, Mlp, ModelSpec, Moe, Rope
+from forge_jax.spec import (
+    Activation,
+    Attention,
+    Branch,
+    Llama3,
+    LongRope,
+    Mamba,
+    Mamba2,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Rope,
+    Yarn,
+)
 
 Metadata = dict[str, Any]
 
@@ -98,14 +113,15 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "block_count": lambda spec: len(spec.layers),
     "feed_forward_length": lambda spec: feed_forward(spec)[0].dim,
     "use_parallel_residual": lambda spec: spec.layers[0].parallel,
-    "attention.head_count": lambda spec: attention_of(spec).heads,
-    "attention.head_count_kv": lambda spec: attention_of(spec).kv_heads,
+    "attention.head_count": lambda spec: latents(spec)[0].heads if latents(spec) else attention_of(spec).heads,
+    "attention.head_count_kv": lambda spec: 1 if latents(spec) else attention_of(spec).kv_heads,
     "attention.key_length": lambda spec: attention_of(spec).head_dim,
     "attention.value_length": lambda spec: attention_of(spec).head_dim,
     "attention.layer_norm_epsilon": eps,
     "attention.layer_norm_rms_epsilon": eps,
     "attention.scale": lambda spec: attention_of(spec).scale,
     "attention.sliding_window": window,
+    "attention.clamp_kqv": lambda spec: attention_of(spec).clip,
     "attn_logit_softcapping": lambda spec: attention_of(spec).softcap,
     "final_logit_softcapping": lambda spec: spec.logit_softcap,
     "embedding_scale": lambda spec: spec.embed_scale,
@@ -113,6 +129,7 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "logit_scale": lambda spec: spec.logit_scale,
     "expert_count": lambda spec: mixture(spec).router.experts,
     "expert_used_count": lambda spec: mixture(spec).router.top_k,
+    "expert_shared_count": lambda spec: (shared(spec) or 0) // mixture(spec).dim,
     "expert_feed_forward_length": lambda spec: mixture(spec).dim,
     "expert_shared_feed_forward_length": shared,
     "expert_weights_scale": lambda spec: mixture(spec).router.scale,
@@ -120,7 +137,10 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "expert_group_count": lambda spec: mixture(spec).router.groups[0],
     "expert_group_used_count": lambda spec: mixture(spec).router.groups[1],
     "leading_dense_block_count": lambda spec: mixtures(spec)[0],
-    "interleave_moe_layer_step": lambda spec: mixtures(spec)[0] + 1,
+    "interleave_moe_layer_step": lambda spec: m[1] - m[0] if len(m := mixtures(spec)) > 1 else m[0] + 1,
+    "attention.kv_lora_rank": lambda spec: latents(spec)[0].rank,
+    "attention.q_lora_rank": lambda spec: latents(spec)[0].q_rank,
+    "rope.dimension_count": lambda spec: latents(spec)[0].rope_dim,
     "ssm.conv_kernel": lambda spec: state_space(spec).conv,
     "ssm.state_size": lambda spec: state_space(spec).state,
     "ssm.inner_size": inner_size,
@@ -129,6 +149,8 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
 }
 """Metadata key -> where a spec says it; None is left out."""
 
+SIGMOIDS: Metadata = {"expert_gating_func": SIGMOID}
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 ALWAYS = frozenset({"vocab_size", "feed_forward_length", "attention.head_count_kv"})
 NO_ATTENTION = frozenset({"context_length", "vocab_size"})
 
@@ -140,8 +162,8 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
         ValueError: a rope that GGUF cannot say.
     """
     facts = ARCHS[arch]
-    keys = {*facts.keys, *facts.optional, *facts.repeats, *(ALWAYS if facts.attention else NO_ATTENTION)}
-    keys |= {"attention.value_length"} if facts.attention and not facts.square else set()
+    keys = {*facts.keys, *facts.optional, *facts.repeats, *(NO_ATTENTION if facts.attention == "never" else ALWAYS)}
+    keys |= {"attention.value_length"} if facts.attention == "grouped" and not facts.square else set()
     keys -= {"attention.key_length"} if facts.square else set()
     out: Metadata = {key: VALUES[key](spec) for key in VALUES if key in keys}
     out |= EXTRAS[arch](spec) if arch in EXTRAS else {}
@@ -190,6 +212,26 @@ def local_theta(spec: ModelSpec) -> float | None:
     return local.theta if local else None
 
 
+def deepseek2(spec: ModelSpec) -> Metadata:
+    """Latent attention as heads that read the latent itself, and what YaRN does to the scores."""
+    op = latents(spec)[0]
+    size = op.nope_dim + op.rope_dim
+    out: Metadata = {
+        "attention.key_length": op.rank + op.rope_dim,
+        "attention.value_length": op.rank,
+        "attention.key_length_mla": size,
+        "attention.value_length_mla": op.value_dim,
+        "expert_gating_func": SIGMOID,
+    }
+    if op.rope is None:
+        raise ValueError("GGUF: this architecture has rotary positions, the model has none")
+    if isinstance(op.rope.scaling, Yarn) and (stretched := op.scale * size**0.5) != 1:
+        mscale = round((stretched**0.5 - 1) / (0.1 * math.log(op.rope.scaling.factor)), 6)
+        plain = replace(op.rope, scaling=replace(op.rope.scaling, attention_factor=magnitude(op.rope.scaling.factor)))
+        return out | write_rope(plain, ARCHS["deepseek2"], "deepseek2")[0] | {LOG_MULTIPLIER: 0.1 * mscale}
+    return out | write_rope(op.rope, ARCHS["deepseek2"], "deepseek2")[0]
+
+
 def mistral3(spec: ModelSpec) -> Metadata:
     """How queries grow."""
     scaling = attention_of(spec).query_scaling
@@ -198,6 +240,17 @@ def mistral3(spec: ModelSpec) -> Metadata:
 
 EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "gemma3": lambda spec: {"rope.freq_base_swa": local_theta(spec)},
+    "afmoe": lambda spec: SIGMOIDS | {"expert_weights_norm": True},
+    "deepseek2": deepseek2,
+    "dots1": lambda spec: SIGMOIDS,
+    "exaone-moe": lambda spec: SIGMOIDS | {"expert_shared_feed_forward_length": shared(spec)},
+    "glm4moe": lambda spec: SIGMOIDS,
+    "granitemoe": lambda spec: {"logit_scale": 1 / spec.logit_scale},
+    "granitemoe:shared": lambda spec: {"logit_scale": 1 / spec.logit_scale},
+    "hunyuan-moe": lambda spec: {"expert_shared_count": 1},
+    "minimax-m2": lambda spec: SIGMOIDS,
+    "olmo": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
+    "ernie4_5-moe": lambda spec: {"expert_shared_feed_forward_length": shared(spec)},
     "mistral3": mistral3,
     "granite": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "phi3": lambda spec: {"attention.sliding_window": window(spec) or 0},
@@ -247,7 +300,7 @@ def check(
 
 def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
     """What llama.cpp's loader of the architecture would refuse."""
-    if not facts.attention:
+    if facts.attention != "grouped":
         return
     op, mlp = attention_of(spec), feed_forward(spec)[0]
     if facts.square and op.heads * op.head_dim != spec.dim:

@@ -59,7 +59,7 @@ def architecture(model_type: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    known = {facts.model_type: arch for arch, facts in ARCHS.items()} | SHARED
+    known = {facts.model_type: arch for arch, facts in ARCHS.items() if not facts.alias} | SHARED
     if model_type not in known:
         raise ValueError(
             f"model_type {model_type!r} has no GGUF architecture: llama.cpp knows no such model. Export to safetensors "

@@ -1,11 +1,17 @@
-"""What the tables of `archs` leave open, architecture by architecture: metadata that take a few lines of code to read."""
+"""What the tables of `archs` leave open, architecture by architecture: metadata that take a few lines to read."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from converters.gguf.reading import Reading
+import numpy as np
+
+from converters.gguf.reading import Reading, shortest
+from converters.gguf.rope import read_rope
 
 Config = dict[str, Any]
+
+SOFTMAX, SIGMOID, CHOSEN_SOFTMAX = 1, 2, 3
+"""Values of expert_gating_func."""
 
 
 def slides(period: int, layers: int) -> list[bool]:
@@ -27,10 +33,17 @@ def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
     return ["sliding_attention" if slide else "full_attention" for slide in given]
 
 
+def kind(arch: str, name: str, key: str) -> Callable[[Mapping[str, Any]], str]:
+    """The kind `name` of an architecture where a key of the metadata is set."""
+    return lambda metadata: f"{arch}:{name}" if metadata.get(f"{arch}.{key}") else arch
+
+
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "llama": lambda metadata: "llama:mixtral" if metadata.get("llama.expert_count") else "llama",
-    "olmo2": lambda metadata: "olmo2:olmo3" if metadata.get("olmo2.attention.sliding_window") else "olmo2",
-    "mamba": lambda metadata: "mamba:falcon" if metadata.get("mamba.ssm.dt_b_c_rms") else "mamba",
+    "llama": kind("llama", "mixtral", "expert_count"),
+    "granitemoe": kind("granitemoe", "shared", "expert_shared_feed_forward_length"),
+    "exaone4": kind("exaone4", "windows", "attention.sliding_window"),
+    "olmo2": kind("olmo2", "olmo3", "attention.sliding_window"),
+    "mamba": kind("mamba", "falcon", "ssm.dt_b_c_rms"),
 }
 """Architecture -> which entry of the tables its metadata are, where there are several."""
 
@@ -166,6 +179,151 @@ def cohere2(reading: Reading, config: Config) -> Config:
     return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
 
 
+def deepseek2(reading: Reading, config: Config) -> Config:
+    """Latent attention, whose heads old files describe as they are when unfolded, newer ones as they are stored.
+
+    Raises:
+        ValueError: heads without features that do not rotate.
+    """
+    take, rank, turning = reading.take, config["kv_lora_rank"], config["qk_rope_head_dim"]
+    take.require("expert_gating_func", SIGMOID)
+    take.ignore("attention.head_count_kv")  # 1 in newer files, all heads in old ones
+    stored = take.has("attention.key_length_mla")
+    size, value = (reading.count(f"attention.{key}_length{'_mla' * stored}") for key in ("key", "value"))
+    if stored:
+        take.require("attention.key_length", rank + turning)
+        take.require("attention.value_length", rank)
+    if size <= turning:
+        raise ValueError(f"{take.where}: heads of {size} features of which {turning} rotate; expected more")
+    rope = read_rope(reading, turning, reading.count("context_length"))
+    if "mscale_all_dim" in rope:  # the converter stores a tenth of it
+        rope["mscale"] = rope["mscale_all_dim"] = shortest(np.float32(10 * rope["mscale_all_dim"]))
+    return {
+        "qk_nope_head_dim": size - turning,
+        "v_head_dim": value,
+        "q_lora_rank": config.get("q_lora_rank"),
+        "num_key_value_heads": config["num_attention_heads"],
+        "rope_parameters": rope,
+        "norm_topk_prob": config.get("norm_topk_prob", False),
+        "routed_scaling_factor": config.get("routed_scaling_factor", 1.0),
+    }
+
+
+def sigmoid(reading: Reading, config: Config) -> Config:
+    """Experts are scored by sigmoids."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    return {}
+
+
+def glm4_moe(reading: Reading, config: Config) -> Config:
+    """The layers include those that guess further tokens, which are not read."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    return drafts(reading, config)
+
+
+def drafts(reading: Reading, config: Config) -> Config:
+    """Leave the last layers alone, if they only guess further tokens."""
+    more = reading.count("nextn_predict_layers", 0, least=0)
+    layers = config["num_hidden_layers"] - more
+    reading.used.update(f"{name}" for name in reading.tensors if block_number(name) >= layers)
+    return {"num_hidden_layers": layers}
+
+
+def block_number(name: str) -> int:
+    """The layer of a tensor, "blk.3.attn_q.weight", or -1."""
+    head, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if head == "blk" and number.isdecimal() else -1
+
+
+def afmoe(reading: Reading, config: Config) -> Config:
+    """Layers with a window are rotated, the others not; the weights of the chosen sum to one."""
+    reading.take.require("expert_weights_norm", True)
+    reading.take.require("expert_gating_func", SIGMOID)
+    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
+
+
+def exaone4(reading: Reading, config: Config) -> Config:
+    """Without windows, every layer is rotated."""
+    reading.take.ignore("attention.sliding_window", "attention.sliding_window_pattern")
+    return {"sliding_window": None}
+
+
+def exaone4_windows(reading: Reading, config: Config) -> Config:
+    """Layers with a window are rotated, the others not."""
+    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
+
+
+def exaone_moe(reading: Reading, config: Config) -> Config:
+    """As EXAONE 4 with windows, and layers that guess further tokens."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    width = config["num_shared_experts"] * config["moe_intermediate_size"]
+    reading.take.require("expert_shared_feed_forward_length", width)
+    return drafts(reading, config) | exaone4_windows(reading, config | drafts(reading, config))
+
+
+def ernie_moe(reading: Reading, config: Config) -> Config:
+    """The converter's width of the shared expert follows from another rule; tensors show the true one."""
+    reading.take.ignore("expert_shared_feed_forward_length")
+    reading.take.require("expert_gating_func", SOFTMAX)
+    return {}
+
+
+def hunyuan(reading: Reading, config: Config) -> Config:
+    """The base of a stretched rope is stored, not its stretching."""
+    reading.take.ignore("rope.scaling.original_context_length")
+    return {}
+
+
+def hunyuan_moe(reading: Reading, config: Config) -> Config:
+    """One shared expert, as wide as the others."""
+    reading.take.require("expert_shared_count", 1)
+    return hunyuan(reading, config) | {"moe_topk": config["num_experts_per_tok"]}
+
+
+def baichuan(reading: Reading, config: Config) -> Config:
+    """The 13B, known by its depth, has ALiBi instead of a rope, which this family has not.
+
+    Raises:
+        ValueError: it is that one.
+    """
+    reading.take.ignore("tensor_data_layout")
+    if config["num_hidden_layers"] == 40:
+        raise ValueError(f"{reading.take.where}: Baichuan with 40 layers has ALiBi, which is not implemented")
+    return {}
+
+
+def minicpm(reading: Reading, config: Config) -> Config:
+    """Granite's multipliers, with the values that files without them mean."""
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    return {
+        "attention_multiplier": config["head_dim"] ** -0.5,
+        "embedding_multiplier": config.get("embedding_multiplier", 12.0),
+        "residual_multiplier": config.get("residual_multiplier", 1.4 / layers**0.5),
+        "logits_scaling": reading.number("logit_scale", width / 256, above=0.0),
+    }
+
+
+def qwen(reading: Reading, config: Config) -> Config:
+    """The width of the feed-forward layers counts gate and up together."""
+    return {"intermediate_size": config["intermediate_size"] // 2, "use_sliding_window": False}
+
+
+def orion(reading: Reading, config: Config) -> Config:
+    """Layer norms one after another, and nothing else that this family may have."""
+    reading.take.ignore("tensor_data_layout")
+    return {"use_qkv_bias": False, "use_parallel_residual": False, "qk_layernorm": False}
+
+
+def olmo(reading: Reading, config: Config) -> Config:
+    """The eps of norms without weights is always the same."""
+    if (eps := reading.number("attention.layer_norm_epsilon", 1e-5)) != 1e-5:
+        raise ValueError(f"{reading.take.where}: attention.layer_norm_epsilon is {eps}; only 1e-05 is implemented")
+    return {}
+
+
 def gpt_oss(reading: Reading, config: Config) -> Config:
     """Layers with a window come first; the models' own ramps are not rounded, whatever llama.cpp does."""
     rope = config["rope_parameters"]
@@ -188,6 +346,7 @@ def llama4(reading: Reading, config: Config) -> Config:
 
 
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    "deepseek2": deepseek2,
     "gpt-oss": gpt_oss,
     "llama4": llama4,
     "mistral3": mistral3,
@@ -200,6 +359,24 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "falcon": falcon,
     "stablelm": stablelm,
     "granite": granite,
+    "afmoe": afmoe,
+    "baichuan": baichuan,
+    "minicpm": minicpm,
+    "orion": orion,
+    "qwen": qwen,
+    "xverse": quiet("tensor_data_layout"),
+    "dots1": sigmoid,
+    "exaone4": exaone4,
+    "exaone4:windows": exaone4_windows,
+    "exaone-moe": exaone_moe,
+    "ernie4_5-moe": ernie_moe,
+    "glm4moe": glm4_moe,
+    "granitemoe": granite,
+    "granitemoe:shared": granite,
+    "hunyuan-dense": hunyuan,
+    "hunyuan-moe": hunyuan_moe,
+    "minimax-m2": sigmoid,
+    "olmo": olmo,
     "olmo2": quiet("attention.sliding_window"),
     "olmo2:olmo3": olmo3,
     "mamba": quiet("ssm.dt_b_c_rms"),

@@ -12,7 +12,7 @@ from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
 from converters.gguf.names_state import state_rules
 from converters.rules import Rule
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, Latent, ModelSpec, Norm
 
 LAYER, BLOCK = "layers.{l}", "blk.{l}"
 MOE = f"{LAYER}.moe"
@@ -53,6 +53,12 @@ def norms(spec: ModelSpec) -> Iterator[Norm]:
     return (norm for norm in found if norm is not None)
 
 
+def latents(spec: ModelSpec) -> list[Latent]:
+    """Every latent attention."""
+    ops = [branch.op for block in spec.layers for branch in block.branches]
+    return [op for op in ops if isinstance(op, Latent)]
+
+
 def attention_of(spec: ModelSpec) -> Attention:
     """The attention of the first layer that has one.
 
@@ -83,7 +89,8 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
         Rule("positions", "position_embd.weight"),
         *linear("head", "output", "v d -> d v"),
         *(rule for ours, theirs in named for rule in norm(ours, theirs, offset)),
-        *(attention_rules(facts, attention_of(spec), offset) if facts.attention else ()),
+        *(attention_rules(facts, attention_of(spec), offset) if facts.attention == "grouped" else ()),
+        *(latent_rules(latents(spec)[0].q_rank is not None) if facts.attention == "latent" else ()),
         *mlp_rules(facts),
         *moe_rules(),
         *state_rules(spec),
@@ -145,8 +152,26 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
         *norm(f"{ours}.q_norm", f"{BLOCK}.attn_q_norm", offset, per_head),
         *norm(f"{ours}.k_norm", f"{BLOCK}.attn_k_norm", offset, per_head),
         Rule(f"{ours}.sinks", f"{BLOCK}.attn_sinks.weight"),
+        Rule(f"{ours}.gate", f"{BLOCK}.attn_gate.weight", "(n h) d -> d n h"),
     )
     return (*fused, *apart, *rest) if facts.fused_qkv else (*apart, *fused, *rest)
+
+
+def latent_rules(low_queries: bool) -> tuple[Rule, ...]:
+    """Latent attention; in old files the ways out of the latent are one tensor, as in HuggingFace's."""
+    ours = f"{LAYER}.attention"
+    parts = (f"{ours}.k", f"{ours}.v")
+    return (
+        Rule(f"{ours}.q_a", f"{BLOCK}.attn_q_a.weight", "q d -> d q"),
+        *norm(f"{ours}.q_norm", f"{BLOCK}.attn_q_a_norm", 0.0),
+        Rule(f"{ours}.q", f"{BLOCK}.attn_q{'_b' if low_queries else ''}.weight", "(n h) d -> d n h"),
+        Rule(f"{ours}.kv_a", f"{BLOCK}.attn_kv_a_mqa.weight", "r d -> d r"),
+        *norm(f"{ours}.kv_norm", f"{BLOCK}.attn_kv_a_norm", 0.0),
+        Rule(parts[0], f"{BLOCK}.attn_k_b.weight", "n r h -> r n h"),
+        Rule(parts[1], f"{BLOCK}.attn_v_b.weight", "n v r -> r n v"),
+        Rule(parts, f"{BLOCK}.attn_kv_b.weight", ("n h r -> r n h", "n v r -> r n v"), "(n c) r"),
+        Rule(f"{ours}.o", f"{BLOCK}.attn_output.weight", "d (n v) -> n v d"),
+    )
 
 
 def rows(heads: str, features: str) -> str:
@@ -173,7 +198,7 @@ def moe_rules() -> tuple[Rule, ...]:
     names = {"gate": "e f d -> e d f", "up": "e f d -> e d f", "down": "e d f -> e f d"}
     return (
         *linear(f"{MOE}.router", f"{BLOCK}.ffn_gate_inp", "e d -> d e"),
-        Rule(f"{MOE}.choice_bias", f"{BLOCK}.exp_probs_b.bias"),
+        Rule(f"{MOE}.choice_bias", f"{BLOCK}.exp_probs_b.bias", "e -> e"),
         *(rule for name, layout in names.items() for rule in linear(f"{MOE}.{name}", exps(name), layout)),
         *(Rule(f"{MOE}.{name}", f"{BLOCK}.ffn_{name}.{{e}}.weight", "a b -> e b a") for name in names),
         Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
