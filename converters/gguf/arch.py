@@ -27,6 +27,9 @@ class Arch:
     period: every how many layers one has no window, where the metadata does not say; None: no windows by layer.
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
     fused_qkv, fused_gate: attn_qkv, or gate and up as one ffn_up, are what is written; both ways are read.
+    gated_queries: attn_q holds each head's gate after its query.
+    tiled: value heads of the delta rule lie so that every so many of them begin again with the first key head.
+    hybrid: only some layers have attention, those with a head count in the list of key-value heads.
     swapped_norms: of two norms before parallel branches, attn_norm is the feed-forward layer's.
     names: the usual name of a tensor -> its name here.
     whole_ramp: YaRN's ramp goes from whole feature to whole feature, as in llama.cpp; the models themselves may differ.
@@ -52,6 +55,9 @@ class Arch:
     permuted: bool = False
     fused_qkv: bool = False
     fused_gate: bool = False
+    gated_queries: bool = False
+    tiled: bool = False
+    hybrid: bool = False
     swapped_norms: bool = False
     names: Keys = field(default_factory=dict)
     whole_ramp: bool = True

@@ -32,7 +32,7 @@ FLAGS = frozenset({"use_parallel_residual", "expert_weights_norm"})
 UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
 """Keys that mean "none" where they are 0."""
 
-NONE = frozenset({"leading_dense_block_count", "expert_shared_count"})
+NONE = frozenset({"expert_count", "expert_used_count", "leading_dense_block_count", "expert_shared_count"})
 """Counts that may be 0."""
 
 UNUSED = ("context_length", "feed_forward_length", "attention.head_count")
@@ -104,13 +104,13 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     embedding = reading.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError(f"{take.where}: there is no matrix token_embd.weight: the file holds a vocabulary, no model")
-    for key in {"expert_count", "expert_used_count"} - {*facts.keys}:
+    for key in {"expert_count", "expert_used_count"} - {*facts.keys, *facts.optional}:
         take.require(key, 0)
     take.require("attention.causal", True)
     layers = reading.count("block_count")
     if layers > len(reading.tensors):
         raise ValueError(f"{take.where}: block_count is {layers}, but there are {len(reading.tensors)} tensors")
-    known = head_sizes(reading) if facts.attention == "grouped" else {}
+    known = head_sizes(reading, facts.hybrid) if facts.attention == "grouped" else {}
     take.ignore(*(UNUSED if facts.attention == "never" else ()))
     config: Config = {
         "model_type": facts.model_type,
@@ -132,7 +132,7 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     return config
 
 
-def head_sizes(reading: Reading) -> dict[str, int]:
+def head_sizes(reading: Reading, hybrid: bool) -> dict[str, int]:
     """The heads' number and size, where they have defaults.
 
     Raises:
@@ -144,4 +144,11 @@ def head_sizes(reading: Reading) -> dict[str, int]:
         raise ValueError(
             f"{reading.take.where}: attention.value_length differs from key_length {size}; not implemented"
         )
-    return {"attention.key_length": size, "attention.head_count_kv": reading.count("attention.head_count_kv", heads)}
+    if hybrid and isinstance(given := reading.take("attention.head_count_kv"), list):
+        kept = [count for count in given if count != 0]
+        reading.take.config["attention.head_count_kv"] = kept or [heads]
+        known = reading.count("attention.head_count_kv")
+        reading.take.config["attention.head_count_kv"] = given
+    else:
+        known = reading.count("attention.head_count_kv", heads)
+    return {"attention.key_length": size, "attention.head_count_kv": known}

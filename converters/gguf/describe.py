@@ -4,30 +4,25 @@ Values come from the spec, never from a config, so that nothing depends on anyon
 found by reading the result back and comparing specs, and by what llama.cpp's loader insists on.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from converters import architectures
-from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
-from converters.gguf.config import ACTIVATIONS, UNUSED, prefix, read_config
+from converters.gguf.config import ACTIVATIONS, UNUSED, prefix
 from converters.gguf.extras import SIGMOID, slides
 from converters.gguf.names import attention_of, latents
-from converters.gguf.rope import llama3_factors, write_rope
+from converters.gguf.names_state import named
+from converters.gguf.rope import write_rope
 from converters.rope import magnitude
-from converters.source import TensorInfo
-from converters.take import Take
 from forge_jax.spec import (
     Activation,
     Attention,
+    Block,
     Branch,
-    Llama3,
-    LongRope,
     Mamba,
     Mamba2,
     Mlp,
@@ -56,21 +51,20 @@ def feed_forward(spec: ModelSpec) -> list[Mlp | Moe]:
     return sorted(found, key=lambda op: isinstance(op, Moe))
 
 
-def mixture(spec: ModelSpec) -> Moe:
-    """The first mixture of experts.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    for branch in branches(spec):
-        if isinstance(branch.op, Moe):
-            return branch.op
-    raise ValueError("GGUF: this architecture is a mixture of experts, the model is not")
+def mixture(spec: ModelSpec) -> Moe | None:
+    """The first mixture of experts."""
+    return next((branch.op for branch in branches(spec) if isinstance(branch.op, Moe)), None)
 
 
-def shared(spec: ModelSpec) -> int | None:
-    """The width of the expert that every token goes through."""
-    return op.shared.dim if (op := mixture(spec)).shared else None
+def shared(op: Moe) -> int:
+    """The width of the expert that every token goes through, 0 if there is none."""
+    return op.shared.dim if op.shared else 0
+
+
+def shared_width(spec: ModelSpec) -> int:
+    """The same of a model."""
+    op = mixture(spec)
+    return shared(op) if op else 0
 
 
 def mixtures(spec: ModelSpec) -> list[int]:
@@ -83,7 +77,7 @@ def window(spec: ModelSpec) -> int | None:
     return next((op.window for op in attentions(spec) if op.window is not None), None)
 
 
-def state_space(spec: ModelSpec) -> Mamba | Mamba2:
+def state_space(spec: ModelSpec) -> Any:
     """The first state space model.
 
     Raises:
@@ -95,8 +89,23 @@ def state_space(spec: ModelSpec) -> Mamba | Mamba2:
     raise ValueError("GGUF: this architecture has state space models, the model has none")
 
 
+def has(block: Block, kind: type) -> bool:
+    """Whether a layer has an op of this kind."""
+    return any(isinstance(branch.op, kind) for branch in block.branches)
+
+
+def step_rank(spec: ModelSpec) -> int:
+    """The rank of the step size, or how many heads have one."""
+    if delta := named(spec, "delta"):
+        return delta.value_heads
+    op = state_space(spec)
+    return op.rank if isinstance(op, Mamba) else op.heads
+
+
 def inner_size(spec: ModelSpec) -> int:
-    """The width of a state space model."""
+    """The width of what has a state."""
+    if delta := named(spec, "delta"):
+        return delta.value_heads * delta.value_dim
     op = state_space(spec)
     return op.dim if isinstance(op, Mamba) else op.heads * op.head_dim
 
@@ -115,6 +124,8 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "use_parallel_residual": lambda spec: spec.layers[0].parallel,
     "attention.head_count": lambda spec: latents(spec)[0].heads if latents(spec) else attention_of(spec).heads,
     "attention.head_count_kv": lambda spec: 1 if latents(spec) else attention_of(spec).kv_heads,
+    "full_attention_interval": lambda spec: [has(block, Attention) for block in spec.layers].index(True) + 1,
+    "shortconv.l_cache": lambda spec: named(spec, "conv").taps,
     "attention.key_length": lambda spec: attention_of(spec).head_dim,
     "attention.value_length": lambda spec: attention_of(spec).head_dim,
     "attention.layer_norm_epsilon": eps,
@@ -127,27 +138,32 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "embedding_scale": lambda spec: spec.embed_scale,
     "residual_scale": lambda spec: branches(spec)[0].scale,
     "logit_scale": lambda spec: spec.logit_scale,
-    "expert_count": lambda spec: mixture(spec).router.experts,
-    "expert_used_count": lambda spec: mixture(spec).router.top_k,
-    "expert_shared_count": lambda spec: (shared(spec) or 0) // mixture(spec).dim,
-    "expert_feed_forward_length": lambda spec: mixture(spec).dim,
-    "expert_shared_feed_forward_length": shared,
-    "expert_weights_scale": lambda spec: mixture(spec).router.scale,
-    "expert_weights_norm": lambda spec: mixture(spec).router.renorm is not None,
-    "expert_group_count": lambda spec: mixture(spec).router.groups[0],
-    "expert_group_used_count": lambda spec: mixture(spec).router.groups[1],
     "leading_dense_block_count": lambda spec: mixtures(spec)[0],
     "interleave_moe_layer_step": lambda spec: m[1] - m[0] if len(m := mixtures(spec)) > 1 else m[0] + 1,
     "attention.kv_lora_rank": lambda spec: latents(spec)[0].rank,
     "attention.q_lora_rank": lambda spec: latents(spec)[0].q_rank,
     "rope.dimension_count": lambda spec: latents(spec)[0].rope_dim,
-    "ssm.conv_kernel": lambda spec: state_space(spec).conv,
-    "ssm.state_size": lambda spec: state_space(spec).state,
+    "ssm.conv_kernel": lambda spec: d.taps if (d := named(spec, "delta")) else state_space(spec).conv,
+    "ssm.state_size": lambda spec: d.key_dim if (d := named(spec, "delta")) else state_space(spec).state,
     "ssm.inner_size": inner_size,
-    "ssm.time_step_rank": lambda spec: op.rank if isinstance(op := state_space(spec), Mamba) else op.heads,
-    "ssm.group_count": lambda spec: op.groups if isinstance(op := state_space(spec), Mamba2) else None,
+    "ssm.time_step_rank": step_rank,
+    "ssm.group_count": lambda spec: d.key_heads if (d := named(spec, "delta")) else state_space(spec).groups,
 }
 """Metadata key -> where a spec says it; None is left out."""
+
+EXPERT_VALUES: Mapping[str, Callable[[Any], Any]] = {
+    "expert_count": lambda op: op.router.experts,
+    "expert_used_count": lambda op: op.router.top_k,
+    "expert_shared_count": lambda op: shared(op) // op.dim,
+    "expert_feed_forward_length": lambda op: op.dim,
+    "expert_shared_feed_forward_length": lambda op: shared(op) or None,
+    "expert_weights_scale": lambda op: op.router.scale,
+    "expert_weights_norm": lambda op: op.router.renorm is not None,
+    "expert_group_count": lambda op: op.router.groups[0],
+    "expert_group_used_count": lambda op: op.router.groups[1],
+    "moe_latent_size": lambda op: op.latent,
+}
+"""The same for a mixture of experts."""
 
 SIGMOIDS: Metadata = {"expert_gating_func": SIGMOID}
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
@@ -166,6 +182,8 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
     keys |= {"attention.value_length"} if facts.attention == "grouped" and not facts.square else set()
     keys -= {"attention.key_length"} if facts.square else set()
     out: Metadata = {key: VALUES[key](spec) for key in VALUES if key in keys}
+    if moe := mixture(spec):
+        out |= {key: value(moe) for key, value in EXPERT_VALUES.items() if key in keys}
     out |= EXTRAS[arch](spec) if arch in EXTRAS else {}
     act, named = activation_of(spec), facts.act[1]
     if act != facts.act[0] and named is not None and {act, facts.act[0]} == {"gelu", "gelu_tanh"}:
@@ -232,6 +250,37 @@ def deepseek2(spec: ModelSpec) -> Metadata:
     return out | write_rope(op.rope, ARCHS["deepseek2"], "deepseek2")[0]
 
 
+def kv_heads(spec: ModelSpec) -> Metadata:
+    """The key-value heads of each layer, none where it has no attention."""
+    ops = [next((b.op for b in block.branches if isinstance(b.op, Attention)), None) for block in spec.layers]
+    return {"attention.head_count_kv": [op.kv_heads if op else 0 for op in ops]}
+
+
+def nemotron_h(spec: ModelSpec) -> Metadata:
+    """Widths layer by layer."""
+    ops = [block.branches[0].op for block in spec.layers]
+    widths = [op.dim if isinstance(op, Mlp | Moe) else 0 for op in ops]
+    extra = {"expert_shared_count": 1, "rope.scaling.finetuned": False} if mixtures(spec) else {}
+    return (
+        kv_heads(spec)
+        | extra
+        | {"block_count": len(ops), "ssm.inner_size": inner_size(spec), "feed_forward_length": widths}
+    )
+
+
+def granite_hybrid(spec: ModelSpec) -> Metadata:
+    """Rope only if there is one, experts only if there are."""
+    rope = attention_of(spec).rope
+    out = kv_heads(spec) | {"ssm.inner_size": inner_size(spec), "logit_scale": 1 / spec.logit_scale}
+    out |= {"rope.scaling.finetuned": rope is not None}
+    return out | (write_rope(rope, ARCHS["granitehybrid"], "granitehybrid")[0] if rope else {})
+
+
+def delta(spec: ModelSpec) -> Metadata:
+    """The width of the values, and where attention is."""
+    return {"ssm.inner_size": inner_size(spec), "full_attention_interval": VALUES["full_attention_interval"](spec)}
+
+
 def mistral3(spec: ModelSpec) -> Metadata:
     """How queries grow."""
     scaling = attention_of(spec).query_scaling
@@ -240,17 +289,26 @@ def mistral3(spec: ModelSpec) -> Metadata:
 
 EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "gemma3": lambda spec: {"rope.freq_base_swa": local_theta(spec)},
+    "jamba": lambda spec: kv_heads(spec) | {"ssm.inner_size": inner_size(spec)},
+    "granitehybrid": granite_hybrid,
+    "falcon-h1": lambda spec: {"ssm.inner_size": inner_size(spec)},
+    "lfm2": kv_heads,
+    "nemotron_h": nemotron_h,
+    "nemotron_h_moe": nemotron_h,
+    "qwen3next": delta,
+    "qwen35": lambda spec: delta(spec) | {"rope.dimension_sections": [11, 11, 10, 0]},
+    "qwen35moe": lambda spec: delta(spec) | {"rope.dimension_sections": [11, 11, 10, 0]},
     "afmoe": lambda spec: SIGMOIDS | {"expert_weights_norm": True},
     "deepseek2": deepseek2,
     "dots1": lambda spec: SIGMOIDS,
-    "exaone-moe": lambda spec: SIGMOIDS | {"expert_shared_feed_forward_length": shared(spec)},
+    "exaone-moe": lambda spec: SIGMOIDS | {"expert_shared_feed_forward_length": shared_width(spec)},
     "glm4moe": lambda spec: SIGMOIDS,
     "granitemoe": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "granitemoe:shared": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "hunyuan-moe": lambda spec: {"expert_shared_count": 1},
     "minimax-m2": lambda spec: SIGMOIDS,
     "olmo": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
-    "ernie4_5-moe": lambda spec: {"expert_shared_feed_forward_length": shared(spec)},
+    "ernie4_5-moe": lambda spec: {"expert_shared_feed_forward_length": shared_width(spec)},
     "mistral3": mistral3,
     "granite": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "phi3": lambda spec: {"attention.sliding_window": window(spec) or 0},
@@ -262,78 +320,3 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "stablelm": lambda spec: {"use_parallel_residual": spec.layers[0].parallel},
 }
 """Architecture -> what its tables leave open, or say otherwise."""
-
-
-# ------------------------------------------------------------------------------------------------ the way back
-def check(
-    arch: str,
-    spec: ModelSpec,
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, TensorInfo],
-    vectors: Mapping[str, np.ndarray],
-    allow: Container[str] = (),
-) -> None:
-    """Whether llama.cpp's loader takes a file of these metadata and tensors, and an import of it gives this spec.
-
-    Args:
-        arch, spec: the architecture and the model.
-        metadata, tensors: all that will be written.
-        vectors: the values of the tensors that belong to the metadata.
-        allow: fields that may differ.
-
-    Raises:
-        ValueError: it does not; what the loader insists on, or the first five fields that differ and are not allowed.
-    """
-    this = f"this model cannot be said in a GGUF of architecture {prefix(arch)!r}"
-    if problems := list(insists(ARCHS[arch], spec)):
-        raise ValueError(f"{this}: {'; '.join(problems)}")
-    _, config, _ = read_config(metadata, tensors, vectors.__getitem__, f"GGUF of {arch}")
-    take = Take(config, f"GGUF of {arch}")
-    again = architectures.find(config["model_type"], take.where).config(take)
-    lost = [item for item in compare(spec, again) if item[0].rpartition(".")[2] not in allow]
-    if lost:
-        more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
-        shown = "; ".join(f"{where} is {ours!r}, and would be read as {theirs!r}" for where, ours, theirs in lost[:5])
-        fields = ", ".join(repr(field) for field in sorted({where.rpartition(".")[2] for where, *_ in lost}))
-        raise ValueError(f"{this}: {shown}{more}. If that does not matter, export with allow={{{fields}}}")
-
-
-def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
-    """What llama.cpp's loader of the architecture would refuse."""
-    if facts.attention != "grouped":
-        return
-    op, mlp = attention_of(spec), feed_forward(spec)[0]
-    if facts.square and op.heads * op.head_dim != spec.dim:
-        yield f"llama.cpp takes only heads * head_dim = dim, found {op.heads} * {op.head_dim} and {spec.dim}"
-    if op.rope is not None and op.rope.dim != op.head_dim and not facts.partial:
-        yield f"llama.cpp rotates whole heads here, found {op.rope.dim} of {op.head_dim} features"
-    if facts.head != "optional" and spec.tied == (facts.head == "always"):
-        yield f"spec.tied is {spec.tied}, and llama.cpp {'needs' if spec.tied else 'takes no'} tensor output.weight"
-    for what, found in (("attention.o_bias", op.o_bias), ("mlp.bias", mlp.bias)):
-        if facts.biases != "optional" and found != (facts.biases == "always"):
-            yield f"{what} is {found}, and llama.cpp loads that {facts.biases}"
-
-
-def compare(ours: Any, theirs: Any, where: str = "spec") -> Iterator[tuple[str, Any, Any]]:
-    """The places where two specs differ by more than float32 can say, as (path, ours, theirs)."""
-    if isinstance(ours, Rope) and isinstance(theirs, Rope):
-        ours, theirs = as_factors(ours, theirs), as_factors(theirs, ours)
-    if isinstance(ours, float) and isinstance(theirs, float):
-        if np.float32(ours) != np.float32(theirs):
-            yield where, ours, theirs
-    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
-        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            yield from compare(a, b, f"{where}.{i}")
-    elif dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
-        for field in dataclasses.fields(ours):
-            yield from compare(getattr(ours, field.name), getattr(theirs, field.name), f"{where}.{field.name}")
-    elif ours != theirs:
-        yield where, ours, theirs
-
-
-def as_factors(rope: Rope, other: Rope) -> Rope:
-    """Llama 3's scaling as the divisors that GGUF keeps of it, where the other one is known by those only."""
-    if isinstance(rope.scaling, Llama3) and isinstance(other.scaling, LongRope):
-        values = tuple(float(x) for x in llama3_factors(rope.theta, rope.dim, rope.scaling))
-        return replace(rope, scaling=LongRope(values, values, other.scaling.original_len, 1.0))
-    return rope

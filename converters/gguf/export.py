@@ -20,7 +20,8 @@ from converters import rules
 from converters.gguf import names
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix
-from converters.gguf.describe import check, describe
+from converters.gguf.describe import describe, mixture
+from converters.gguf.proof import check
 from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
 from converters.source import TensorInfo
@@ -48,6 +49,9 @@ BLOCK = 32  # elements that the quantised types pack together
 QUANTIZATION_VERSION = 2
 PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.token_type": 5}
 """What an unused token has; 5 is "unused"."""
+
+WITHOUT_EXPERTS = {"nemotron_h_moe": "nemotron_h"}
+"""Architectures that have another name without experts."""
 
 SHARED = {"forge": "llama", "mistral": "llama"}
 """Families that another's architecture can say."""
@@ -98,6 +102,7 @@ def export_gguf(
     if type not in FILE_TYPES:
         raise ValueError(f"type {type!r} is not written; expected one of {', '.join(FILE_TYPES)}")
     arch = architecture(model_type)
+    arch = arch if mixture(spec) else WITHOUT_EXPERTS.get(arch, arch)
     said, vectors = describe(arch, spec)
     found = rules.instances(names.rules(arch, spec), abstract(spec))
     metadata: dict[str, Any] = {"general.architecture": prefix(arch), "general.type": "model"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.gguf.extras_state import HYBRIDS
 from converters.gguf.reading import Reading, shortest
 from converters.gguf.rope import read_rope
 
@@ -346,6 +347,7 @@ def llama4(reading: Reading, config: Config) -> Config:
 
 
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    **HYBRIDS,
     "deepseek2": deepseek2,
     "gpt-oss": gpt_oss,
     "llama4": llama4,

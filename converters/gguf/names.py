@@ -25,7 +25,7 @@ NORMS = (
     (f"{LAYER}.attention.post", f"{BLOCK}.post_attention_norm"),
     (f"{LAYER}.mlp.pre", f"{BLOCK}.ffn_norm"),
     (f"{LAYER}.mlp.post", f"{BLOCK}.post_ffw_norm"),
-    (f"{LAYER}.mamba.pre", f"{BLOCK}.attn_norm"),
+    *((f"{LAYER}.{branch}.pre", f"{BLOCK}.attn_norm") for branch in ("mamba", "delta", "conv")),
     (f"{MOE}.pre", f"{BLOCK}.ffn_norm"),
     (f"{MOE}.post", f"{BLOCK}.post_ffw_norm"),
 )
@@ -93,15 +93,17 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
         *(latent_rules(latents(spec)[0].q_rank is not None) if facts.attention == "latent" else ()),
         *mlp_rules(facts),
         *moe_rules(),
-        *state_rules(spec),
+        *state_rules(spec, facts),
     )
     return tuple(replace(rule, theirs=renamed(rule.theirs, facts.names)) for rule in table)
 
 
 def renamed(theirs: str, names: Mapping[str, str]) -> str:
     """A tensor's name, "blk.{l}.ffn_norm.weight", where the architecture has another one for its role."""
-    role = next((part for part in theirs.split(".") if part in names), None)
-    return theirs.replace(f".{role}.", f".{names[role]}.") if role else theirs
+    block, _, rest = theirs.rpartition("}.")
+    rest = names.get(rest, rest)
+    rest = ".".join(names.get(part, part) for part in rest.split("."))
+    return f"{block}}}.{rest}" if block else rest
 
 
 def linear(ours: str, theirs: str, layout: str, bias_layout: str = "") -> tuple[Rule, ...]:
@@ -146,6 +148,9 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
             cat="c",
         ),
     )
+    if facts.gated_queries:
+        both = Rule((f"{ours}.q", f"{ours}.gate"), f"{BLOCK}.attn_q.weight", "(n q h) d -> q d n h")
+        fused = (both, *fused)
     per_head = "(n h) -> n h" if attention.qk_norm_over == "all" else ""
     rest = (
         *linear(f"{ours}.o", f"{BLOCK}.attn_output", "d (n h) -> n h d"),
@@ -154,7 +159,7 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
         Rule(f"{ours}.sinks", f"{BLOCK}.attn_sinks.weight"),
         Rule(f"{ours}.gate", f"{BLOCK}.attn_gate.weight", "(n h) d -> d n h"),
     )
-    return (*fused, *apart, *rest) if facts.fused_qkv else (*apart, *fused, *rest)
+    return (*fused, *apart, *rest) if facts.fused_qkv or facts.gated_queries else (*apart, *fused, *rest)
 
 
 def latent_rules(low_queries: bool) -> tuple[Rule, ...]:
@@ -204,6 +209,8 @@ def moe_rules() -> tuple[Rule, ...]:
         Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
         Rule((f"{MOE}.gate_bias", f"{MOE}.up_bias"), f"{exps('gate_up')}.bias", "e (q f) -> q e f"),
         *(rule for name in names for rule in linear(f"{MOE}.shared.{name}", f"{BLOCK}.ffn_{name}_shexp", "a b -> b a")),
+        Rule(f"{MOE}.latent_in", f"{BLOCK}.ffn_latent_down.weight", "z d -> d z"),
+        Rule(f"{MOE}.latent_out", f"{BLOCK}.ffn_latent_up.weight", "d z -> z d"),
         Rule(f"{MOE}.shared_gate", f"{BLOCK}.ffn_gate_inp_shexp.weight", "u d -> d u"),
     )
 

@@ -3,6 +3,9 @@
 llama.cpp stores the decay itself, -exp(a_log), and the taps of a convolution without the axis of size 1.
 """
 
+from typing import Any
+
+from converters.gguf.arch import Arch
 from converters.rules import Rule
 from forge_jax.spec import Mamba2, ModelSpec
 
@@ -53,8 +56,70 @@ def mamba2_rules(groups: int) -> tuple[Rule, ...]:
     )
 
 
-def state_rules(spec: ModelSpec) -> tuple[Rule, ...]:
-    """The rules of the state space models that a spec has."""
-    ops = [branch.op for block in spec.layers for branch in block.branches]
-    second = next((op for op in ops if isinstance(op, Mamba2)), None)
-    return mamba2_rules(second.groups) if second else mamba_rules()
+def delta_rules(key_heads: int, tiled: bool) -> tuple[Rule, ...]:
+    """The delta rule: queries, keys and values of all heads as one tensor; in old files head by head, with the gate.
+
+    ggml repeats key heads as a whole. `tiled`: value heads lie in the order that this gives them.
+    """
+    ours, k = "layers.{l}.delta", key_heads
+    keys = "(k h) d -> d k h"
+    values, heads, number = ("(n v)", "n v", "n") if not tiled else (f"(g {k} v)", f"({k} g) v", f"(g {k})")
+    mine = "n" if not tiled else f"({k} g)"
+    conv = "(k h) t -> k h t"
+    old = "k h d -> d k h"
+    together = Rule((f"{ours}.beta", f"{ours}.decay"), f"{BLOCK}.ssm_ba.weight", f"({k} q g) d -> q d ({k} g)")
+    apart = tuple(
+        Rule(f"{ours}.{name}", f"{BLOCK}.ssm_{theirs}.weight", f"{number} d -> d {mine}")
+        for name, theirs in (("beta", "beta"), ("decay", "alpha"))
+    )
+    return (
+        Rule(
+            tuple(f"{ours}.{part}" for part in "qkv"),
+            f"{BLOCK}.attn_qkv.weight",
+            (keys, keys, f"{values} d -> d {heads}"),
+            cat="c d",
+        ),
+        Rule(f"{ours}.gate", f"{BLOCK}.attn_gate.weight", f"{values} d -> d {heads}"),
+        Rule(
+            tuple(f"{ours}.{part}" for part in ("q", "k", "v", "gate")),
+            f"{BLOCK}.ssm_in.weight",
+            (old, old, "k (g v) d -> d (k g) v", "k (g v) d -> d (k g) v"),
+            cat="(k c) d",
+        ),
+        *(apart if tiled else (together,)),
+        Rule(
+            tuple(f"{ours}.{part}_conv" for part in "qkv"),
+            f"{BLOCK}.ssm_conv1d.weight",
+            (conv, conv, f"{values} t -> {heads} t"),
+            cat="c t",
+        ),
+        Rule(f"{ours}.a_log", f"{BLOCK}.ssm_a", f"{number} -> {mine}", decay=True),
+        Rule(f"{ours}.dt_bias", f"{BLOCK}.ssm_dt.bias", f"{number} -> {mine}"),
+        Rule(f"{ours}.norm.scale", f"{BLOCK}.ssm_norm.weight"),
+        Rule(f"{ours}.o", f"{BLOCK}.ssm_out.weight", f"d {values} -> {heads} d"),
+    )
+
+
+def conv_rules() -> tuple[Rule, ...]:
+    """A short convolution between two gates."""
+    ours = "layers.{l}.conv"
+    return (
+        Rule(tuple(f"{ours}.{part}" for part in "bcx"), f"{BLOCK}.shortconv.in_proj.weight", "(q c) d -> q d c"),
+        Rule(f"{ours}.conv", f"{BLOCK}.shortconv.conv.weight", "c k -> c k"),
+        Rule(f"{ours}.out", f"{BLOCK}.shortconv.out_proj.weight", "d c -> c d"),
+    )
+
+
+def named(spec: ModelSpec, name: str) -> Any:
+    """The op of the first branch of a name, or None."""
+    return next((b.op for block in spec.layers for b in block.branches if b.name == name), None)
+
+
+def state_rules(spec: ModelSpec, facts: Arch) -> tuple[Rule, ...]:
+    """The rules of the ops with a state that a spec has."""
+    mamba, delta = named(spec, "mamba"), named(spec, "delta")
+    return (
+        *(mamba2_rules(mamba.groups) if isinstance(mamba, Mamba2) else mamba_rules() if mamba else ()),
+        *(delta_rules(delta.key_heads, facts.tiled) if delta else ()),
+        *conv_rules(),
+    )
