@@ -28,6 +28,7 @@ class Arch:
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
     fused_qkv, fused_gate: attn_qkv, or gate and up as one ffn_up, are what is written; both ways are read.
     gated_queries: attn_q holds each head's gate after its query.
+    fused_kv: the ways out of a latent are one tensor.
     tiled: value heads of the delta rule lie so that every so many of them begin again with the first key head.
     hybrid: only some layers have attention, those with a head count in the list of key-value heads.
     swapped_norms: of two norms before parallel branches, attn_norm is the feed-forward layer's.
@@ -56,6 +57,7 @@ class Arch:
     fused_qkv: bool = False
     fused_gate: bool = False
     gated_queries: bool = False
+    fused_kv: bool = False
     tiled: bool = False
     hybrid: bool = False
     swapped_norms: bool = False

@@ -30,6 +30,14 @@ _GRANITE = Arch(
     rope_tensors=FREQS | FACTORS,
 )
 
+_DEEPSEEK = Arch(
+    "deepseek_v3",
+    LATENT | GROUPED_EXPERTS,
+    {"attention.q_lora_rank": "q_lora_rank"} | GROUPS | WEIGHTS,
+    rope=False,
+    attention="latent",
+)
+
 MIXTURES: Mapping[str, Arch] = {
     "llama:mixtral": Arch("mixtral", RMS | LOCAL_EXPERTS, rope_tensors=FREQS | FACTORS, permuted=True),
     "qwen2moe": Arch(
@@ -116,12 +124,15 @@ MIXTURES: Mapping[str, Arch] = {
         },
         present=ATTENTION_BIAS,
     ),
-    "deepseek2": Arch(
-        "deepseek_v3",
-        LATENT | GROUPED_EXPERTS,
-        {"attention.q_lora_rank": "q_lora_rank"} | GROUPS | WEIGHTS,
-        rope=False,
+    "deepseek2": _DEEPSEEK,
+    "deepseek2:v2": replace(_DEEPSEEK, model_type="deepseek_v2"),
+    "minicpm3": Arch(
+        "minicpm3",
+        LATENT,
+        {"attention.q_lora_rank": "q_lora_rank"},
+        rope_tensors=FACTORS,
         attention="latent",
+        fused_kv=True,
     ),
     "gpt-oss": Arch(
         "gpt_oss",

@@ -11,7 +11,8 @@ import numpy as np
 
 from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
-from converters.gguf.extras import EXTRAS, KINDS, Config
+from converters.gguf.extras import EXTRAS, KINDS
+from converters.gguf.extras_common import Config
 from converters.gguf.reading import Reading
 from converters.gguf.rope import read_rope
 from converters.source import TensorInfo
@@ -126,7 +127,7 @@ def read_common(facts: Arch, reading: Reading) -> Config:
     act, named = facts.act
     if named is not None:
         config[named] = reading.text("hidden_activation", ACTIVATIONS[act])
-    if facts.rope:
+    if facts.rope and facts.attention == "grouped":
         size = known["attention.key_length"]
         config["rope_parameters"] = read_rope(reading, size, reading.count("context_length"))
     return config

@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import ACTIVATIONS, UNUSED, prefix
-from converters.gguf.extras import SIGMOID, slides
+from converters.gguf.extras_common import SIGMOID, SOFTMAX, slides
 from converters.gguf.names import attention_of, latents
 from converters.gguf.names_state import named
 from converters.gguf.rope import write_rope
@@ -210,7 +210,7 @@ def rope_of(spec: ModelSpec) -> Rope:
         ValueError: no layer has one.
     """
     ordered = sorted(attentions(spec), key=lambda op: op.window is not None)
-    rope = next((op.rope for op in ordered if op.rope is not None), None)
+    rope = next((op.rope for op in (*latents(spec), *ordered) if op.rope is not None), None)
     if rope is None:
         raise ValueError("GGUF: this architecture has rotary positions, and no layer of the model has")
     return rope
@@ -230,16 +230,23 @@ def local_theta(spec: ModelSpec) -> float | None:
     return local.theta if local else None
 
 
+def minicpm3(spec: ModelSpec) -> Metadata:
+    """Latent attention unfolded."""
+    op = latents(spec)[0]
+    sizes = {"attention.key_length": op.nope_dim + op.rope_dim, "attention.head_count_kv": op.heads}
+    return sizes | {"attention.value_length": op.value_dim}
+
+
 def deepseek2(spec: ModelSpec) -> Metadata:
     """Latent attention as heads that read the latent itself, and what YaRN does to the scores."""
-    op = latents(spec)[0]
+    op, moe = latents(spec)[0], mixture(spec)
     size = op.nope_dim + op.rope_dim
     out: Metadata = {
         "attention.key_length": op.rank + op.rope_dim,
         "attention.value_length": op.rank,
         "attention.key_length_mla": size,
         "attention.value_length_mla": op.value_dim,
-        "expert_gating_func": SIGMOID,
+        "expert_gating_func": SIGMOID if moe and moe.router.score == "sigmoid" else SOFTMAX,
     }
     if op.rope is None:
         raise ValueError("GGUF: this architecture has rotary positions, the model has none")
@@ -300,6 +307,8 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "qwen35moe": lambda spec: delta(spec) | {"rope.dimension_sections": [11, 11, 10, 0]},
     "afmoe": lambda spec: SIGMOIDS | {"expert_weights_norm": True},
     "deepseek2": deepseek2,
+    "deepseek2:v2": deepseek2,
+    "minicpm3": minicpm3,
     "dots1": lambda spec: SIGMOIDS,
     "exaone-moe": lambda spec: SIGMOIDS | {"expert_shared_feed_forward_length": shared_width(spec)},
     "glm4moe": lambda spec: SIGMOIDS,

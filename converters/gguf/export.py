@@ -53,7 +53,14 @@ PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.
 WITHOUT_EXPERTS = {"nemotron_h_moe": "nemotron_h"}
 """Architectures that have another name without experts."""
 
-SHARED = {"forge": "llama", "mistral": "llama"}
+SHARED = {
+    "forge": "llama",
+    "mistral": "llama",
+    "internlm3": "llama",
+    "iquestcoder": "llama",
+    "glm4_moe_lite": "deepseek2",
+    "solar_open": "glm4moe",
+}
 """Families that another's architecture can say."""
 
 

@@ -3,53 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
+from converters.gguf.extras_common import Config, exaone4_windows, granite, hunyuan, kind, layer_kinds, quiet
+from converters.gguf.extras_experts import MIXED, deepseek_kind
 from converters.gguf.extras_state import HYBRIDS
-from converters.gguf.reading import Reading, shortest
-from converters.gguf.rope import read_rope
-
-Config = dict[str, Any]
-
-SOFTMAX, SIGMOID, CHOSEN_SOFTMAX = 1, 2, 3
-"""Values of expert_gating_func."""
+from converters.gguf.reading import Reading
 
 
-def slides(period: int, layers: int) -> list[bool]:
-    """Which layers have a window: all but every period-th one, none if the period is 1, all if it is 0."""
-    return [period == 0 or i % period < period - 1 for i in range(layers)]
-
-
-def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
-    """The kind of each layer, given one by one or by a period.
-
-    Raises:
-        ValueError: an impossible pattern.
-    """
-    given = reading.take("attention.sliding_window_pattern", period)
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
-        given = slides(given, layers)
-    if not isinstance(given, list) or len(given) != layers:
-        raise ValueError(f"{reading.take.where}: sliding_window_pattern is {given!r}; expected one entry a layer")
-    return ["sliding_attention" if slide else "full_attention" for slide in given]
-
-
-def kind(arch: str, name: str, key: str) -> Callable[[Mapping[str, Any]], str]:
-    """The kind `name` of an architecture where a key of the metadata is set."""
-    return lambda metadata: f"{arch}:{name}" if metadata.get(f"{arch}.{key}") else arch
-
-
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "llama": kind("llama", "mixtral", "expert_count"),
-    "granitemoe": kind("granitemoe", "shared", "expert_shared_feed_forward_length"),
-    "exaone4": kind("exaone4", "windows", "attention.sliding_window"),
-    "olmo2": kind("olmo2", "olmo3", "attention.sliding_window"),
-    "mamba": kind("mamba", "falcon", "ssm.dt_b_c_rms"),
-}
-"""Architecture -> which entry of the tables its metadata are, where there are several."""
-
-
-# ------------------------------------------------------------------------------------------------ one by one
 def mistral3(reading: Reading, config: Config) -> Config:
     """Queries that grow with the position: HuggingFace keeps it in the rope dict."""
     beta = reading.number("attention.temperature_scale", 0.0)
@@ -128,17 +87,6 @@ def stablelm(reading: Reading, config: Config) -> Config:
     return {"use_parallel_residual": parallel}
 
 
-def granite(reading: Reading, config: Config) -> Config:
-    """llama.cpp's defaults are not HuggingFace's."""
-    reading.take.require("rope.scaling.finetuned", True)
-    reading.number("logit_scale", above=0.0)
-    return {
-        "attention_multiplier": config.get("attention_multiplier") or config["head_dim"] ** -0.5,
-        "residual_multiplier": config.get("residual_multiplier") or 1.0,
-        "embedding_multiplier": config.get("embedding_multiplier") or 1.0,
-    }
-
-
 def olmo3(reading: Reading, config: Config) -> Config:
     """OLMo 2 with windows, whose layers have a rope that is never scaled."""
     rope = config["rope_parameters"]
@@ -158,16 +106,6 @@ def mamba2(reading: Reading, config: Config) -> Config:
     return {"head_dim": inner // heads}
 
 
-def quiet(*keys: str) -> Callable[[Reading, Config], Config]:
-    """Nothing more to say; the keys have had their effect."""
-
-    def extra(reading: Reading, config: Config) -> Config:
-        reading.take.ignore(*keys)
-        return {}
-
-    return extra
-
-
 def smollm3(reading: Reading, config: Config) -> Config:
     """Every fourth layer is not rotated."""
     return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])]}
@@ -180,108 +118,10 @@ def cohere2(reading: Reading, config: Config) -> Config:
     return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
 
 
-def deepseek2(reading: Reading, config: Config) -> Config:
-    """Latent attention, whose heads old files describe as they are when unfolded, newer ones as they are stored.
-
-    Raises:
-        ValueError: heads without features that do not rotate.
-    """
-    take, rank, turning = reading.take, config["kv_lora_rank"], config["qk_rope_head_dim"]
-    take.require("expert_gating_func", SIGMOID)
-    take.ignore("attention.head_count_kv")  # 1 in newer files, all heads in old ones
-    stored = take.has("attention.key_length_mla")
-    size, value = (reading.count(f"attention.{key}_length{'_mla' * stored}") for key in ("key", "value"))
-    if stored:
-        take.require("attention.key_length", rank + turning)
-        take.require("attention.value_length", rank)
-    if size <= turning:
-        raise ValueError(f"{take.where}: heads of {size} features of which {turning} rotate; expected more")
-    rope = read_rope(reading, turning, reading.count("context_length"))
-    if "mscale_all_dim" in rope:  # the converter stores a tenth of it
-        rope["mscale"] = rope["mscale_all_dim"] = shortest(np.float32(10 * rope["mscale_all_dim"]))
-    return {
-        "qk_nope_head_dim": size - turning,
-        "v_head_dim": value,
-        "q_lora_rank": config.get("q_lora_rank"),
-        "num_key_value_heads": config["num_attention_heads"],
-        "rope_parameters": rope,
-        "norm_topk_prob": config.get("norm_topk_prob", False),
-        "routed_scaling_factor": config.get("routed_scaling_factor", 1.0),
-    }
-
-
-def sigmoid(reading: Reading, config: Config) -> Config:
-    """Experts are scored by sigmoids."""
-    reading.take.require("expert_gating_func", SIGMOID)
-    return {}
-
-
-def glm4_moe(reading: Reading, config: Config) -> Config:
-    """The layers include those that guess further tokens, which are not read."""
-    reading.take.require("expert_gating_func", SIGMOID)
-    return drafts(reading, config)
-
-
-def drafts(reading: Reading, config: Config) -> Config:
-    """Leave the last layers alone, if they only guess further tokens."""
-    more = reading.count("nextn_predict_layers", 0, least=0)
-    layers = config["num_hidden_layers"] - more
-    reading.used.update(f"{name}" for name in reading.tensors if block_number(name) >= layers)
-    return {"num_hidden_layers": layers}
-
-
-def block_number(name: str) -> int:
-    """The layer of a tensor, "blk.3.attn_q.weight", or -1."""
-    head, _, rest = name.partition(".")
-    number = rest.partition(".")[0]
-    return int(number) if head == "blk" and number.isdecimal() else -1
-
-
-def afmoe(reading: Reading, config: Config) -> Config:
-    """Layers with a window are rotated, the others not; the weights of the chosen sum to one."""
-    reading.take.require("expert_weights_norm", True)
-    reading.take.require("expert_gating_func", SIGMOID)
-    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
-    return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
-
-
 def exaone4(reading: Reading, config: Config) -> Config:
     """Without windows, every layer is rotated."""
     reading.take.ignore("attention.sliding_window", "attention.sliding_window_pattern")
     return {"sliding_window": None}
-
-
-def exaone4_windows(reading: Reading, config: Config) -> Config:
-    """Layers with a window are rotated, the others not."""
-    reading.take.require("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
-    return {"layer_types": layer_kinds(reading, config["num_hidden_layers"], 4)}
-
-
-def exaone_moe(reading: Reading, config: Config) -> Config:
-    """As EXAONE 4 with windows, and layers that guess further tokens."""
-    reading.take.require("expert_gating_func", SIGMOID)
-    width = config["num_shared_experts"] * config["moe_intermediate_size"]
-    reading.take.require("expert_shared_feed_forward_length", width)
-    return drafts(reading, config) | exaone4_windows(reading, config | drafts(reading, config))
-
-
-def ernie_moe(reading: Reading, config: Config) -> Config:
-    """The converter's width of the shared expert follows from another rule; tensors show the true one."""
-    reading.take.ignore("expert_shared_feed_forward_length")
-    reading.take.require("expert_gating_func", SOFTMAX)
-    return {}
-
-
-def hunyuan(reading: Reading, config: Config) -> Config:
-    """The base of a stretched rope is stored, not its stretching."""
-    reading.take.ignore("rope.scaling.original_context_length")
-    return {}
-
-
-def hunyuan_moe(reading: Reading, config: Config) -> Config:
-    """One shared expert, as wide as the others."""
-    reading.take.require("expert_shared_count", 1)
-    return hunyuan(reading, config) | {"moe_topk": config["num_experts_per_tok"]}
 
 
 def baichuan(reading: Reading, config: Config) -> Config:
@@ -325,32 +165,19 @@ def olmo(reading: Reading, config: Config) -> Config:
     return {}
 
 
-def gpt_oss(reading: Reading, config: Config) -> Config:
-    """Layers with a window come first; the models' own ramps are not rounded, whatever llama.cpp does."""
-    rope = config["rope_parameters"]
-    reading.take.require("rope.freq_base_swa", rope["rope_theta"])
-    return {
-        "layer_types": layer_kinds(reading, config["num_hidden_layers"], 2),
-        "rope_parameters": rope | ({"truncate": False} if rope["rope_type"] == "yarn" else {}),
-    }
-
-
-def llama4(reading: Reading, config: Config) -> Config:
-    """Chunks, layers without rope and growing queries are llama.cpp's own; a window of 0 switches all that off."""
-    layers, chunked = config["num_hidden_layers"], reading.take("attention.sliding_window", None) != 0
-    turned = [int(not chunked or (i + 1) % 4 != 0) for i in range(layers)]
-    return {
-        "no_rope_layers": turned,
-        "attention_chunk_size": 8192 if chunked else None,
-        "use_qk_norm": config["num_local_experts"] != 128,
-    }
-
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "llama": kind("llama", "mixtral", "expert_count"),
+    "deepseek2": deepseek_kind,
+    "granitemoe": kind("granitemoe", "shared", "expert_shared_feed_forward_length"),
+    "exaone4": kind("exaone4", "windows", "attention.sliding_window"),
+    "olmo2": kind("olmo2", "olmo3", "attention.sliding_window"),
+    "mamba": kind("mamba", "falcon", "ssm.dt_b_c_rms"),
+}
+"""Architecture -> which entry of the tables its metadata are, where there are several."""
 
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     **HYBRIDS,
-    "deepseek2": deepseek2,
-    "gpt-oss": gpt_oss,
-    "llama4": llama4,
+    **MIXED,
     "mistral3": mistral3,
     "gemma2": gemma2,
     "gemma3": gemma3,
@@ -361,23 +188,14 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "falcon": falcon,
     "stablelm": stablelm,
     "granite": granite,
-    "afmoe": afmoe,
     "baichuan": baichuan,
     "minicpm": minicpm,
     "orion": orion,
     "qwen": qwen,
     "xverse": quiet("tensor_data_layout"),
-    "dots1": sigmoid,
     "exaone4": exaone4,
     "exaone4:windows": exaone4_windows,
-    "exaone-moe": exaone_moe,
-    "ernie4_5-moe": ernie_moe,
-    "glm4moe": glm4_moe,
-    "granitemoe": granite,
-    "granitemoe:shared": granite,
     "hunyuan-dense": hunyuan,
-    "hunyuan-moe": hunyuan_moe,
-    "minimax-m2": sigmoid,
     "olmo": olmo,
     "olmo2": quiet("attention.sliding_window"),
     "olmo2:olmo3": olmo3,

@@ -90,7 +90,7 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
         *linear("head", "output", "v d -> d v"),
         *(rule for ours, theirs in named for rule in norm(ours, theirs, offset)),
         *(attention_rules(facts, attention_of(spec), offset) if facts.attention == "grouped" else ()),
-        *(latent_rules(latents(spec)[0].q_rank is not None) if facts.attention == "latent" else ()),
+        *(latent_rules(latents(spec)[0].q_rank is not None, facts.fused_kv) if facts.attention == "latent" else ()),
         *mlp_rules(facts),
         *moe_rules(),
         *state_rules(spec, facts),
@@ -162,19 +162,22 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
     return (*fused, *apart, *rest) if facts.fused_qkv or facts.gated_queries else (*apart, *fused, *rest)
 
 
-def latent_rules(low_queries: bool) -> tuple[Rule, ...]:
+def latent_rules(low_queries: bool, fused: bool) -> tuple[Rule, ...]:
     """Latent attention; in old files the ways out of the latent are one tensor, as in HuggingFace's."""
     ours = f"{LAYER}.attention"
     parts = (f"{ours}.k", f"{ours}.v")
+    apart = (
+        Rule(parts[0], f"{BLOCK}.attn_k_b.weight", "n r h -> r n h"),
+        Rule(parts[1], f"{BLOCK}.attn_v_b.weight", "n v r -> r n v"),
+    )
+    together = Rule(parts, f"{BLOCK}.attn_kv_b.weight", ("n h r -> r n h", "n v r -> r n v"), "(n c) r")
     return (
         Rule(f"{ours}.q_a", f"{BLOCK}.attn_q_a.weight", "q d -> d q"),
         *norm(f"{ours}.q_norm", f"{BLOCK}.attn_q_a_norm", 0.0),
         Rule(f"{ours}.q", f"{BLOCK}.attn_q{'_b' if low_queries else ''}.weight", "(n h) d -> d n h"),
         Rule(f"{ours}.kv_a", f"{BLOCK}.attn_kv_a_mqa.weight", "r d -> d r"),
         *norm(f"{ours}.kv_norm", f"{BLOCK}.attn_kv_a_norm", 0.0),
-        Rule(parts[0], f"{BLOCK}.attn_k_b.weight", "n r h -> r n h"),
-        Rule(parts[1], f"{BLOCK}.attn_v_b.weight", "n v r -> r n v"),
-        Rule(parts, f"{BLOCK}.attn_kv_b.weight", ("n h r -> r n h", "n v r -> r n v"), "(n c) r"),
+        *((together, *apart) if fused else (*apart, together)),
         Rule(f"{ours}.o", f"{BLOCK}.attn_output.weight", "d (n v) -> n v d"),
     )
 

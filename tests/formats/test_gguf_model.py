@@ -17,6 +17,7 @@ from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gguf import open_gguf, write_gguf
 from converters.gguf.model import understand
 from converters.gguf.rope import llama3_factors
+from converters.rules import Rule
 from forge_jax.decoder import forward, inputs
 from forge_jax.ops.rope import base_frequencies, llama3
 from forge_jax.params import flatten
@@ -179,6 +180,16 @@ def test_experts_one_by_one_and_together(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for path in ours:
         np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+
+
+def test_decays_are_stored_as_their_rates() -> None:
+    rule = Rule("a_log", "ssm_a", "n one -> n one", decay=True)
+    ours = np.linspace(-3, 3, 7, dtype=np.float32)
+    stored = rule.write([ours])
+    np.testing.assert_allclose(stored, -np.exp(ours)[:, None], rtol=1e-6)
+    np.testing.assert_allclose(rule.read(stored, [(7,)])[0], ours, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="ssm_a: expected negative values"):
+        rule.read(-stored, [(7,)])
 
 
 # ------------------------------------------------------------------------------------------------ rope
