@@ -306,6 +306,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "qwen35": lambda spec: delta(spec) | {"rope.dimension_sections": [11, 11, 10, 0]},
     "qwen35moe": lambda spec: delta(spec) | {"rope.dimension_sections": [11, 11, 10, 0]},
     "afmoe": lambda spec: SIGMOIDS | {"expert_weights_norm": True},
+    "dbrx": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek2,
     "minicpm3": minicpm3,

@@ -69,6 +69,15 @@ def minicpm3(reading: Reading, config: Config) -> Config:
     }
 
 
+def dbrx(reading: Reading, config: Config) -> Config:
+    """What is about heads and experts lies in dicts of its own."""
+    attention, experts = ("kv_n_heads", "clip_qkv"), ("ffn_hidden_size", "moe_num_experts", "moe_top_k")
+    nested = {"attn_config": attention, "ffn_config": experts}
+    return dict.fromkeys((*attention, *experts)) | {
+        name: {key: config.get(key) for key in keys} for name, keys in nested.items()
+    }
+
+
 def sigmoid(reading: Reading, config: Config) -> Config:
     """Experts are scored by sigmoids."""
     reading.take.require("expert_gating_func", SIGMOID)
@@ -147,6 +156,7 @@ def llama4(reading: Reading, config: Config) -> Config:
 
 
 MIXED: Mapping[str, Callable[[Reading, Config], Config]] = {
+    "dbrx": dbrx,
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek_v2,
     "minicpm3": minicpm3,
