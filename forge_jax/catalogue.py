@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from converters.architectures import families
 from converters.composite import SAME, TYPES
 from converters.gguf.archs import ARCHS
+from converters.gguf.config import prefix
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Architecture:
 def architectures() -> dict[str, Architecture]:
     """Every architecture that can be loaded, by its model_type.
 
-    >>> architectures()["llama"].gguf
+    >>> architectures()["mixtral"].gguf
     ('llama',)
     """
     out: dict[str, Architecture] = {}
     for kind, family in sorted(families().items()):
         module = sys.modules[family.config.__module__]
-        gguf = tuple(sorted(arch for arch, facts in ARCHS.items() if facts.model_type == kind))
+        gguf = tuple(sorted({prefix(arch) for arch, facts in ARCHS.items() if facts.model_type == kind}))
         summary = " ".join((module.__doc__ or "").strip().partition("\n\n")[0].split())
         out[kind] = Architecture(kind, module.__name__.rpartition(".")[2], summary, gguf)
     for kind, text in sorted({**TYPES, **SAME}.items()):

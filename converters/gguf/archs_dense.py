@@ -97,6 +97,21 @@ DENSE: Mapping[str, Arch] = {
     ),
     "olmo2": Arch("olmo2", RMS, square=True, head="always"),
     "olmo2:olmo3": Arch("olmo3", RMS | WINDOW, period=4, square=True, head="always"),
+    "mpt": Arch(
+        "mpt",
+        {
+            "context_length": "max_seq_len",
+            "embedding_length": "d_model",
+            "block_count": "n_layers",
+            "attention.head_count": "n_heads",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        },
+        {"attention.clamp_kqv": "clip_qkv"},
+        act=("gelu", None),
+        rope=False,
+        fused_qkv=True,
+        square=True,
+    ),
     "olmo": Arch(
         "olmo",
         GROUPED,

@@ -317,6 +317,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "granitemoe:shared": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "hunyuan-moe": lambda spec: {"expert_shared_count": 1},
     "minimax-m2": lambda spec: SIGMOIDS,
+    "mpt": lambda spec: {"attention.max_alibi_bias": 8.0},
     "olmo": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
     "ernie4_5-moe": lambda spec: {"expert_shared_feed_forward_length": shared_width(spec)},
     "mistral3": mistral3,

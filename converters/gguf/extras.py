@@ -158,6 +158,22 @@ def orion(reading: Reading, config: Config) -> Config:
     return {"use_qkv_bias": False, "use_parallel_residual": False, "qk_layernorm": False}
 
 
+def mpt(reading: Reading, config: Config) -> Config:
+    """No biases; what is about heads lies in a dict of its own.
+
+    Raises:
+        ValueError: positions are learned, or a width that is no multiple.
+    """
+    take, width = reading.take, config["d_model"]
+    take.require("attention.head_count_kv", config["n_heads"])
+    bias = reading.number("attention.max_alibi_bias", 8.0, above=0.0)
+    inner = reading.count("feed_forward_length", 4 * width)
+    if inner % width:
+        raise ValueError(f"{take.where}: feed_forward_length {inner} is no multiple of {width}")
+    heads = {"alibi": True, "alibi_bias_max": bias, "clip_qkv": config.get("clip_qkv")}
+    return {"attn_config": heads, "clip_qkv": None, "expansion_ratio": inner // width}
+
+
 def olmo(reading: Reading, config: Config) -> Config:
     """The eps of norms without weights is always the same."""
     if (eps := reading.number("attention.layer_norm_epsilon", 1e-5)) != 1e-5:
@@ -190,6 +206,7 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "granite": granite,
     "baichuan": baichuan,
     "minicpm": minicpm,
+    "mpt": mpt,
     "orion": orion,
     "qwen": qwen,
     "xverse": quiet("tensor_data_layout"),
