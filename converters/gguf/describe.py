@@ -19,7 +19,6 @@ from converters.gguf.names_state import named
 from converters.gguf.rope import write_rope
 from converters.rope import magnitude
 from forge_jax.spec import (
-    Activation,
     Attention,
     Block,
     Branch,
