@@ -6,7 +6,7 @@ that are stacked already (`forge_jax.stacking`). Both give the same numbers.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import jax
@@ -17,8 +17,10 @@ from jax.typing import ArrayLike
 from forge_jax import ops, stacking
 from forge_jax.cache import Cache, assign, recurrent
 from forge_jax.ops import Call, Context, activate, norm, sinusoids
+from forge_jax.ops.own import own_inputs
+from forge_jax.ops.streams import alternate, enter, leave
 from forge_jax.params import Tree
-from forge_jax.spec import Block, HeadTransform, ModelSpec, Positions, Segment, Sinusoids, segments
+from forge_jax.spec import Block, Branch, HeadTransform, ModelSpec, Positions, Segment, Sinusoids, Sum, segments
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
@@ -29,7 +31,8 @@ Driver = Literal["loop", "scan"]
 class Inputs:
     """What enters the decoder: token ids or embeddings, and where each token stands.
 
-    tokens_BT: ids; ignored where embeds_BTD is given. order_BT: 0, 1, 2, ... along a sequence, -1 for padding.
+    tokens_BT: ids; where embeds_BTD is given, they matter only to layers that have inputs of their own.
+    order_BT: 0, 1, 2, ... along a sequence, -1 for padding.
     coords_BTC: rotary positions where they are not the order (several axes for images and video).
     span_BT: tokens of one span > 0 see each other in both directions; None: causal.
     """
@@ -50,39 +53,69 @@ def inputs(ids_BT: ArrayLike, start: int = 0) -> Inputs:
 
 # ------------------------------------------------------------------------------------------------ one layer
 def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """One layer. Returns (x_BTD, state, bus).
+    """One layer. Returns (x_BTD, state, bus). Where there are several streams, x is [B, T, S, D]."""
+    call = replace(call, bus=dict(call.bus))  # ops add to it
+    memory = dict(state or {})
+
+    def layer(x: Array) -> Array:
+        return wired(spec, params, x, memory, call, ctx)
+
+    if spec.streams is None:
+        x_BTD = layer(x_BTD)
+    else:
+        side = spec.streams.side
+        extra = lambda x: added(side, params, pre(side, params, x), memory, call, ctx)  # noqa: E731
+        x_BTD = alternate(spec.streams, params["streams"], x_BTD, layer, extra)
+    if spec.scalar:
+        x_BTD = x_BTD * dense(params["scalar"]).astype(x_BTD.dtype).reshape((1,) * x_BTD.ndim)
+    return x_BTD, memory if state is not None else None, call.bus
+
+
+def wired(spec: Block, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx: Context) -> Array:
+    """The branches of a layer; `memory` gets what they remember.
 
     Sequential:  x -> x + a(x) -> + m(x + a(x))        Parallel:  x -> x + a(x) + m(x)
     """
-    call = replace(call, bus=dict(call.bus))  # ops add to it
     shared = norm(spec.pre, params["pre"], x_BTD) if spec.pre else None
-    entry, new_state = x_BTD, dict(state) if state is not None else None
-    read, late = x_BTD, []
+    entry, read, late = x_BTD, x_BTD, []
     for branch in spec.branches:
-        p = params.get(branch.name, {})
         if not branch.beside:
             source = entry if spec.parallel else x_BTD
-            if shared is not None:
-                source = shared
-            read = norm(branch.pre, p.get("pre", {}), source) if branch.pre else source
-        y = read if branch.in_scale == 1.0 else read * branch.in_scale
-        memory = state.get(branch.name) if state is not None else None
-        y, memory = ops.apply(branch.op, p, y, memory, call, ctx)
-        if new_state is not None and memory is not None:
-            new_state[branch.name] = memory
-        if branch.post:
-            y = norm(branch.post, p.get("post", {}), y)
-        y = y if branch.scale == 1.0 else y * branch.scale
+            read = pre(branch, params, source if shared is None else shared)
+        y = added(branch, params, read, memory, call, ctx)
         if branch.late:
             late.append(y)
             continue
         base = read if spec.residual == "normed" and not branch.beside else x_BTD
         if branch.keep == "learned":
-            base = base * dense(p["keep"]).astype(base.dtype)[None, None]
+            base = base * dense(params[branch.name]["keep"]).astype(base.dtype)[None, None]
+        elif branch.keep != 1.0:
+            base = base * branch.keep
         x_BTD = base + y
         if branch.after:
-            x_BTD = norm(branch.after, p.get("after", {}), x_BTD)
-    return sum(late, x_BTD), new_state, call.bus
+            x_BTD = norm(branch.after, params[branch.name].get("after", {}), x_BTD)
+    return sum(late, x_BTD)
+
+
+def pre(branch: Branch, params: Tree, x_BTD: Array) -> Array:
+    """What the op of a branch sees."""
+    return norm(branch.pre, params.get(branch.name, {}).get("pre", {}), x_BTD) if branch.pre else x_BTD
+
+
+def added(branch: Branch, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx: Context) -> Array:
+    """What a branch adds to the stream, of an x that `pre` has made."""
+    p = params.get(branch.name, {})
+    if isinstance(branch.op, Sum):
+        parts = [added(part, params, pre(part, params, x_BTD), memory, call, ctx) for part in branch.op.branches]
+        y = reduce(jnp.add, parts if branch.op.keep == 0.0 else [x_BTD * branch.op.keep, *parts])
+    else:
+        x_BTD = x_BTD if branch.in_scale == 1.0 else x_BTD * branch.in_scale
+        y, new = ops.apply(branch.op, p, x_BTD, memory.get(branch.name), call, ctx)
+        if new is not None:
+            memory[branch.name] = new
+    if branch.post:
+        y = norm(branch.post, p.get("post", {}), y)
+    return y if branch.scale == 1.0 else y * branch.scale
 
 
 # ------------------------------------------------------------------------------------------------ drivers
@@ -174,6 +207,17 @@ def embed(spec: ModelSpec, params: Tree, inputs: Inputs, ctx: Context) -> Array:
     return x
 
 
+def each_layers_own(spec: ModelSpec, params: Tree, x_BTD: Array, inputs: Inputs, ctx: Context) -> Array | None:
+    """What each layer gets besides the stream [L, B, T, P], from the embedding and the tokens."""
+    if spec.own is None:
+        return None
+    if inputs.tokens_BT is None:
+        raise ValueError("forward: every layer of this model looks tokens up; pass tokens_BT beside embeds_BTD")
+    known = (inputs.tokens_BT >= 0) & (inputs.tokens_BT < spec.own.vocab_size)
+    rows = lookup(params["own"]["table"], jnp.where(known, inputs.tokens_BT, 0), ctx)
+    return own_inputs(spec.own, params["own"], x_BTD, rows)
+
+
 def lookup(table: Any, ids_BT: Array, ctx: Context) -> Array:
     """Rows of the embedding; where the vocabulary is split, each device adds the rows it has."""
     if ctx.axis is None:
@@ -182,7 +226,8 @@ def lookup(table: Any, ids_BT: Array, ctx: Context) -> Array:
     local = ids_BT - jax.lax.axis_index(ctx.axis) * rows
     here = (local >= 0) & (local < rows)
     x = take(table, jnp.where(here, local, 0))
-    return ctx.psum(jnp.where(here[..., None], x, jnp.zeros((), x.dtype)))
+    here = here.reshape(here.shape + (1,) * (x.ndim - here.ndim))
+    return ctx.psum(jnp.where(here, x, jnp.zeros((), x.dtype)))
 
 
 def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context()) -> Array:
@@ -230,17 +275,19 @@ def hidden(
     order = inputs.order_BT
     coords = order[..., None] if inputs.coords_BTC is None else inputs.coords_BTC
     span = jnp.zeros_like(order) if inputs.span_BT is None else inputs.span_BT
-    assigned = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}
+    slots = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}
     x = embed(spec, params, inputs, ctx)
-    slots = {key: slots for key, (slots, _) in assigned.items()}
-    call = Call(order, jnp.maximum(coords, 0), span, slots, bus={"embed": x})
+    own = each_layers_own(spec, params, x, inputs, ctx)
+    call = Call(order, jnp.maximum(coords, 0), span, slots, own, bus={"embed": x})
     run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
+    x = x if spec.streams is None else enter(params["streams"], x)
     x, layers = run(spec, params, x, cache, call, ctx)
+    x = x if spec.streams is None else leave(params["streams"], x)
     if rank_BT is not None:
         x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
     if cache is None:
         return x, None
-    return x, replace(cache, places={key: after for key, (_, after) in assigned.items()}, layers=layers)
+    return x, replace(cache, places={key: slot.after for key, slot in slots.items()}, layers=layers)
 
 
 def reordered(inputs: Inputs, rank_BT: Array | None) -> Inputs:

@@ -34,7 +34,7 @@ class Summary:
 
 def summarise(spec: ModelSpec) -> Summary:
     """The sizes of the first attention and the first feed-forward layer stand for all."""
-    ops = [branch.op for block in spec.layers for branch in block.branches]
+    ops = [branch.op for block in spec.layers for branch in block.every()]
     attention = next((op for op in ops if isinstance(op, Attention | Latent)), None)
     mlp = next((op for op in ops if isinstance(op, Mlp)), None)
     heads = attention.heads if attention else 0

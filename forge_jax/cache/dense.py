@@ -51,13 +51,14 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Where this call's tokens go in slabs of one size, and what the slabs hold before they are written.
+    """Where this call's tokens go in slabs of one size, and what the slabs hold before and after they are written.
 
     slot_BT is S, which is out of range and hence dropped, for padding and for what would not survive the call.
     """
 
     slot_BT: Array
     past: Places
+    after: Places
 
 
 def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
@@ -82,8 +83,8 @@ def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTy
     return Cache(places, layers)
 
 
-def assign(places: Places, order_BT: Array, span_BT: Array) -> tuple[Slots, Places]:
-    """Assign slots to new tokens. Returns the slots, and the places as they are once the tokens are written.
+def assign(places: Places, order_BT: Array, span_BT: Array) -> Slots:
+    """Assign slots to new tokens.
 
     Padding (order -1) gets no slot, nor does a token that a later one of the same call would overwrite.
     """
@@ -95,7 +96,7 @@ def assign(places: Places, order_BT: Array, span_BT: Array) -> tuple[Slots, Plac
         places.order_BS.at[rows, slot_BT].set(order_BT, mode="drop"),
         places.span_BS.at[rows, slot_BT].set(span_BT, mode="drop"),
     )
-    return Slots(slot_BT, places), after
+    return Slots(slot_BT, places, after)
 
 
 def put(slab_BKSH: Array, slot_BT: Array, new_BKTH: Array, *, fresh: bool = False) -> Array:

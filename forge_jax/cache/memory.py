@@ -19,6 +19,7 @@ from forge_jax.spec import (
     Op,
     Selective,
     ShortConv,
+    Sum,
     Wkv,
 )
 
@@ -37,7 +38,9 @@ class Slab:
 
 
 def attention_memory(op: Attention) -> dict[str, Slab]:
-    """Keys and values."""
+    """Keys and values, unless they are another layer's."""
+    if op.reads is not None:
+        return {}
     axes = ("kv_heads", "head")
     return {"k": Slab((op.kv_heads, op.head_dim), axes), "v": Slab((op.kv_heads, op.value_size), axes)}
 
@@ -137,8 +140,8 @@ def place_key(op: Op) -> str:
 def memories(spec: ModelSpec) -> Iterator[tuple[int, str, Op, dict[str, Slab]]]:
     """(layer, branch, op, slabs) of every op that remembers."""
     for i, block in enumerate(spec.layers):
-        for branch in block.branches:
-            if slabs := memory(branch.op, spec.dim):
+        for branch in block.every():
+            if not isinstance(branch.op, Sum) and (slabs := memory(branch.op, spec.dim)):
                 yield i, branch.name, branch.op, slabs
 
 

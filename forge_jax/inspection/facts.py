@@ -258,7 +258,7 @@ def find_ropes(spec: ModelSpec) -> dict[Rope, tuple[int, ...]]:
     """Every kind of rotary positions, with the layers that have it."""
     out: dict[Rope, list[int]] = defaultdict(list)
     for i, block in enumerate(spec.layers):
-        for rope in {v for branch in block.branches for v in vars(branch.op).values() if isinstance(v, Rope)}:
+        for rope in {v for branch in block.every() for v in vars(branch.op).values() if isinstance(v, Rope)}:
             out[rope].append(i)
     return {rope: tuple(layers) for rope, layers in out.items()}
 
@@ -273,7 +273,7 @@ def plan(spec: ModelSpec, ropes: Mapping[Rope, Any]) -> tuple[Layers, ...]:
 
     def block_lines(block: Any) -> tuple[str, ...]:
         lines = []
-        for branch in block.branches:
+        for branch in block.every():
             around = {key: value for key, value in settings(branch).items() if key not in ("name", "op")}
             lines.append(f"{branch.name}: {report.listed(op_settings(branch.op) | around)}")
         wiring = {key: value for key, value in settings(block).items() if key != "branches"}

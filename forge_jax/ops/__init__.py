@@ -16,6 +16,7 @@ from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
+from forge_jax.ops.own import own_input
 from forge_jax.ops.rope import sinusoids
 from forge_jax.ops.selective import selective
 from forge_jax.ops.short_conv import short_conv
@@ -34,6 +35,7 @@ from forge_jax.spec import (
     Mlp,
     Moe,
     Op,
+    OwnInput,
     Selective,
     ShortConv,
     Wkv,
@@ -56,6 +58,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mlp: mlp,
     Moe: moe,
     ShortConv: short_conv,
+    OwnInput: own_input,
 }
 
 

@@ -6,6 +6,7 @@ Head counts are read from the weights, never from the spec: under shard_map they
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,17 @@ def alibi_bias(alibi: Alibi, key_order_BS: Array, heads: tuple[int, ...], ctx: C
     # not astype: a compiler may leave the rounding out
     bfloat16 = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
     return bfloat16(bfloat16(slopes)[None, :, None, None] * bfloat16(position_BS)[:, None, None, :]) * alibi.scale
+
+
+class Tokens(NamedTuple):
+    """Tokens as a cache holds them. Where frequencies depend on the length, the angle of an old key changes: keys are
+    then kept unrotated.
+    """
+
+    k_BKSH: Array
+    v_BKSH: Array
+    order_BS: Array
+    span_BS: Array
 
 
 @dataclass(frozen=True)
@@ -143,46 +155,68 @@ def remember(state: Tree, slots: Slots, new: dict[str, Array], done_BT: Array, c
     return {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
 
 
-def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """Apply the op. Returns (y_BTD, state with the new keys and values).
+def new_tokens(op: Attention, params: Tree, x_BTD: Array, call: Call, ctx: Context) -> Tokens:
+    """The keys and values of the tokens of this call."""
+    kvs = ctx.heads(op).kvs
+    k = project(op, params, "k", x_BTD, kvs, ctx)
+    if op.rope is None or not op.rope.varies:
+        k = turned(op, params, "k", k, call.coords_BTC[..., 0], None, kvs, ctx)
+    v = project(op, params, "v", x_BTD, kvs, ctx)
+    return Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT)
 
-    The past is read from the cache and the present from the call, then the present is written.
-    """
-    position_BT = call.coords_BTC[..., 0]
-    heads = ctx.heads(op)
-    q, k = project(op, params, "q", x_BTD, heads.queries, ctx), project(op, params, "k", x_BTD, heads.kvs, ctx)
-    v_BKTH = project(op, params, "v", x_BTD, heads.kvs, ctx).transpose(0, 2, 1, 3)
 
-    # where frequencies depend on the length, the angle of an old key changes: keys are kept unrotated
-    late = op.rope is not None and op.rope.varies
-    length_B = call.order_BT.max(1) + 1 if late else None
-    q = turned(op, params, "q", q, position_BT, length_B, heads.queries, ctx)
-    k = k if late else turned(op, params, "k", k, position_BT, None, heads.kvs, ctx)
+def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
+    """The queries of the tokens of this call: [B, T, N, H]."""
+    position_BT, heads = call.coords_BTC[..., 0], ctx.heads(op).queries
+    q = project(op, params, "q", x_BTD, heads, ctx)
+    q = turned(op, params, "q", q, position_BT, length_B, heads, ctx)
     if op.query_scaling is not None:
         reached_BT = position_BT + op.query_scaling.offset
         turns = jnp.floor(reached_BT.astype(jnp.float32) / op.query_scaling.original_len)
         q = q * (1 + op.query_scaling.beta * jnp.log1p(turns)).astype(q.dtype)[:, :, None, None]
-    k_BKTH = k.transpose(0, 2, 1, 3)
+    return q
 
-    def keys(k_BKSH: Array, v_BKSH: Array, order_BS: Array, span_BS: Array) -> Keys:
+
+def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """Apply the op. Returns (y_BTD, state with the new keys and values).
+
+    The past is read from the cache and the present from the call, then the present is written. A layer that reads the
+    keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
+    """
+    # where frequencies depend on the length, the angle of an old key changes: keys are kept unrotated
+    late = op.rope is not None and op.rope.varies
+    length_B = call.order_BT.max(1) + 1 if late else None
+    heads = ctx.heads(op)
+    q = queries(op, params, x_BTD, call, length_B, ctx)
+
+    def keys(tokens: Tokens) -> Keys:
+        k_BKSH, v_BKSH = tokens.k_BKSH.astype(q.dtype), tokens.v_BKSH.astype(q.dtype)
         if late:
-            unrotated, position_BS = k_BKSH.transpose(0, 2, 1, 3), jnp.maximum(order_BS, 0)
+            unrotated, position_BS = k_BKSH.transpose(0, 2, 1, 3), jnp.maximum(tokens.order_BS, 0)
             k_BSKH = turned(op, params, "k", unrotated, position_BS, length_B, heads.kvs, ctx)
             k_BKSH = k_BSKH.transpose(0, 2, 1, 3)
-        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window, op.chunk)
-        return Keys(k_BKSH, v_BKSH, seen, alibi_bias(op.alibi, order_BS, heads.queries, ctx) if op.alibi else None)
+        seen = visible(call.order_BT, call.span_BT, tokens.order_BS, tokens.span_BS, op.window, op.chunk)
+        bias = alibi_bias(op.alibi, tokens.order_BS, heads.queries, ctx) if op.alibi else None
+        return Keys(k_BKSH, v_BKSH, seen, bias)
 
-    present = keys(k_BKTH, v_BKTH, call.order_BT, call.span_BT)
-    parts = [present]
-    slots = call.slots[place_key(op)] if state is not None else None
-    if state is not None and slots is not None and not ctx.fresh:
-        past = (state[name].astype(q.dtype) for name in ("k", "v"))
-        parts = [keys(*past, slots.past.order_BS, slots.past.span_BS), present]
+    slots = call.slots[place_key(op)] if state is not None and op.reads is None else None
+    if op.reads is not None:
+        parts = call.bus[op.reads]
+    else:
+        parts = (new_tokens(op, params, x_BTD, call, ctx),)
+        if state is not None and slots is not None and not ctx.fresh:
+            parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
     look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
-    y = triangle(look, q, present, op.window, op.chunk) if ctx.fresh else look(q, parts)
+    seen = [keys(part) for part in parts]
+    y = triangle(look, q, seen[0], op.window, op.chunk) if ctx.fresh else look(q, seen)
 
     if state is not None and slots is not None:
-        state = remember(state, slots, {"k": k_BKTH, "v": v_BKTH}, y[:, :, 0, 0], ctx)
+        new = {"k": parts[-1].k_BKSH, "v": parts[-1].v_BKSH}
+        state = remember(state, slots, new, y[:, :, 0, 0], ctx)
+        if q.shape[1] == 1 and not ctx.fresh:
+            parts = (Tokens(state["k"], state["v"], slots.after.order_BS, slots.after.span_BS),)
+    if op.publish is not None:
+        call.bus[op.publish] = parts
     y = gated(op.gate, params, x_BTD, y)
     if op.out_norm is not None:
         y = over_heads(op.out_norm, params.get("out_norm", {}), y, heads.queries, ctx)

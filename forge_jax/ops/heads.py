@@ -36,10 +36,13 @@ def normed(op: Attention, params: Tree, name: str, x_BTNH: Array, heads: tuple[i
 
 def project(op: Attention, params: Tree, name: str, x_BTD: Array, heads: tuple[int, ...], ctx: Context) -> Array:
     """One of q, k, v before the rope: [B, T, heads, H]."""
-    y = contract("BTD,DNH->BTNH", x_BTD, params[name])
+    source = "k" if name == "v" and op.values == "keys" else name
+    y = contract("BTD,DNH->BTNH", x_BTD, params[source])
     if op.qkv_bias:
-        y = y + params[f"{name}_bias"].astype(y.dtype)[None, None]
-    if name != "v" and not op.qk_norm_late:
+        y = y + params[f"{source}_bias"].astype(y.dtype)[None, None]
+    if name == "v":
+        y = y if op.v_norm is None else norm(op.v_norm, params.get("v_norm", {}), y)
+    elif not op.qk_norm_late:
         y = normed(op, params, name, y, heads, ctx)
     return y if op.clip is None else jnp.clip(y, -op.clip, op.clip)
 

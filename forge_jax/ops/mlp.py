@@ -1,5 +1,7 @@
 """Feed-forward layers, gated and plain."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -45,6 +47,16 @@ def xielu(params: Tree, x: Array) -> Array:
     return (jnp.where(y > 0, above, below) + p["beta"] * y).astype(x.dtype)
 
 
+def excess(op: Mlp, x_BTF: Array, ctx: Context) -> Array:
+    """By how much each feature exceeds the quantile `op.sparsity` of a normal distribution like theirs."""
+    x = x_BTF.astype(jnp.float32)
+    mean = ctx.psum(x.sum(-1, keepdims=True)) / op.dim
+    padding = x.shape[-1] * ctx.shards() - op.dim  # features that are 0 on some device
+    variance = (ctx.psum(jnp.square(x - mean).sum(-1, keepdims=True)) - padding * jnp.square(mean)) / op.dim
+    cut = mean + NormalDist().inv_cdf(op.sparsity) * jnp.sqrt(variance)
+    return jax.nn.relu(x - cut).astype(x_BTF.dtype)
+
+
 def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     """Apply the op: [B, T, D] to [B, T, D]."""
 
@@ -54,6 +66,7 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
 
     first = linear("gate" if op.gated else "up")
     first = first if op.gate_scale == 1.0 else first * op.gate_scale
+    first = excess(op, first, ctx) if op.sparsity else first
     hidden = xielu(params["act"], first) if op.act == "xielu" else activate(op.act, first)
     hidden = hidden * linear("up") if op.gated else hidden
     if op.norm is not None:

@@ -38,7 +38,7 @@ class Rules:
 
 
 SPLIT = ("vocab", "heads", "kv_heads", "ff", "shared_ff")
-WHOLE = ("embed", "head", None)
+WHOLE = ("embed", "head", "layers", None)
 
 
 def tensor_rules(axis: str = "model", expert_axis: str | None = None) -> Rules:

@@ -20,7 +20,6 @@ from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import (
     Attention,
-    Block,
     ChannelMix,
     DeltaNet,
     Differential,
@@ -32,6 +31,7 @@ from forge_jax.spec import (
     Moe,
     Op,
     ShortConv,
+    Sum,
     Wkv,
 )
 from forge_jax.tensor import Lora, QTensor
@@ -46,7 +46,7 @@ def padded(size: int, shards: int) -> np.ndarray:
     return np.where(slots < size, slots, -1)
 
 
-def op_slots(op: Op, shards: int) -> Slots:
+def op_slots(op: Op | Sum, shards: int) -> Slots:
     """The slots of the split axes of one op."""
     match op:
         case Attention():
@@ -78,11 +78,13 @@ def path_slots(spec: ModelSpec, path: str, shards: int) -> Slots:
         raise ValueError(f"sharding: {shards} shards; expected at least 1")
     match path.split("."):
         case ["layers", layer, name, *_]:
-            ops = [branch.op for branch in spec.layers[int(layer)].branches if branch.name == name]
+            ops = [branch.op for branch in spec.layers[int(layer)].every() if branch.name == name]
             return op_slots(ops[0], shards) if ops else {}
         case ["shared", name, *_]:
-            ops = [branch.op for block in spec.layers for branch in block.branches if branch.shared == name]
+            ops = [branch.op for block in spec.layers for branch in block.every() if branch.shared == name]
             return op_slots(ops[0], shards)
+        case ["own", *_] if spec.own is not None:
+            return {"vocab": padded(spec.own.vocab_size, shards)}
         case _:
             return {"vocab": padded(spec.vocab_size, shards)}
 
@@ -116,12 +118,12 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
             case _:
                 return old
 
-    def block(old: Block) -> Block:
-        return replace(old, branches=tuple(replace(branch, op=op(branch.op)) for branch in old.branches))
+    def rows(size: int) -> int:
+        return len(padded(size, shards))
 
-    return replace(
-        spec, vocab_size=len(padded(spec.vocab_size, shards)), layers=tuple(block(layer) for layer in spec.layers)
-    )
+    own = spec.own and replace(spec.own, vocab_size=rows(spec.own.vocab_size))
+    layers = tuple(layer.with_ops(op) for layer in spec.layers)
+    return replace(spec, vocab_size=rows(spec.vocab_size), layers=layers, own=own)
 
 
 # ------------------------------------------------------------------------------------------------ the arrays

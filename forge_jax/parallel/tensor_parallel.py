@@ -68,7 +68,7 @@ def check_experts(spec: ModelSpec, mesh: Mesh, expert_axis: str | None) -> None:
         return
     devices = shards_of(mesh, expert_axis)
     for i, block in enumerate(spec.layers):
-        for op in (branch.op for branch in block.branches if isinstance(branch.op, Moe)):
+        for op in (branch.op for branch in block.every() if isinstance(branch.op, Moe)):
             if op.router.experts % devices:
                 raise ValueError(
                     f"layer {i}: {op.router.experts} experts cannot be spread evenly over the {devices} devices of "

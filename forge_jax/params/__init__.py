@@ -17,6 +17,7 @@ from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
+from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
@@ -36,9 +37,11 @@ from forge_jax.spec import (
     ModelSpec,
     Moe,
     Op,
+    OwnInput,
     Positions,
     Selective,
     ShortConv,
+    Sum,
     Wkv,
 )
 
@@ -69,6 +72,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mlp: mlp_params,
     Moe: moe_params,
     ShortConv: short_conv_params,
+    OwnInput: own_input_params,
 }
 
 
@@ -78,14 +82,18 @@ def op_params(op: Op, dim: int) -> Tree:
 
 
 def block_params(block: Block, dim: int) -> Tree:
-    """The parameters of one layer: an entry a branch that shares none, and the norm of all if there is one."""
+    """The parameters of one layer: an entry a branch that shares none, and what belongs to none."""
     out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
-    return out | {branch.name: branch_params(branch, dim) for branch in block.branches if branch.shared is None}
+    if block.streams is not None:
+        out["streams"] = altup_params(block.streams, dim)
+    if block.scalar:
+        out["scalar"] = Param((1,), (None,), fill=1.0)
+    return out | {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
 
 
 def branch_params(branch: Branch, dim: int) -> Tree:
     """The parameters of one branch: its op's, and those of its norms."""
-    out = op_params(branch.op, dim)
+    out = {} if isinstance(branch.op, Sum) else op_params(branch.op, dim)
     for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
         if norm is not None:
             out[place] = norm_params(norm, (dim,), ("embed",))
@@ -106,6 +114,10 @@ def abstract(spec: ModelSpec) -> Tree:
     out: Tree = {"embed": Param((spec.vocab_size, width), ("vocab", "embed"), inputs=0)}
     if spec.embed_norm is not None:
         out["embed_norm"] = norm_params(spec.embed_norm, (width,), ("embed",))
+    if spec.own is not None:
+        out["own"] = own_inputs_params(spec.own, len(spec.layers), spec.dim)
+    if spec.streams is not None:
+        out["streams"] = stream_ends_params(spec.streams, spec.dim)
     if isinstance(spec.positions, Positions):
         out["positions"] = Param((spec.positions.size + spec.positions.offset, spec.dim), (None, "embed"), inputs=0)
     if width != spec.dim:

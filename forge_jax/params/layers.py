@@ -29,27 +29,32 @@ def gate_params(gate: Gate | None, dim: int, heads: int, head_dim: int) -> Tree:
 
 
 def attention_params(op: Attention, dim: int) -> Tree:
-    """q [D, N, H], k and v [D, K, H], o [N, H, D] and what the op's options add; H of v and o may be another."""
+    """q [D, N, H], k and v [D, K, H], o [N, H, D] and what the op's options add; H of v and o may be another.
+
+    A layer that reads the keys of another has no k, one whose values are its keys no v.
+    """
     n, k, h, value = op.heads, op.kv_heads, op.head_dim, op.value_size
     query, key = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
-    out: Tree = {
-        "q": Param((dim, n, h), query),
-        "k": Param((dim, k, h), key),
-        "v": Param((dim, k, value), key),
-        "o": Param((n, value, dim), ("heads", "head", "embed"), inputs=2),
-    }
+    inputs = {"q": ((n, h), query)}
+    if op.reads is None:
+        inputs["k"] = ((k, h), key)
+    if op.reads is None and op.values == "own":
+        inputs["v"] = ((k, value), key)
+    out: Tree = {name: Param((dim, *shape), axes) for name, (shape, axes) in inputs.items()}
+    out["o"] = Param((n, value, dim), ("heads", "head", "embed"), inputs=2)
     if op.qkv_bias:
-        out["q_bias"] = Param((n, h), query[1:], fill=0.0)
-        out["k_bias"] = Param((k, h), key[1:], fill=0.0)
-        out["v_bias"] = Param((k, value), key[1:], fill=0.0)
+        out |= {f"{name}_bias": Param(shape, axes[1:], fill=0.0) for name, (shape, axes) in inputs.items()}
     if op.o_bias:
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
     if op.qk_norm is not None:
         own = op.qk_norm_over != "head"
         out["q_norm"] = norm_params(op.qk_norm, (n, h) if own else (h,), query[1:] if own else ("head",))
-        out["k_norm"] = norm_params(op.qk_norm, (k, h) if own else (h,), key[1:] if own else ("head",))
+        if op.reads is None:
+            out["k_norm"] = norm_params(op.qk_norm, (k, h) if own else (h,), key[1:] if own else ("head",))
+    if op.v_norm is not None and op.reads is None:
+        out["v_norm"] = norm_params(op.v_norm, (value,), ("head",))
     if op.out_norm is not None:
-        out["out_norm"] = norm_params(op.out_norm, (n, h), query[1:])
+        out["out_norm"] = norm_params(op.out_norm, (n, value), query[1:])
     if op.sinks:
         out["sinks"] = Param((n,), ("heads",), fill=0.0)
     return out | gate_params(op.gate, dim, n, value)

@@ -12,7 +12,7 @@ Tree = dict[str, Any]
 class Param:
     """The description of one parameter.
 
-    `axes` names each dimension for sharding: "vocab", "embed", "heads", "kv_heads", "head", "ff" or None.
+    `axes` names each dimension for sharding: "vocab", "embed", "heads", "kv_heads", "head", "ff", "layers" or None.
     `fill` is the constant it starts at; None draws from a normal of variance 1 / fan_in, `fan_in` being the product
     of the `inputs` dimensions that follow the first `stacked` ones, which number matrices of the same kind (experts).
     """

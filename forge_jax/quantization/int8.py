@@ -17,7 +17,7 @@ def quantize_int8(spec: ModelSpec, params: Tree, *, linear: bool = True, embeddi
 
     Args:
         linear: quantise every matrix of the layers and an untied head.
-        embedding: quantise the embedding, and with it a tied head.
+        embedding: quantise the embedding, and with it a tied head, and other tables of tokens.
 
     Returns:
         A tree whose quantised leaves are `QTensor`; norms, biases and position tables stay as they are.
@@ -26,7 +26,7 @@ def quantize_int8(spec: ModelSpec, params: Tree, *, linear: bool = True, embeddi
     def convert(path: str, param: Param, leaf: Any) -> Any:
         if isinstance(leaf, QTensor) or param.fill is not None or path == "positions":
             return leaf
-        wanted = embedding if path == "embed" else linear
+        wanted = linear if param.inputs else embedding
         return encode_leaf(leaf, param) if wanted else leaf
 
     described = dict(flatten(abstract(spec)))

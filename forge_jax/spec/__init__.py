@@ -11,9 +11,10 @@ from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
-from forge_jax.spec.model import Block, Branch, HeadTransform, ModelSpec, Op, Segment, segments
+from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
+from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import (
     Alibi,
     DynamicNtk,
@@ -34,6 +35,7 @@ from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 __all__ = [
     "Activation",
     "Alibi",
+    "AltUp",
     "Attention",
     "Block",
     "Branch",
@@ -58,6 +60,8 @@ __all__ = [
     "Moe",
     "Norm",
     "Op",
+    "OwnInput",
+    "OwnInputs",
     "Positions",
     "Proportional",
     "QueryScaling",
@@ -69,6 +73,7 @@ __all__ = [
     "Sinusoids",
     "Wkv",
     "ShortConv",
+    "Sum",
     "Yarn",
     "segments",
 ]

@@ -1,6 +1,7 @@
 """How ops are wired into layers and layers into a model."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from forge_jax.spec.differential import Differential
@@ -9,6 +10,7 @@ from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
+from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
@@ -25,6 +27,7 @@ Op = (
     | Mamba2
     | Mlp
     | Moe
+    | OwnInput
     | Selective
     | ShortConv
     | Wkv
@@ -33,7 +36,7 @@ Op = (
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch: x + scale * post(op(in_scale * pre(x))), then `after` on the sum (post-norm models).
+    """One residual branch: keep * x + scale * post(op(in_scale * pre(x))), then `after` on the sum (post-norm models).
 
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
@@ -42,7 +45,7 @@ class Branch:
     """
 
     name: str
-    op: Op
+    op: "Op | Sum"
     pre: Norm | None = None
     post: Norm | None = None
     after: Norm | None = None
@@ -51,7 +54,30 @@ class Branch:
     beside: bool = False
     late: bool = False
     shared: str | None = None
-    keep: Literal["whole", "learned"] = "whole"
+    keep: float | Literal["learned"] = 1.0
+
+
+@dataclass(frozen=True)
+class Sum:
+    """In the place of an op: what branches make of the same x, scale * post(op(pre(x))) each, added to keep * x.
+
+    Their parameters and memory stand in the layer under their own names, like those of any branch.
+    """
+
+    branches: tuple[Branch, ...]
+    keep: float = 0.0
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """A layer on `count` streams (arXiv:2301.13310): all are predicted from all, the layer runs on the `active` one,
+    and what it changes corrects all. `side` is a branch from the corrected active stream to all but the first.
+    """
+
+    count: int
+    active: int
+    norm: Norm
+    side: Branch
 
 
 @dataclass(frozen=True)
@@ -59,13 +85,40 @@ class Block:
     """A layer. Branches run one after another, or all on the layer's input if `parallel`.
 
     `pre` is one norm shared by every branch of a parallel block. `residual` is what a branch adds to: the stream
-    itself, or the output of the branch's own `pre` norm.
+    itself, or the output of the branch's own `pre` norm. `scalar`: in the end, times one learned number.
     """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
     pre: Norm | None = None
     residual: Literal["stream", "normed"] = "stream"
+    streams: AltUp | None = None
+    scalar: bool = False
+
+    def every(self) -> Iterator[Branch]:
+        """All branches, those of sums and of streams too."""
+        yield from flat(self.branches)
+        if self.streams is not None:
+            yield from flat((self.streams.side,))
+
+    def with_ops(self, change: Callable[[Op], Op]) -> "Block":
+        """The same with every op replaced by what `change` makes of it."""
+
+        def changed(branch: Branch) -> Branch:
+            if isinstance(branch.op, Sum):
+                return replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
+            return replace(branch, op=change(branch.op))
+
+        streams = self.streams and replace(self.streams, side=changed(self.streams.side))
+        return replace(self, branches=tuple(map(changed, self.branches)), streams=streams)
+
+
+def flat(branches: tuple[Branch, ...]) -> Iterator[Branch]:
+    """The branches, each sum followed by those that it is of."""
+    for branch in branches:
+        yield branch
+        if isinstance(branch.op, Sum):
+            yield from flat(branch.op.branches)
 
 
 @dataclass(frozen=True)
@@ -97,6 +150,10 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    own: OwnInputs | None = None
+    """What every layer gets besides the stream, through an `OwnInput`."""
+    streams: AltUp | None = None
+    """Several streams enter and leave the layers, each of which has the same value."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ class Attention:
     `clip`: queries, keys and values are cut at +-clip. `sinks`: one learned logit a head joins the softmax.
     `out_norm` normalises the outputs of all heads together; `gate` multiplies each of them, before that.
     `value_dim`: features of a value, where they are not as many as a key's.
+    `values`: projected on their own, or what the keys are before norm and rope; `v_norm`: over a value's features.
+    `publish`: the name under which later layers find the keys and values of this one; `reads`: the name of those that
+    this layer looks at, having none of its own.
     """
 
     heads: int
@@ -66,6 +69,10 @@ class Attention:
     out_norm: Norm | None = None
     sinks: bool = False
     gate: Gate | None = None
+    v_norm: Norm | None = None
+    values: Literal["own", "keys"] = "own"
+    publish: str | None = None
+    reads: str | None = None
     value_dim: int | None = None
 
     @property
@@ -78,7 +85,11 @@ class Attention:
 class Mlp:
     """Feed-forward: down(norm(act(gate_scale * gate(x)) * up(x))) if gated, else down(norm(act(gate_scale * up(x)))).
 
-    `act` "xielu" has parameters of its own (arXiv:2411.13010).
+    `act` "xielu" has parameters of its own (arXiv:2411.13010). `sparsity`: of a gate's features only what exceeds this
+    quantile of a normal distribution with their mean and variance is let through, the excess itself.
+
+    Raises:
+        ValueError: no such quantile.
     """
 
     dim: int
@@ -87,3 +98,9 @@ class Mlp:
     bias: bool = False
     norm: Norm | None = None
     gate_scale: float = 1.0
+    sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the quantile."""
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"mlp: sparsity {self.sparsity}; expected at least 0 and below 1")

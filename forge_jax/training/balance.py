@@ -20,7 +20,7 @@ from forge_jax.spec import ModelSpec, Moe
 def mixtures(spec: ModelSpec) -> Iterator[tuple[int, str, Moe]]:
     """(layer, branch, op) of every mixture of experts."""
     for i, block in enumerate(spec.layers):
-        for branch in block.branches:
+        for branch in block.every():
             if isinstance(branch.op, Moe):
                 yield i, branch.name, branch.op
 

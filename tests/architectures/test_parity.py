@@ -6,7 +6,8 @@ variant of each structure (`-m slow` takes them all). Several devices: see test_
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import jax
@@ -17,13 +18,14 @@ from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, read_golden
 from liveness import IDLE, Reader, changed, changes
 
 from converters.architectures import find
+from converters.take import Take
 from forge_jax import cache as caches
 from forge_jax import decoder
 from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.params import Tree, flatten, unflatten
 from forge_jax.spec import Attention, Latent, ModelSpec
 
-# Variants whose layers are built, or look back, in a way that the plainest of their family does not show ...
+# Variants whose layers are built, or look back, in a way that the plainest of their family does not show.
 SPECIAL = (
     "falcon_new_alibi",
     "gemma3_bare",
@@ -37,14 +39,6 @@ SPECIAL = (
     "qwen2_windows",
     "smollm3_interval",
     "stablelm_qk_norm",
-)
-# ... and those whose layers are built like another's.
-ALIKE = frozenset(
-    """
-    arcee biogpt codegen cwm falcon_new_alibi gemma gemma3 glm gpt_bigcode gpt_neo gptj granite helium internlm3
-    iquestcoder llama_one_kv_head ministral mistral nemotron opt persimmon phi phi3 qwen2 seed_oss smollm3 stablelm
-    starcoder2
-    """.split()
 )
 TIED = ("bloom", "gemma", "gpt2", "llama_tied_gelu", "opt")
 TOLERANCE = 1e-5  # of the largest logit: float32 sums in another order
@@ -65,9 +59,42 @@ def families() -> list[str]:
     return list(first.values())
 
 
-def structures() -> list[Any]:
-    """A golden of each way that layers are built, whatever their numbers; the rest only in the long sweep."""
-    chosen = {*families(), *SPECIAL} - ALIKE
+# Fields that change what is computed of one token, and not how calls, padding and caches go together.
+LOCAL = frozenset(
+    """
+    act bias clip eps gate_scale gated in_scale kind o_bias offset post qkv_bias renorm renorm_eps scale shared_gate
+    softcap theta
+    """.split()
+)
+
+
+def options(value: Any) -> Any:
+    """What is unlike the defaults in a part of a spec, whatever the numbers."""
+    if not is_dataclass(value):
+        return tuple(map(options, value)) if isinstance(value, tuple) else None
+    changed = [f for f in fields(value) if getattr(value, f.name) != f.default and f.name not in LOCAL]
+    return type(value).__name__, tuple((f.name, options(getattr(value, f.name))) for f in changed)
+
+
+@functools.cache
+def distinct() -> frozenset[str]:
+    """The plainest golden of every way that layers are built; families that differ in numbers and names share one."""
+    first: dict[Any, str] = {}
+    for name in (*SPECIAL, *families()):
+        config = load(name).config
+        spec = find(config["model_type"], name).config(Take(config, name))
+        first.setdefault(frozenset(map(options, spec.layers)), name)
+    return frozenset(first.values())
+
+
+def structures(names: Iterable[str] = NAMES) -> list[Any]:
+    """A golden of each way that layers are built; the rest only in the long sweep."""
+    return [pytest.param(name, marks=() if name in distinct() else pytest.mark.slow) for name in names]
+
+
+def plainest() -> list[Any]:
+    """A golden of each model type; the variants only in the long sweep."""
+    chosen = {*families(), *SPECIAL}
     return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in NAMES]
 
 
@@ -83,6 +110,12 @@ def structure(request: pytest.FixtureRequest) -> Golden:
     return load(request.param)
 
 
+@pytest.fixture(params=plainest())
+def plain(request: pytest.FixtureRequest) -> Golden:
+    """The plainest golden of each family."""
+    return load(request.param)
+
+
 @pytest.fixture(autouse=True)
 def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not compile blocks."""
@@ -91,7 +124,7 @@ def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attentions(spec: ModelSpec) -> Iterator[Attention | Latent]:
     """Every attention of a model."""
-    ops = (branch.op for block in spec.layers for branch in block.branches)
+    ops = (branch.op for block in spec.layers for branch in block.every())
     return (op for op in ops if isinstance(op, Attention | Latent))
 
 
@@ -233,23 +266,23 @@ def test_an_unread_config_key_is_named(name: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ liveness
-def test_every_config_key_moves_the_logits(golden: Golden) -> None:
-    take = Reader(golden.config, golden.name)
-    find(golden.config["model_type"], golden.name).config(take)
-    tokens = golden.tokens
-    before = functools.cache(lambda: logits_of(golden.spec, golden.params, tokens))
+def test_every_config_key_moves_the_logits(plain: Golden) -> None:
+    take = Reader(plain.config, plain.name)
+    find(plain.config["model_type"], plain.name).config(take)
+    tokens = plain.tokens
+    before = functools.cache(lambda: logits_of(plain.spec, plain.params, tokens))
     dead: list[str] = []
-    for path, value in changes(golden.config):
-        if path[0] not in take.seen or any(idle.covers(golden, path) for idle in IDLE):
+    for path, value in changes(plain.config):
+        if path[0] not in take.seen or any(idle.covers(plain, path) for idle in IDLE):
             continue
         try:
-            other = golden.understood(changed(golden.config, path, value))
+            other = plain.understood(changed(plain.config, path, value))
             params = other.read(lambda _, values: jnp.asarray(values))  # the same tensors, perhaps cut otherwise
         except ValueError:
             continue  # seen: it asks for other tensors, or for what cannot be
-        if other.spec == golden.spec or np.array_equal(logits_of(other.spec, params, tokens), before()):
+        if other.spec == plain.spec or np.array_equal(logits_of(other.spec, params, tokens), before()):
             dead.append(f"{'.'.join(path)} = {value!r}")
-    assert not dead, f"{golden.name}: read, and without effect: {dead}"
+    assert not dead, f"{plain.name}: read, and without effect: {dead}"
 
 
 def test_every_parameter_moves_the_logits(structure: Golden) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, Golden, read_golden
 
-from converters.architectures import apertus, cwm, families, find, gpt_oss, lfm3, ministral3
+from converters.architectures import apertus, cwm, families, find, gemma4, gpt_oss, lfm3, ministral3
 from converters.take import Take
 
 pytestmark = pytest.mark.torch
@@ -36,6 +36,7 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "codegen": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4},
     "ctrl": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4, "dff": 56},
     "lfm2_moe": SIZES | {"layer_types": ["conv", "full_attention"]},
+    "gemma3n_text": SIZES | {"num_hidden_layers": 20},
 }
 # Defaults that are no field of the config class but stand in its code.
 IN_CODE = {
@@ -58,6 +59,12 @@ IN_CODE = {
     ("modernbert-decoder", "local_rope_theta"): 10000.0,
     ("lfm3", "rope_parameters"): lfm3.ROPES,
     ("bailing_hybrid", "rope_theta"): 6000000.0,
+    ("gemma3n_text", "rope_theta"): 1000000.0,
+    ("gemma3n_text", "rope_local_base_freq"): 10000.0,
+    ("gemma4_text", "global_head_dim"): 512,
+    ("gemma4_text", "rope_parameters"): gemma4.DEFAULTS["rope_parameters"],
+    ("gemma4_unified_text", "global_head_dim"): 512,
+    ("gemma4_unified_text", "rope_parameters"): gemma4.DEFAULTS["rope_parameters"],
 }
 
 

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import Golden
 from parallel_check import assert_sharded_equals_plain
-from test_parity import SPECIAL, families, load
+from test_parity import SPECIAL, families, load, structures
 
-from forge_jax.params import Tree
+from forge_jax.params import Tree, abstract, flatten, unflatten
 from forge_jax.spec import ModelSpec
 
 
@@ -20,12 +21,17 @@ def one_layer_of_each_kind(spec: ModelSpec, params: Tree) -> tuple[ModelSpec, Tr
     """A shorter model with the same ops: layers that equal an earlier one are left out."""
     kept = [i for i, block in enumerate(spec.layers) if block not in spec.layers[:i]]
     layers = {str(new): params["layers"].get(str(old), {}) for new, old in enumerate(kept)}
-    return replace(spec, layers=tuple(spec.layers[i] for i in kept)), params | {"layers": layers}
+    shorter = replace(spec, layers=tuple(spec.layers[i] for i in kept))
+    rest = dict(flatten({key: value for key, value in params.items() if key != "layers"}))
+    for path, param in flatten(abstract(shorter)):
+        if "layers" in param.axes:  # one leaf has a share for every layer
+            rest[path] = np.take(rest[path], kept, param.axes.index("layers"))
+    return shorter, unflatten(rest) | {"layers": layers}
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", structures(families()))
 def test_family(name: str) -> None:
-    """The plainest variant of each family on 4 devices, which are more than most have kv heads, so that some repeat."""
+    """The plainest of each kind of family on 4 devices: more than most have kv heads, so that some repeat."""
     golden = load(name)
     assert_sharded_equals_plain(*one_layer_of_each_kind(golden.spec, on_the_host(golden)), golden.tokens, 4)
 
