@@ -16,11 +16,25 @@ from converters.architectures.common import (
     norm_rules,
     windows,
 )
+from converters.architectures.experts import fused_expert_rules, router_rules
 from converters.architectures.family import Family
 from converters.rope import DIALECT, read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, OwnInput, OwnInputs
+from forge_jax.spec import (
+    Activation,
+    Attention,
+    Block,
+    Branch,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Norm,
+    OwnInput,
+    OwnInputs,
+    Router,
+    Sum,
+)
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 262144,
@@ -114,18 +128,29 @@ def own(take: Take, norm: Norm) -> OwnInputs | None:
     return OwnInputs(rows, size, norm, float(size) ** 0.5, take("hidden_size") ** -0.5) if size else None
 
 
-def block(attention: Attention, mlp: Mlp, norm: Norm, size: int) -> Block:
+def mixture(take: Take, norm: Norm, act: Activation) -> Moe | None:
+    """The experts beside the feed-forward layer, whose router sees the stream with a norm of its own."""
+    sizes = [take(key, None) for key in ("num_experts", "top_k_experts", "moe_intermediate_size")]
+    if not take("enable_moe_block", False):
+        return None
+    experts, chosen, width = sizes
+    scale = take("hidden_size") ** -0.5
+    router = Router(experts, chosen, renorm=1.0, norm=norm, logit_scale=scale, expert_scale=True)
+    return Moe(router, width, act, norm=norm)
+
+
+def block(attention: Attention, mlp: Mlp, moe: Moe | None, norm: Norm, size: int) -> Block:
     """A norm before and after each branch; the third takes in `size` features of the layer's own, if there are any."""
-    branches = (Branch("attention", attention, pre=norm, post=norm), Branch("mlp", mlp, pre=norm, post=norm))
+    first, second = Branch("attention", attention, pre=norm, post=norm), Branch("mlp", mlp, pre=norm, post=norm)
+    if moe is not None:
+        second = Branch("feed_forward", Sum((second, Branch("moe", moe, post=norm))), post=norm)
     own = (Branch("own", OwnInput(size, mlp.act), post=norm),) if size else ()
-    return Block((*branches, *own), scalar=True)
+    return Block((first, second, *own), scalar=True)
 
 
 def config(take: Take) -> ModelSpec:
     """Sandwich norms, rotary, gated."""
     take.assume(DEFAULTS | BY_TYPE[take("model_type")])
-    take.require("enable_moe_block", False)
-    take.ignore("num_experts", "top_k_experts", "moe_intermediate_size")  # of layers that are not enabled
     if take("use_bidirectional_attention", None) not in (None, "vision"):  # vision: spans, which a text has none of
         raise ValueError(f"{take.where}: use_bidirectional_attention is not implemented for text")
     count = take("num_hidden_layers")
@@ -133,9 +158,9 @@ def config(take: Take) -> ModelSpec:
     kinds = (*kinds[:-1], "full_attention")
     norm, mlp, act = Norm(take("rms_norm_eps")), take("intermediate_size"), activation(take, "hidden_activation")
     double = take("use_double_wide_mlp", False)
-    inputs = own(take, norm)
+    inputs, moe = own(take, norm), mixture(take, norm, act)
     layers = [
-        block(one, Mlp(2 * mlp if double and one.reads else mlp, act), norm, inputs.dim if inputs else 0)
+        block(one, Mlp(2 * mlp if double and one.reads else mlp, act), moe, norm, inputs.dim if inputs else 0)
         for one in attentions(take, kinds, norm)
     ]
     spec = replace(decoder(take, layers, norm), own=inputs)
@@ -150,6 +175,25 @@ OWN = (
     Rule("layers.{l}.own.out", "model.layers.{l}.per_layer_projection.weight", "d p -> p d"),
     *norm_rules("layers.{l}.own.post", "model.layers.{l}.post_per_layer_input_norm"),
 )
+AFTER = "model.layers.{l}.post_feedforward_layernorm"
+
+MIXED = (
+    *norm_rules("layers.{l}.feed_forward.post", AFTER),
+    *norm_rules("layers.{l}.mlp.post", f"{AFTER}_1"),
+    *norm_rules("layers.{l}.moe.post", f"{AFTER}_2"),
+    *norm_rules("layers.{l}.moe.norm", "model.layers.{l}.pre_feedforward_layernorm_2"),
+    Rule("layers.{l}.moe.router_norm.scale", "model.layers.{l}.router.scale"),
+    Rule("layers.{l}.moe.expert_scale", "model.layers.{l}.router.per_expert_scale"),
+    *router_rules("model.layers.{l}.router.proj"),
+    *fused_expert_rules("model.layers.{l}.experts.gate_up_proj", "model.layers.{l}.experts.down_proj"),
+)
+
+
+def mixed(spec: ModelSpec) -> tuple[Rule, ...]:
+    """The rules that go first where there are experts."""
+    return MIXED if any(isinstance(branch.op, Moe) for branch in spec.layers[0].every()) else ()
+
+
 # of layers that read the keys of others: some checkpoints hold them all the same
 UNUSED = tuple(f"model.layers.{{l}}.self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm", "v_norm"))
 
@@ -158,4 +202,5 @@ FAMILY = Family(
     config,
     (*SANDWICH, *OWN, Rule("layers.{l}.scalar", "model.layers.{l}.layer_scalar")),
     buffers=UNUSED,
+    first=mixed,
 )

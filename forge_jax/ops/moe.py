@@ -15,6 +15,7 @@ from jax import Array
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.experts import dispatched
 from forge_jax.ops.mlp import activate, feed_forward
+from forge_jax.ops.norm import norm
 from forge_jax.ops.router import Routing, record, route
 from forge_jax.params import Tree
 from forge_jax.spec import Clamp, Moe
@@ -183,6 +184,8 @@ def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, 
     ids_BTX, weight_BTX = route(op.router, params, x_BTD)
     if state is not None:
         state = record(state, op.router, params, x_BTD, ids_BTX, call.order_BT >= 0)
+    if op.norm is not None:
+        x_BTD = norm(op.norm, params.get("norm", {}), x_BTD)
     x_ND, ids_NX = latent(op, params, "latent_in", x_BTD).reshape(b * t, -1), ids_BTX.reshape(b * t, -1)
     weight_NX = weight_BTX.reshape(b * t, -1).astype(x_BTD.dtype)
     held = params["up"].shape[0]  # of all experts, those on this device

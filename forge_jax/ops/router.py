@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Router
 from forge_jax.tensor import contract
@@ -45,10 +46,13 @@ def record(routing: Routing, router: Router, params: Tree, x_BTD: Array, ids_BTX
 
 def router_logits(router: Router, params: Tree, x_BTD: Array) -> Array:
     """One logit an expert, float32 [B, T, E]."""
-    logits_BTE = contract("BTD,DE->BTE", x_BTD.astype(jnp.float32), params["router"])
+    x_BTD = x_BTD.astype(jnp.float32)
+    if router.norm is not None:
+        x_BTD = norm(router.norm, params.get("router_norm", {}), x_BTD)
+    logits_BTE = contract("BTD,DE->BTE", x_BTD, params["router"]) * router.logit_scale
     if router.logit_bias:
         logits_BTE = logits_BTE + params["router_bias"].astype(jnp.float32)[None, None]
-    return logits_BTE
+    return logits_BTE if router.softcap is None else router.softcap * jnp.tanh(logits_BTE / router.softcap)
 
 
 def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
@@ -75,6 +79,8 @@ def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
     if router.renorm is not None:
         size = (weight_BTX**router.renorm).sum(-1, keepdims=True) ** (1 / router.renorm)
         weight_BTX = weight_BTX / (jnp.maximum(size, router.renorm_min) + router.renorm_eps)
+    if router.expert_scale:
+        weight_BTX = weight_BTX * params["expert_scale"].astype(jnp.float32)[ids_BTX]
     return ids_BTX, weight_BTX * router.scale
 
 

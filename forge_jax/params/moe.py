@@ -1,6 +1,6 @@
 """The parameters of a mixture of experts."""
 
-from forge_jax.params.layers import mlp_params
+from forge_jax.params.layers import mlp_params, norm_params
 from forge_jax.params.tree import Param, Tree
 from forge_jax.spec import Moe
 
@@ -29,6 +29,12 @@ def moe_params(op: Moe, dim: int) -> Tree:
             tree[name] = Param(shape, ("embed", None))
             if op.latent_bias:
                 tree[f"{name}_bias"] = Param(shape[1:], (None,), fill=0.0)
+    if router.norm is not None:
+        tree["router_norm"] = norm_params(router.norm, (dim,), ("embed",))
+    if router.expert_scale:
+        tree["expert_scale"] = Param((experts + op.identity,), (None,), fill=1.0)
+    if op.norm is not None:
+        tree["norm"] = norm_params(op.norm, (dim,), ("embed",))
     if op.shared is not None:
         tree["shared"] = mlp_params(op.shared, dim, "shared_ff")
     if op.shared_gate:

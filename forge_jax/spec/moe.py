@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from forge_jax.spec.ops import Activation, Mlp
+from forge_jax.spec.ops import Activation, Mlp, Norm
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Router:
     renorm: the p of the norm that the chosen weights are divided by; None: they stay as they are. renorm_min: the least
     that this norm counts as; renorm_eps is added to it. scale: times that.
     jitter: the tolerance of sparsemixer.
+    norm: of what it sees. logit_scale: times the logits; softcap: cap * tanh(logits / cap).
+    expert_scale: weights end as theirs times a learned number an expert.
 
     Raises:
         ValueError: more to choose than there are experts that can be chosen, or groups of unequal size.
@@ -35,6 +37,10 @@ class Router:
     renorm_eps: float = 0.0
     scale: float = 1.0
     jitter: float = 0.0
+    norm: Norm | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    expert_scale: bool = False
 
     def __post_init__(self) -> None:
         """Check the counts."""
@@ -62,6 +68,7 @@ class Moe:
     identity: that many more experts, after the others, hand back the token itself.
     scale_input: weights multiply what enters an expert, not what leaves it.
     latent: the routed experts work on a projection of the stream to this width; latent_bias: of it and of the way back.
+    norm: of what the experts see, but not the router.
     """
 
     router: Router
@@ -76,3 +83,4 @@ class Moe:
     scale_input: bool = False
     latent: int | None = None
     latent_bias: bool = False
+    norm: Norm | None = None
