@@ -15,7 +15,7 @@ from converters.architectures.common import (
     norm_rules,
     windows,
 )
-from converters.architectures.experts import TRAINING, expert_rules, router_rules, shared_rules
+from converters.architectures.experts import TRAINING, expert_rules, mlp_layer_types, router_rules, shared_rules
 from converters.architectures.family import Family
 from converters.rope import read_rope
 from converters.take import Take
@@ -70,9 +70,10 @@ def config(take: Take) -> ModelSpec:
     every, early = take("sliding_window_pattern"), take("prefix_dense_sliding_window_pattern")
     slides = [(i + 1) % early if i < first else (i - first + 1) % every for i in range(count)]
     kinds = layer_types(take, count, ["sliding_attention" if slide else "full_attention" for slide in slides])
-    feed_forwards = take("mlp_layer_types", None) or ["dense" if i < first else "sparse" for i in range(count)]
+    feed_forwards = mlp_layer_types(take, count, first)
     eps, bias = take("rms_norm_eps", None), take("attention_bias", False)
     norm = Norm(take("layer_norm_eps"), kind="layer") if eps is None else Norm(eps)
+    take.ignore("layer_norm_eps")  # where the other is given
     wide = take("prefix_dense_intermediate_size", None) or take("intermediate_size")
     dense, moe = Branch("mlp", Mlp(wide, activation(take, "hidden_act"))), mixture(take)
     rope = read_rope(take, head_dim(take), interleaved=True)

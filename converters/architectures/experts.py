@@ -39,18 +39,14 @@ def sandwich(attention: Attention, feed_forward: Mlp | Moe, norm: Norm) -> Block
 
 
 def sparse_layers(take: Take) -> tuple[bool, ...]:
-    """Whether the feed-forward branch of each layer is a mixture: as it is listed, or all but the first few.
-
-    Raises:
-        ValueError: a list of the wrong length or with another kind.
-    """
+    """Which layers are mixtures: as they are listed, or every so many behind the first few."""
     count, first, every = take("num_hidden_layers"), take("first_k_dense_replace"), take("moe_layer_freq", 1)
-    kinds = take("mlp_layer_types", None)
-    if kinds is None:
-        return tuple(i >= first and i % every == 0 for i in range(count))
-    if len(kinds) != count or not {*kinds} <= {"dense", "sparse"}:
-        raise ValueError(f"{take.where}: mlp_layer_types = {kinds}; expected {count} times dense or sparse")
-    return tuple(kind == "sparse" for kind in kinds)
+    return mixed_layers(take, [i >= first and i % every == 0 for i in range(count)])
+
+
+def mlp_layer_types(take: Take, count: int, dense: int) -> tuple[str, ...]:
+    """What the feed-forward layer of each layer is, "dense" or "sparse": as listed, or dense for the first `dense`."""
+    return tuple("sparse" if sparse else "dense" for sparse in mixed_layers(take, [i >= dense for i in range(count)]))
 
 
 def grouped_moe(take: Take, experts: str = "n_routed_experts", shared: str = "n_shared_experts") -> Moe:

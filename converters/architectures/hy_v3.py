@@ -17,6 +17,7 @@ from converters.architectures.experts import (
     OURS,
     TRAINING,
     expert_rules,
+    mlp_layer_types,
     pre_norm,
     pre_norm_rules,
     router_rules,
@@ -67,8 +68,7 @@ def config(take: Take) -> ModelSpec:
     shared = Mlp(each * take("num_shared_experts"), dense.act, bias=dense.bias)
     by_kind = {"dense": dense, "sparse": Moe(router, each, activation(take, "hidden_act"), shared=shared)}
     count = take("num_hidden_layers")
-    feed_forwards = take("mlp_layer_types", None) or ["dense"] + ["sparse"] * (count - 1)
-    return decoder(take, [pre_norm(attention, by_kind[kind], norm) for kind in feed_forwards], norm)
+    return decoder(take, [pre_norm(attention, by_kind[kind], norm) for kind in mlp_layer_types(take, count, 1)], norm)
 
 
 FAMILY = Family(

@@ -21,6 +21,7 @@ from converters.architectures.experts import (
     OURS,
     TRAINING,
     expert_rules,
+    mlp_layer_types,
     pre_norm,
     pre_norm_rules,
     router_rules,
@@ -107,11 +108,10 @@ def config(take: Take) -> ModelSpec:
     take.ignore(*TRAINING)
     count, norm = take("num_hidden_layers"), Norm(take("rms_norm_eps"))
     kinds = layer_types(take, count, ["full_attention"] * count)
-    feed_forwards = take("mlp_layer_types", None) or ["dense"] + ["sparse"] * (count - 1)
     by_kind = {"dense": gated_mlp(take), "sparse": mixture(take)}
     layers = [
         pre_norm(attention, by_kind[kind], norm)
-        for attention, kind in zip(attentions(take, kinds, norm), feed_forwards, strict=True)
+        for attention, kind in zip(attentions(take, kinds, norm), mlp_layer_types(take, count, 1), strict=True)
     ]
     return decoder(take, layers, norm)
 

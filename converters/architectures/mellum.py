@@ -11,7 +11,7 @@ from converters.architectures.common import (
     rename,
     windows,
 )
-from converters.architectures.experts import TRAINING, pre_norm
+from converters.architectures.experts import TRAINING, mlp_layer_types, pre_norm
 from converters.architectures.family import Family
 from converters.architectures.qwen2_moe import RULES, mixture
 from converters.rope import read_ropes
@@ -49,10 +49,10 @@ def config(take: Take) -> ModelSpec:
     kinds = layer_types(take, count, ["full_attention"] * count)
     ropes, sizes = read_ropes(take, head_dim(take), THETAS), windows(take, kinds, take("sliding_window", None))
     attention = replace(grouped_attention(take), qk_norm=norm, qkv_bias=bias, o_bias=bias)
-    by_kind = {"dense": gated_mlp(take), "sparse": mixture(take)}
-    feed_forwards = take("mlp_layer_types", None) or ["sparse"] * count
+    feed_forwards, moe = mlp_layer_types(take, count, 0), mixture(take)
+    take.ignore("intermediate_size")  # read below if a layer is dense
     layers = [
-        pre_norm(replace(attention, rope=ropes[kind], window=size), by_kind[second], norm)
+        pre_norm(replace(attention, rope=ropes[kind], window=size), gated_mlp(take) if second == "dense" else moe, norm)
         for kind, size, second in zip(kinds, sizes, feed_forwards, strict=True)
     ]
     return decoder(take, layers, norm)

@@ -18,7 +18,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
 from forge_jax.ops.heads import over_heads, project, turned
 from forge_jax.params import Tree
-from forge_jax.spec import Alibi, Attention
+from forge_jax.spec import Alibi, Attention, PowerScaling, QueryScaling
 from forge_jax.tensor import contract
 
 BLOCK = 128  # queries of a prompt that are looked at together
@@ -170,11 +170,16 @@ def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Arr
     position_BT, heads = call.coords_BTC[..., 0], ctx.heads(op).queries
     q = project(op, params, "q", x_BTD, heads, ctx)
     q = turned(op, params, "q", q, position_BT, length_B, heads, ctx)
-    if op.query_scaling is not None:
-        reached_BT = position_BT + op.query_scaling.offset
-        turns = jnp.floor(reached_BT.astype(jnp.float32) / op.query_scaling.original_len)
-        q = q * (1 + op.query_scaling.beta * jnp.log1p(turns)).astype(q.dtype)[:, :, None, None]
-    return q
+    return q if op.query_scaling is None else q * growth(op.query_scaling, position_BT).astype(q.dtype)[..., None, None]
+
+
+def growth(scaling: QueryScaling | PowerScaling, position_BT: Array) -> Array:
+    """By what a query grows with its position, float32."""
+    match scaling:
+        case QueryScaling(beta, original_len, offset):
+            return 1 + beta * jnp.log1p(jnp.floor((position_BT + offset).astype(jnp.float32) / original_len))
+        case PowerScaling(power, original_len):
+            return jnp.exp(power * jnp.log1p((position_BT + 1).astype(jnp.float32) / original_len))
 
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from forge_jax.spec.positions import Alibi, QueryScaling, Rope
+from forge_jax.spec.positions import Alibi, PowerScaling, QueryScaling, Rope
 
 Activation = Literal[
     "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh", "sigmoid", "softplus", "identity"
@@ -59,7 +59,7 @@ class Attention:
     chunk: int | None = None
     softcap: float | None = None
     alibi: Alibi | None = None
-    query_scaling: QueryScaling | None = None
+    query_scaling: QueryScaling | PowerScaling | None = None
     qk_norm: Norm | None = None
     qk_norm_over: Literal["head", "heads", "all"] = "head"
     qk_norm_late: bool = False

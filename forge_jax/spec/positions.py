@@ -116,6 +116,14 @@ class QueryScaling:
 
 
 @dataclass(frozen=True)
+class PowerScaling:
+    """Queries grow with the position: q * (1 + (position + 1) / original_len) ** power."""
+
+    power: float
+    original_len: int
+
+
+@dataclass(frozen=True)
 class Positions:
     """A learned table of absolute positions; position p reads row p + offset."""
 

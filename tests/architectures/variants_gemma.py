@@ -183,3 +183,25 @@ VARIANTS |= {
     | {"norm_topk_prob": True, "tie_word_embeddings": True, "num_hidden_layers": 5},
     "kolibri1_bare": model("kolibri1", without(FEW, "intermediate_size"), EXPERTS),
 }
+
+BEAM = model(
+    "beam",
+    COMMON,
+    KINDS,
+    {"num_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 24},
+    {"rope_parameters": PLAIN | {"full_attention": None}, "mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
+    {"final_logit_softcapping": 3.0},
+)
+
+VARIANTS |= {
+    "beam": BEAM,
+    "beam_ropes": BEAM
+    | {
+        "rope_parameters": PLAIN,
+        "attention_bias": True,
+        "norm_topk_prob": False,
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": True,
+    },
+    "beam_bare": model("beam", FEW, {"num_experts": 16, "moe_intermediate_size": 16, "num_attention_heads": 8}),
+}
