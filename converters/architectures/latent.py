@@ -1,10 +1,12 @@
 """Pieces that families with latent attention share: the reader of its settings, and its rules."""
 
+from dataclasses import replace
+
 from converters.architectures.common import HEADS_IN, HEADS_OUT, TRANSPOSED, norm_rules, weight_and_bias
 from converters.rope import magnitude, read_rope, rope_dict
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Latent, ModelSpec, Norm, Yarn
+from forge_jax.spec import Indexer, Latent, ModelSpec, Norm, Rope, Yarn
 
 OURS = "layers.{l}.attention"
 
@@ -45,6 +47,22 @@ def latent_rules(theirs: str, ours: str = OURS) -> tuple[Rule, ...]:
         *norm_rules(f"{ours}.kv_norm", f"{theirs}.kv_a_layernorm"),
         Rule((f"{ours}.k", f"{ours}.v"), f"{theirs}.kv_b_proj.weight", ("n h r -> r n h", "n v r -> r n v"), "(n c) r"),
         *weight_and_bias(f"{ours}.o", f"{theirs}.o_proj", HEADS_IN),
+    )
+
+
+def read_indexer(take: Take, rope: Rope) -> Indexer:
+    """The indexer of sparse attention; its keys are normed with the mean taken out."""
+    norm = replace(INNER_NORM, kind="layer", bias=True)
+    return Indexer(take("index_n_heads"), take("index_head_dim"), take("index_topk"), norm, rope)
+
+
+def indexer_rules(theirs: str) -> tuple[Rule, ...]:
+    """The indexer."""
+    return (
+        Rule(f"{OURS}.index.q", f"{theirs}.wq_b.weight", HEADS_OUT),
+        Rule(f"{OURS}.index.k", f"{theirs}.wk.weight", TRANSPOSED),
+        *norm_rules(f"{OURS}.index.k_norm", f"{theirs}.k_norm"),
+        Rule(f"{OURS}.index.weight", f"{theirs}.weights_proj.weight", TRANSPOSED),
     )
 
 

@@ -12,6 +12,7 @@ from forge_jax.spec import (
     ChannelMix,
     DeltaNet,
     Differential,
+    Indexer,
     Latent,
     Mamba,
     Mamba2,
@@ -66,8 +67,9 @@ def mamba2_memory(op: Mamba2) -> dict[str, Slab]:
 
 
 def latent_memory(op: Latent) -> dict[str, Slab]:
-    """One entry for all heads: the latent and the shared key. Every device has the whole of it."""
-    return {"entry": Slab((1, op.rank + op.rope_dim), (None, None))}
+    """One entry for all heads: the latent and the shared key; and an indexer's key. Every device has all of them."""
+    sizes = {"entry": op.rank + op.rope_dim} | ({"index": op.indexer.dim} if isinstance(op.indexer, Indexer) else {})
+    return {name: Slab((1, size), (None, None)) for name, size in sizes.items()}
 
 
 def differential_memory(op: Differential) -> dict[str, Slab]:

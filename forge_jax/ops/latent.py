@@ -6,6 +6,7 @@ are then the only key and value of all heads, so that no entry is ever expanded 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
@@ -14,10 +15,11 @@ from forge_jax.cache import place_key
 from forge_jax.ops.attention import Keys, attend, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
+from forge_jax.ops.indexer import index_keys, pick
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
-from forge_jax.spec import Latent
+from forge_jax.spec import Indexer, Latent
 from forge_jax.tensor import contract, dense
 
 
@@ -28,11 +30,11 @@ def project(params: Tree, name: str, eq: str, x: Array) -> Array:
     return y if bias is None else y + bias.astype(y.dtype)[None, None]
 
 
-def queries(op: Latent, params: Tree, x_BTD: Array) -> Array:
-    """[B, T, N, H + P], unrotated."""
-    if op.q_rank is not None:
-        x_BTD = norm(op.norm, params.get("q_norm", {}), project(params, "q_a", "BTD,DQ->BTQ", x_BTD))
-    return contract("BTQ,QNH->BTNH", x_BTD, params["q"])
+def query_source(op: Latent, params: Tree, x_BTD: Array) -> Array:
+    """What queries are read out of: their latent, or the stream."""
+    if op.q_rank is None:
+        return x_BTD
+    return norm(op.norm, params.get("q_norm", {}), project(params, "q_a", "BTD,DQ->BTQ", x_BTD))
 
 
 def entries(op: Latent, params: Tree, x_BTD: Array) -> Array:
@@ -69,31 +71,47 @@ def absorbed(op: Latent, params: Tree, q_BTNH: Array) -> Array:
 
 def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state with the new entries)."""
-    position_BT = call.coords_BTC[..., 0]
     # where frequencies depend on the length, the angle of an old key changes: keys are kept unrotated
     late = op.rope is not None and op.rope.varies
     length_B = call.order_BT.max(1) + 1 if late else None
-    turn = functools.partial(turned, op, length_B=length_B)
-    q = turn(queries(op, params, x_BTD), position_BT)
-    bare_BT1R = entries(op, params, x_BTD)[:, :, None]
-    entry_BT1R = turn(bare_BT1R, position_BT)
-    stored_B1TR = (bare_BT1R if late else entry_BT1R).transpose(0, 2, 1, 3)
+    slots = call.slots[place_key(op)] if state is not None else None
+    past = slots.past if slots is not None and not ctx.fresh else None
+
+    def parts(name: str, bare_BT1R: Array, turn: Callable[..., Array]) -> tuple[list[Array], Array]:
+        """[B, 1, S, R] of the past, if there is one, and of the present, both rotated; and the present to be kept."""
+        present = turn(bare_BT1R, call.coords_BTC[..., 0], length_B)
+        kept = (bare_BT1R if late else present).transpose(0, 2, 1, 3)
+        found = [present.transpose(0, 2, 1, 3)]
+        if past is not None and state is not None:
+            old = state[name].astype(bare_BT1R.dtype)
+            if late:
+                old = turn(old.transpose(0, 2, 1, 3), jnp.maximum(past.order_BS, 0), length_B).transpose(0, 2, 1, 3)
+            found.insert(0, old)
+        return found, kept
+
+    source = query_source(op, params, x_BTD)
+    q = turned(op, contract("BTQ,QNH->BTNH", source, params["q"]), call.coords_BTC[..., 0], length_B)
+    entry, kept = parts("entry", entries(op, params, x_BTD)[:, :, None], functools.partial(turned, op))
+    new = {"entry": kept}
+    seen = [visible(call.order_BT, call.span_BT, call.order_BT, call.span_BT)]
+    if past is not None:
+        seen.insert(0, visible(call.order_BT, call.span_BT, past.order_BS, past.span_BS))
+    if isinstance(op.indexer, Indexer):
+        p, turn = params["index"], functools.partial(rotate, op.indexer.rope)
+        keys, new["index"] = parts("index", index_keys(op.indexer, p, x_BTD), turn)
+        q_BTNH = turn(contract("BTQ,QNH->BTNH", source, p["q"]), call.coords_BTC[..., 0], length_B)
+        call.bus["picked"] = seen = pick(op.indexer, p, q_BTNH, x_BTD, keys, seen)
+    elif op.indexer == "shared":
+        seen = call.bus["picked"]
 
     look = functools.partial(attend, scale=op.scale)
-    seen_BTT = visible(call.order_BT, call.span_BT, call.order_BT, call.span_BT)
-    slots = call.slots[place_key(op)] if state is not None else None
-    if state is None or slots is None or ctx.fresh:
-        keys = Keys(*expanded(op, params, entry_BT1R[:, :, 0]), seen_BTT)
-        y = triangle(look, q, keys) if ctx.fresh else look(q, [keys])
+    if past is None:
+        expansion = Keys(*expanded(op, params, entry[0][:, 0]), seen[0])
+        y = triangle(look, q, expansion) if ctx.fresh else look(q, [expansion])
     else:
-        past, order_BS = state["entry"].astype(q.dtype), slots.past.order_BS
-        if late:
-            past = turn(past.transpose(0, 2, 1, 3), jnp.maximum(order_BS, 0)).transpose(0, 2, 1, 3)
-        seen_BTS = visible(call.order_BT, call.span_BT, order_BS, slots.past.span_BS)
-        present = entry_BT1R.transpose(0, 2, 1, 3)
         # the whole entry serves as the value: cutting the shared key off would copy the cache
-        parts = [Keys(past, past, seen_BTS), Keys(present, present, seen_BTT)]
-        y = look(absorbed(op, params, q), parts)[..., : op.rank]
+        views = [Keys(part, part, mask) for part, mask in zip(entry, seen, strict=True)]
+        y = look(absorbed(op, params, q), views)[..., : op.rank]
         y = contract("BTNR,RNH->BTNH", y, dense(params["v"]))
 
     y = gated(op.gate, params, x_BTD, y)
@@ -101,5 +119,5 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     if op.bias:
         out = out + params["o_bias"].astype(out.dtype)[None, None]
     if state is not None and slots is not None:
-        state = remember(state, slots, {"entry": stored_B1TR}, out[:, :, 0], ctx)
+        state = remember(state, slots, new, out[:, :, 0], ctx)
     return out, state

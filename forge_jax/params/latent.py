@@ -2,7 +2,7 @@
 
 from forge_jax.params.layers import gate_params, norm_params
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import Latent
+from forge_jax.spec import Indexer, Latent
 
 
 def latent_params(op: Latent, dim: int) -> Tree:
@@ -26,4 +26,16 @@ def latent_params(op: Latent, dim: int) -> Tree:
             out["q_a_bias"] = Param((op.q_rank,), (None,), fill=0.0)
         out["kv_a_bias"] = Param((entry,), (None,), fill=0.0)
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
+    if isinstance(op.indexer, Indexer):
+        out["index"] = indexer_params(op.indexer, op.q_rank or dim, dim)
     return out | gate_params(op.gate, dim, n, op.value_dim)
+
+
+def indexer_params(op: Indexer, source: int, dim: int) -> Tree:
+    """q [Q, N, H], k [D, H], k_norm and the weights of the heads [D, N]; every device has the whole of them."""
+    return {
+        "q": Param((source, op.heads, op.dim), (None, None, "head")),
+        "k": Param((dim, op.dim), ("embed", "head")),
+        "k_norm": norm_params(op.norm, (op.dim,), ("head",)),
+        "weight": Param((dim, op.heads), ("embed", None)),
+    }

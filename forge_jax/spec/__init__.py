@@ -9,7 +9,7 @@ architectures that want it and touches one place; a boolean that would touch two
 
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
-from forge_jax.spec.latent import Latent
+from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
 from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
@@ -49,6 +49,7 @@ __all__ = [
     "DynamicNtk",
     "Exchange",
     "Gate",
+    "Indexer",
     "Latent",
     "HeadTransform",
     "Linear",

@@ -1,9 +1,26 @@
 """Latent attention: what a head reads out of one compressed entry a token."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from forge_jax.spec.ops import Gate, Norm
 from forge_jax.spec.positions import Rope
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """What picks the `top_k` tokens that a query looks at (arXiv:2512.02556, 2.1), by a score of its own.
+
+    A token leaves behind one normed key of `dim` features. Queries of as many features come out of the op's query
+    latent, for each of `heads`; the score is the sum of the heads' relu(q k / sqrt(dim)), each times a weight that
+    the query's token gives. `rope` turns the first features of both.
+    """
+
+    heads: int
+    dim: int
+    top_k: int
+    norm: Norm
+    rope: Rope
 
 
 @dataclass(frozen=True)
@@ -14,7 +31,6 @@ class Latent:
     that all heads share. A head reads from the latent a value of `value_dim` features and the `nope_dim` features of
     its key that do not rotate. Queries come out of a latent of `q_rank` features of their own, or, where that is None,
     straight out of the stream. `norm` is of both latents. `bias` is on the ways into the latents and out of the heads.
-    `gate` multiplies what each head reads.
     """
 
     heads: int
@@ -29,3 +45,11 @@ class Latent:
     latent_scale: float = 1.0
     bias: bool = False
     gate: Gate | None = None
+    """It multiplies what each head reads."""
+    indexer: Indexer | Literal["shared"] | None = None
+    """Queries look only at the tokens that it picks; "shared": at those that the last one before picked."""
+
+    def __post_init__(self) -> None:
+        """Check that an indexer has what it reads."""
+        if isinstance(self.indexer, Indexer) and self.q_rank is None:
+            raise ValueError("latent attention: an indexer reads the query latent; q_rank is None")

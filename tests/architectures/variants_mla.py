@@ -50,6 +50,15 @@ LONGCAT_FLASH = model(
 YOUTU = model("youtu", without(COMMON, "pad_token_id"), UNTIED)  # a row for padding is zeroed as it is read
 SARVAM_MLA = model("sarvam_mla", COMMON, EXPERTS)
 AXK1 = model("axk1", COMMON, EXPERTS, {"mlp_layer_types": ["dense", "sparse"]})
+INDEX: Config = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 12}  # with few heads, scores are often all 0
+DEEPSEEK_V32 = model("deepseek_v32", COMMON, EXPERTS, INDEX, {"mlp_layer_types": ["dense", "sparse"]})
+GLM_MOE_DSA = model(
+    "glm_moe_dsa",
+    COMMON,
+    EXPERTS,
+    INDEX,
+    {"num_hidden_layers": 3, "indexer_types": ["full", "shared", "full"], "first_k_dense_replace": 1},
+)
 
 VARIANTS: dict[str, Config] = {
     "deepseek_v3": DEEPSEEK_V3,
@@ -153,4 +162,21 @@ VARIANTS: dict[str, Config] = {
     | TIED
     | {"num_hidden_layers": 3, "first_k_dense_replace": 2, "moe_layer_freq": 2, "rope_interleave": False},
     "axk1_bare": model("axk1", SIZES, HEADS, {"moe_intermediate_size": 8}),
+    "deepseek_v32": DEEPSEEK_V32,
+    "deepseek_v32_old_yarn": old(
+        without(DEEPSEEK_V32, "mlp_layer_types"),
+        first_k_dense_replace=1,
+        attention_bias=True,
+        hidden_act="gelu",
+        rope_scaling=without(MSCALES, "rope_theta", "rope_type") | {"type": "yarn"},
+    ),
+    "deepseek_v32_bare": model(
+        "deepseek_v32", SIZES, HEADS, {"moe_intermediate_size": 8, "num_hidden_layers": 4, "head_dim": 8}
+    ),
+    "glm_moe_dsa": GLM_MOE_DSA,
+    "glm_moe_dsa_every": without(GLM_MOE_DSA, "indexer_types") | {"index_topk_freq": 2, "index_skip_topk_offset": 1},
+    "glm_moe_dsa_pattern": without(GLM_MOE_DSA, "indexer_types") | {"index_topk_pattern": "FSS"},
+    "glm_moe_dsa_bare": model(
+        "glm_moe_dsa", SIZES, HEADS, {"moe_intermediate_size": 8, "num_hidden_layers": 4, "head_dim": 8}
+    ),
 }
