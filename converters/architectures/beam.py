@@ -6,6 +6,7 @@ from dataclasses import replace
 from converters.architectures.common import (
     HEADS_OUT,
     SANDWICH,
+    activation,
     decoder,
     gated_mlp,
     grouped_attention,
@@ -18,7 +19,7 @@ from converters.architectures.family import Family
 from converters.rope import DIALECT, read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Attention, Block, Branch, Gate, Mlp, ModelSpec, Moe, Norm, PowerScaling, Router
+from forge_jax.spec import Attention, Block, Branch, Gate, ModelSpec, Moe, Norm, PowerScaling, Router
 
 DEFAULTS = {
     "vocab_size": 151936,
@@ -62,7 +63,7 @@ def attentions(take: Take, kinds: Sequence[str], norm: Norm) -> list[Attention]:
     return [replace(by_kind[kind], window=size) for kind, size in zip(kinds, sizes, strict=True)]
 
 
-def mixture(take: Take, dense: Mlp) -> Moe:
+def mixture(take: Take) -> Moe:
     """A biased sigmoid chooses within the best groups of experts."""
     router = Router(
         take("num_experts"),
@@ -75,7 +76,7 @@ def mixture(take: Take, dense: Mlp) -> Moe:
         renorm_eps=1e-20,
         scale=take("routed_scaling_factor"),
     )
-    return Moe(router, take("moe_intermediate_size"), dense.act)
+    return Moe(router, take("moe_intermediate_size"), activation(take, "hidden_act"))
 
 
 def config(take: Take) -> ModelSpec:
@@ -86,7 +87,7 @@ def config(take: Take) -> ModelSpec:
     kinds = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count - 1)]
     kinds = layer_types(take, count, [*kinds, "full_attention"])
     sparse = mlp_layer_types(take, count, 3)
-    seconds = {"dense": Branch("mlp", dense), "sparse": Branch("moe", mixture(take, dense))}
+    seconds = {"dense": Branch("mlp", dense), "sparse": Branch("moe", mixture(take))}
 
     def layer(i: int, attention: Attention) -> Block:
         pair = (Branch("attention", attention), seconds[sparse[i]])

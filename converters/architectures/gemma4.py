@@ -139,13 +139,13 @@ def mixture(take: Take, norm: Norm, act: Activation) -> Moe | None:
     return Moe(router, width, act, norm=norm)
 
 
-def block(attention: Attention, mlp: Mlp, moe: Moe | None, norm: Norm, size: int) -> Block:
-    """A norm before and after each branch; the third takes in `size` features of the layer's own, if there are any."""
+def block(attention: Attention, mlp: Mlp, moe: Moe | None, norm: Norm, own: OwnInput | None) -> Block:
+    """A norm before and after each branch; the third takes in what is the layer's own, if there is any."""
     first, second = Branch("attention", attention, pre=norm, post=norm), Branch("mlp", mlp, pre=norm, post=norm)
     if moe is not None:
         second = Branch("feed_forward", Sum((second, Branch("moe", moe, post=norm))), post=norm)
-    own = (Branch("own", OwnInput(size, mlp.act), post=norm),) if size else ()
-    return Block((first, second, *own), scalar=True)
+    third = (Branch("own", own, post=norm),) if own else ()
+    return Block((first, second, *third), scalar=True)
 
 
 def config(take: Take) -> ModelSpec:
@@ -159,8 +159,9 @@ def config(take: Take) -> ModelSpec:
     norm, mlp, act = Norm(take("rms_norm_eps")), take("intermediate_size"), activation(take, "hidden_activation")
     double = take("use_double_wide_mlp", False)
     inputs, moe = own(take, norm), mixture(take, norm, act)
+    third = OwnInput(inputs.dim, act) if inputs else None
     layers = [
-        block(one, Mlp(2 * mlp if double and one.reads else mlp, act), moe, norm, inputs.dim if inputs else 0)
+        block(one, Mlp(2 * mlp if double and one.reads else mlp, act), moe, norm, third)
         for one in attentions(take, kinds, norm)
     ]
     spec = replace(decoder(take, layers, norm), own=inputs)

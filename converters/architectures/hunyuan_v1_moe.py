@@ -58,7 +58,7 @@ def config(take: Take) -> ModelSpec:
         raise ValueError(f"{take.where}: moe_topk has {len(chosen)} entries for {count} layers")
     norm = Norm(take("rms_norm_eps"))
     op = attention(take, norm)
-    moe = Moe(Router(take("num_experts"), 1, renorm=1.0), expert.dim, expert.act, shared=expert)
+    moe = Moe(Router(take("num_experts"), 1, renorm=1.0), expert.dim, activation(take, "hidden_act"), shared=expert)
     layers = (pre_norm(op, replace(moe, router=replace(moe.router, top_k=top_k)), norm) for top_k in chosen)
     return decoder(take, layers, norm)
 

@@ -67,7 +67,7 @@ def config(take: Take) -> ModelSpec:
     seconds: list[Mlp | Moe] = [mlp] * len(firsts)
     take.ignore("num_experts_per_tok", "expert_layer_period", "expert_layer_offset")  # without effect if all are dense
     if experts > 1:
-        moe = Moe(Router(experts, take("num_experts_per_tok")), mlp.dim, mlp.act)
+        moe = Moe(Router(experts, take("num_experts_per_tok")), mlp.dim, activation(take, "hidden_act"))
         seconds = [moe if yes else mlp for yes in periodic(take, "expert")]
     return decoder(take, [layer(norm, *pair) for pair in zip(firsts, seconds, strict=True)], norm)
 

@@ -95,7 +95,7 @@ STATES: Mapping[str, Arch] = {
     "nemotron_h": _NEMOTRON,
     "nemotron_h_moe": replace(
         _NEMOTRON,
-        keys=_NEMOTRON.keys
+        keys=dict(_NEMOTRON.keys)
         | EXPERT_WIDTH
         | {
             "expert_count": "n_routed_experts",

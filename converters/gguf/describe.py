@@ -27,6 +27,7 @@ from forge_jax.spec import (
     Mlp,
     ModelSpec,
     Moe,
+    QueryScaling,
     Rope,
     Yarn,
 )
@@ -290,7 +291,7 @@ def delta(spec: ModelSpec) -> Metadata:
 def mistral3(spec: ModelSpec) -> Metadata:
     """How queries grow."""
     scaling = attention_of(spec).query_scaling
-    return {"attention.temperature_scale": scaling.beta if scaling else None}
+    return {"attention.temperature_scale": scaling.beta if isinstance(scaling, QueryScaling) else None}
 
 
 EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
