@@ -62,8 +62,8 @@ def families() -> list[str]:
 # Fields that change how calls, padding, caches and devices go together, not only what is computed of one token.
 WIRING = frozenset(
     """
-    alibi beside branches chunk identity indexer late latent norm_first op parallel pre publish qk_norm_over reads
-    residual rope scaling scale_input shared sinks streams values varies window
+    alibi beside branches chunk indexer late latent op parallel publish qk_norm_over reads residual scale_input shared
+    sinks streams values window
     """.split()
 )
 
@@ -110,9 +110,9 @@ def structure(request: pytest.FixtureRequest) -> Golden:
     return load(request.param)
 
 
-@pytest.fixture(params=ordinary())
+@pytest.fixture(params=structures())
 def plain(request: pytest.FixtureRequest) -> Golden:
-    """The plainest golden of each family."""
+    """A golden of each way that layers are built; their configs are changed key by key."""
     return load(request.param)
 
 

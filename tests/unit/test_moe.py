@@ -85,7 +85,7 @@ def exact(op: Moe, params: Tree, x: jax.Array) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 40)])
+@pytest.mark.parametrize("shape", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow), (2, 40)])
 @pytest.mark.parametrize("name", OPS)
 def test_paths_agree(name: str, shape: tuple[int, int]) -> None:
     op, x = OPS[name], tokens(*shape)
@@ -161,7 +161,7 @@ def small(op: Moe, layers: int = 2) -> ModelSpec:
     return ModelSpec(32, DIM, (block,) * layers, 64, norm)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", ["biases, clamp", "identity", pytest.param("shared", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("shards", "experts"), [(1, 4), (2, 2)])
 def test_experts_on_several_devices(name: str, shards: int, experts: int) -> None:
     spec = small(OPS[name], 1)
