@@ -1,6 +1,8 @@
 """Strict settings for every test: no silent promotion, eight fake devices, warnings are errors (pyproject.toml)."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -27,3 +29,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"reference checkpoints are not at {SHARED}; set FORGE_JAX_SHARED to their folder")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forget compiled programs before a process has more of them than the system maps (65,530 pieces on Linux)."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
