@@ -130,10 +130,11 @@ def own(take: Take, norm: Norm) -> OwnInputs | None:
 
 def mixture(take: Take, norm: Norm, act: Activation) -> Moe | None:
     """The experts beside the feed-forward layer, whose router sees the stream with a norm of its own."""
-    sizes = [take(key, None) for key in ("num_experts", "top_k_experts", "moe_intermediate_size")]
+    keys = ("num_experts", "top_k_experts", "moe_intermediate_size")
     if not take("enable_moe_block", False):
+        take.ignore(*keys)
         return None
-    experts, chosen, width = sizes
+    experts, chosen, width = map(take, keys)
     scale = take("hidden_size") ** -0.5
     router = Router(experts, chosen, renorm=1.0, norm=norm, logit_scale=scale, expert_scale=True)
     return Moe(router, width, act, norm=norm)

@@ -30,6 +30,7 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "xglm": {"vocab_size": 160, "d_model": 2048, "num_layers": 2, "attention_heads": 4, "ffn_dim": 56},
     "opt": SIZES | {"ffn_dim": 56},
     "deepseek_v2": SIZES | {"num_experts_per_tok": 2},
+    "dots1": SIZES | {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "longcat_flash": {"hidden_size": 2048, "num_layers": 2, "num_attention_heads": 32},
     "helium": SIZES | {"hidden_size": 2560, "num_attention_heads": 20},
     "bitnet": SIZES | {"hidden_size": 2560, "num_attention_heads": 20},
