@@ -40,6 +40,17 @@ def hidden(op: Moe, linear: Callable[[str], Array]) -> Array:
     return activate(op.act, linear("gate")) * up
 
 
+def entering(op: Moe, x_RD: Array, weight_R1: Array) -> Array:
+    """What the experts see, one row for each choice of a token."""
+    return x_RD * weight_R1 if op.scale_input else x_RD
+
+
+def leaving(op: Moe, y_RD: Array, weight_NX: Array) -> Array:
+    """The sum over the choices of each token, from one row for each."""
+    y_NXD = y_RD.reshape(*weight_NX.shape, -1)
+    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+
+
 def every_expert(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """Every expert on every token, times its weight, which is 0 where it was not chosen."""
     chosen_NXE = jax.nn.one_hot(ids_NX, params["up"].shape[0], dtype=x_ND.dtype)
@@ -61,12 +72,10 @@ def block_size(rows: int, experts: int) -> int:
 
 def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """Each expert on the tokens that chose it. An id past the last expert stands for none."""
-    n, x = ids_NX.shape
-    experts, rows, ids_R = params["up"].shape[0], n * x, ids_NX.reshape(-1)
+    x, experts, ids_R = ids_NX.shape[1], params["up"].shape[0], ids_NX.reshape(-1)
+    rows = ids_R.shape[0]
     size = block_size(rows, experts)
-    x_RD = jnp.repeat(x_ND, x, axis=0)
-    if op.scale_input:
-        x_RD = x_RD * weight_NX.reshape(-1, 1)
+    x_RD = entering(op, jnp.repeat(x_ND, x, axis=0), weight_NX.reshape(-1, 1))
     if size == 1:
         count, place_R, expert_C = rows, jnp.arange(rows), jnp.minimum(ids_R, experts - 1)
         used_C = ids_R < experts
@@ -87,19 +96,16 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
 
     y_CMD = jax.lax.map(block, (x_CMD.reshape(count, size, -1), expert_C, used_C))
     y_RD = y_CMD.reshape(count * size, -1).at[place_R].get(mode="fill", fill_value=0)
-    y_NXD = y_RD.reshape(n, x, -1)
-    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+    return leaving(op, y_RD, weight_NX)
 
 
 def ragged(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """The same as one product of all rows, sorted by expert, with all experts: what accelerators have a kernel for."""
-    n, x = ids_NX.shape
-    ids_R, weight_R1 = ids_NX.reshape(-1), weight_NX.reshape(-1, 1)
+    x = ids_NX.shape[1]
+    ids_R = ids_NX.reshape(-1)
     order_R = jnp.argsort(ids_R, stable=True)
     sorted_R, size_E = ids_R[order_R], jnp.bincount(ids_R, length=params["up"].shape[0])
-    x_RD = x_ND[order_R // x]
-    if op.scale_input:
-        x_RD = x_RD * weight_R1[order_R]
+    x_RD = entering(op, x_ND[order_R // x], weight_NX.reshape(-1, 1)[order_R])
 
     def linear(name: str) -> Array:
         y = jax.lax.ragged_dot(x_RD, dense(params[name]).astype(x_RD.dtype), size_E)
@@ -109,18 +115,15 @@ def ragged(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, 
 
     y_RD = jax.lax.ragged_dot(hidden(op, linear), dense(params["down"]).astype(x_RD.dtype), size_E)
     y_RD = jnp.where((sorted_R < size_E.shape[0])[:, None], y_RD, jnp.zeros((), y_RD.dtype))
-    y_NXD = jnp.zeros_like(y_RD).at[order_R].set(y_RD).reshape(n, x, -1)
-    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+    return leaving(op, jnp.zeros_like(y_RD).at[order_R].set(y_RD), weight_NX)
 
 
 def gathered(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """The same for a few tokens: the weights of every chosen expert side by side."""
-    n, x = ids_NX.shape
+    x = ids_NX.shape[1]
     held = params["up"].shape[0]
     ids_R = jnp.minimum(ids_NX.reshape(-1), held - 1)
-    x_RD = jnp.repeat(x_ND, x, axis=0)
-    if op.scale_input:
-        x_RD = x_RD * weight_NX.reshape(-1, 1)
+    x_RD = entering(op, jnp.repeat(x_ND, x, axis=0), weight_NX.reshape(-1, 1))
 
     def linear(name: str) -> Array:
         y = jnp.einsum("RD,RDF->RF", x_RD, take(params[name], ids_R).astype(x_RD.dtype))
@@ -128,8 +131,7 @@ def gathered(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array
 
     y_RD = jnp.einsum("RF,RFD->RD", hidden(op, linear), take(params["down"], ids_R).astype(x_RD.dtype))
     y_RD = jnp.where((ids_NX.reshape(-1) < held)[:, None], y_RD, jnp.zeros((), y_RD.dtype))
-    y_NXD = y_RD.reshape(n, x, -1)
-    return (y_NXD if op.scale_input else y_NXD * weight_NX[..., None]).sum(1)
+    return leaving(op, y_RD, weight_NX)
 
 
 def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Array, Array]:
