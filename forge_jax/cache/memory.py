@@ -18,6 +18,7 @@ from forge_jax.spec import (
     Mamba2,
     ModelSpec,
     Op,
+    RgLru,
     Selective,
     ShortConv,
     Sum,
@@ -100,6 +101,15 @@ def delta_memory(op: DeltaNet) -> dict[str, Slab]:
     }
 
 
+def rg_lru_memory(op: RgLru) -> dict[str, Slab]:
+    """The last inputs of the convolution, and the state."""
+    channels, axes = (op.heads, op.head_dim), ("heads", "head")
+    return {
+        "tail": Slab((*channels, op.conv - 1), (*axes, None), slots=False),
+        "state": Slab(channels, axes, slots=False),
+    }
+
+
 def selective_memory(op: Selective) -> dict[str, Slab]:
     """Keys, values and merits, whole on every device."""
     heads, dim = op.attention.kv_heads, op.attention.head_dim
@@ -117,6 +127,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
+    RgLru: lambda op, dim: rg_lru_memory(op),
     ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }
 

@@ -17,6 +17,7 @@ from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.own import own_input
+from forge_jax.ops.rg_lru import rg_lru
 from forge_jax.ops.rope import sinusoids
 from forge_jax.ops.selective import selective
 from forge_jax.ops.short_conv import short_conv
@@ -36,6 +37,7 @@ from forge_jax.spec import (
     Moe,
     Op,
     OwnInput,
+    RgLru,
     Selective,
     ShortConv,
     Wkv,
@@ -49,6 +51,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mamba: mamba,
     Wkv: wkv,
     Mamba2: mamba2,
+    RgLru: rg_lru,
     Latent: latent_attention,
     Constant: constant,
     Selective: selective,

@@ -11,6 +11,16 @@ from jax import Array
 EXACT = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)  # a state keeps what it is told for a long time
 
 
+def linear_scan(decay: Array, drive: Array, start: Array) -> Array:
+    """h[t] = decay[t] * h[t - 1] + drive[t], each number for itself, in parallel: [B, T, ...] from h[-1] [B, ...]."""
+
+    def join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
+        return first[0] * then[0], then[0] * first[1] + then[1]
+
+    decay, drive = jax.lax.associative_scan(join, (decay, drive), axis=1)  # of one token: the token
+    return decay * start[:, None] + drive
+
+
 def over_chunks(step: Callable[[Any, Any], tuple[Any, Array]], state: Any, inputs: Any, size: int) -> tuple[Any, Array]:
     """Run `step(state, piece) -> (state, y)` over pieces of `size` tokens; leaves of `inputs` and y are [B, T, ...].
 

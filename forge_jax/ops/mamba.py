@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.ops.call import Call, Context
-from forge_jax.ops.chunks import over_chunks
+from forge_jax.ops.chunks import linear_scan, over_chunks
 from forge_jax.ops.conv import causal_conv
 from forge_jax.ops.mlp import activate
 from forge_jax.ops.norm import norm
@@ -28,12 +28,7 @@ def recur(a_NHS: Array, h_BNHS: Array, piece: tuple[Array, Array, Array, Array])
     dt_BTNH, x_BTNH, b_BTNS, c_BTNS = piece
     decay = jnp.exp(dt_BTNH[..., None] * a_NHS[None, None])
     drive = (dt_BTNH * x_BTNH)[..., None] * b_BTNS[:, :, :, None]
-
-    def join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
-        return first[0] * then[0], then[0] * first[1] + then[1]
-
-    decay, drive = jax.lax.associative_scan(join, (decay, drive), axis=1)  # of one token: the token
-    h_BTNHS = decay * h_BNHS[:, None] + drive
+    h_BTNHS = linear_scan(decay, drive, h_BNHS)
     return h_BTNHS[:, -1], (h_BTNHS * c_BTNS[:, :, :, None]).sum(-1)
 
 

@@ -30,6 +30,7 @@ from forge_jax.spec import (
     ModelSpec,
     Moe,
     Op,
+    RgLru,
     ShortConv,
     Sum,
     Wkv,
@@ -58,7 +59,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
-        case Latent():
+        case Latent() | RgLru():
             return {"heads": padded(op.heads, shards)}
         case DeltaNet():
             heads = head_slots(op.value_heads, op.key_heads, shards)
@@ -106,6 +107,8 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, attention=pairs)
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
+            case RgLru():
+                return replace(old, heads=slots["heads"], dim=slots["heads"] * old.head_dim)
             case Mamba2() | Latent():
                 return replace(old, heads=slots["heads"])
             case DeltaNet():

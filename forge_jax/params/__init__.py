@@ -18,6 +18,7 @@ from forge_jax.params.layers import attention_params, mlp_params, norm_params, t
 from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
+from forge_jax.params.recurrent import rg_lru_params
 from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
@@ -39,6 +40,7 @@ from forge_jax.spec import (
     Op,
     OwnInput,
     Positions,
+    RgLru,
     Selective,
     ShortConv,
     Sum,
@@ -68,6 +70,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Differential: differential_params,
     Exchange: lambda op, dim: {},
     Wkv: wkv_params,
+    RgLru: rg_lru_params,
     DeltaNet: delta_net_params,
     Mlp: mlp_params,
     Moe: moe_params,

@@ -30,6 +30,7 @@ from forge_jax.spec.positions import (
     Sinusoids,
     Yarn,
 )
+from forge_jax.spec.recurrent import RgLru
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
@@ -68,6 +69,7 @@ __all__ = [
     "PowerScaling",
     "Proportional",
     "QueryScaling",
+    "RgLru",
     "Rope",
     "Router",
     "Scaling",

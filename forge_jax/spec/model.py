@@ -12,6 +12,7 @@ from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
+from forge_jax.spec.recurrent import RgLru
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
@@ -28,6 +29,7 @@ Op = (
     | Mlp
     | Moe
     | OwnInput
+    | RgLru
     | Selective
     | ShortConv
     | Wkv
