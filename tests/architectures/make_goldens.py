@@ -24,7 +24,7 @@ from variants import VARIANTS
 
 
 def published(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The true shapes of convolutions over projections, which transformers joins on reading and saves as equal thirds."""
+    """Shapes of convolutions over projections, which transformers joins on reading and saves as equal thirds."""
     mine = {key: key.replace("_conv1d.", "_proj.") for key in shapes if "_conv1d." in key}
     return {key: (shapes[over][0], *shapes[key][1:]) for key, over in mine.items() if over in shapes}
 
