@@ -242,9 +242,9 @@ def mlp_rules(theirs: str, **names: str) -> tuple[Rule, ...]:
     )
 
 
-def fused_gate_up(theirs: str) -> Rule:
+def fused_gate_up(theirs: str, ours: str = "layers.{l}.mlp") -> Rule:
     """Gate and up in one tensor, one after the other."""
-    return Rule(("layers.{l}.mlp.gate", "layers.{l}.mlp.up"), f"{theirs}.weight", "(q f) d -> q d f")
+    return Rule((f"{ours}.gate", f"{ours}.up"), f"{theirs}.weight", "(q f) d -> q d f")
 
 
 def pre_norm_rules(layer: str, first: str = "input_layernorm", second: str = "post_attention_layernorm"):

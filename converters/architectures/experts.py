@@ -60,7 +60,7 @@ def grouped_moe(take: Take, experts: str = "n_routed_experts", shared: str = "n_
         take("num_experts_per_tok"),
         "sigmoid",
         choice_bias=take("topk_method", "noaux_tc") == "noaux_tc",
-        groups=(take("n_group"), take("topk_group")),
+        groups=(take("n_group", 1), take("topk_group", 1)),
         group_top=2,
         renorm=1.0 if take("norm_topk_prob") else None,
         renorm_eps=1e-20,

@@ -40,11 +40,12 @@ class Slab:
 
 
 def attention_memory(op: Attention) -> dict[str, Slab]:
-    """Keys and values, unless they are another layer's."""
+    """Keys and values, unless they are another layer's; the key that blocks are picked by is whole on every device."""
     if op.reads is not None:
         return {}
     axes = ("kv_heads", "head")
-    return {"k": Slab((op.kv_heads, op.head_dim), axes), "v": Slab((op.kv_heads, op.value_size), axes)}
+    index = {} if op.blocks is None else {"index": Slab((1, op.blocks.dim), (None, None))}
+    return {"k": Slab((op.kv_heads, op.head_dim), axes), "v": Slab((op.kv_heads, op.value_size), axes), **index}
 
 
 def mamba_memory(op: Mamba) -> dict[str, Slab]:

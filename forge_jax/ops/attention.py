@@ -5,7 +5,7 @@ Head counts are read from the weights, never from the spec: under shard_map they
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from forge_jax.cache import Slots, place_key, put
+from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
 from forge_jax.ops.heads import over_heads, project, turned
@@ -69,7 +70,10 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Keys:
-    """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores."""
+    """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
+
+    What is seen may differ by kv head: [B, K, T, S].
+    """
 
     k_BKSH: Array
     v_BKSH: Array
@@ -98,7 +102,8 @@ def attend(
             z = z + part.bias_BN1S.reshape(b, heads, group, -1, s)
         if softcap is not None:
             z = softcap * jnp.tanh(z / softcap)
-        return jnp.where(part.seen_BTS[:, None, None], z, HIDDEN)
+        seen = part.seen_BTS[:, None] if part.seen_BTS.ndim == 3 else part.seen_BTS
+        return jnp.where(seen[:, :, None], z, HIDDEN)
 
     scores = [score(part) for part in parts]
     top = functools.reduce(jnp.maximum, [z.max(-1, keepdims=True) for z in scores])
@@ -139,7 +144,7 @@ def triangle(
         end = min(start + BLOCK, length)
         near = slice(earliest(start, window, chunk), end)
         bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., near]
-        seen = keys.seen_BTS[:, start:end, near]
+        seen = keys.seen_BTS[..., start:end, near]
         return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, near], keys.v_BKSH[:, :, near], seen, bias)])
 
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
@@ -182,6 +187,13 @@ def growth(scaling: QueryScaling | PowerScaling, position_BT: Array) -> Array:
             return jnp.exp(power * jnp.log1p((position_BT + 1).astype(jnp.float32) / original_len))
 
 
+def narrowed(op: Attention, keys: Keys, chosen_BITS: Array, ctx: Context) -> Keys:
+    """The keys, of which each kv head sees only what the index query chose that picks for it."""
+    kvs = np.maximum(np.asarray(ctx.heads(op).kvs), 0)
+    picker_K = ctx.local(jnp.asarray(kvs * chosen_BITS.shape[1] // op.kv_heads))
+    return replace(keys, seen_BTS=keys.seen_BTS[:, None] & chosen_BITS[:, picker_K])
+
+
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state with the new keys and values).
 
@@ -212,12 +224,15 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
         if state is not None and slots is not None and not ctx.fresh:
             parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
     look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
-    seen = [keys(part) for part in parts]
+    seen, index = [keys(part) for part in parts], {}
+    if op.blocks is not None:
+        chosen, index = pick_blocks(op.blocks, params["index"], x_BTD, state, slots, call, ctx)
+        seen = [narrowed(op, part, chosen(tokens.order_BS), ctx) for part, tokens in zip(seen, parts, strict=True)]
     y = triangle(look, q, seen[0], op.window, op.chunk) if ctx.fresh else look(q, seen)
 
     if state is not None and slots is not None:
         new = {"k": parts[-1].k_BKSH, "v": parts[-1].v_BKSH}
-        state = remember(state, slots, new, y[:, :, 0, 0], ctx)
+        state = remember(state, slots, new, y[:, :, 0, 0], ctx) | index
         if q.shape[1] == 1 and not ctx.fresh:
             parts = (Tokens(state["k"], state["v"], slots.after.order_BS, slots.after.span_BS),)
     if op.publish is not None:

@@ -30,11 +30,13 @@ def project(params: Tree, name: str, eq: str, x: Array) -> Array:
     return y if bias is None else y + bias.astype(y.dtype)[None, None]
 
 
-def query_source(op: Latent, params: Tree, x_BTD: Array) -> Array:
-    """What queries are read out of: their latent, or the stream."""
+def query_source(op: Latent, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
+    """What an indexer's queries are read out of, and what the op's are: their latent, or the stream."""
     if op.q_rank is None:
-        return x_BTD
-    return norm(op.norm, params.get("q_norm", {}), project(params, "q_a", "BTD,DQ->BTQ", x_BTD))
+        return x_BTD, x_BTD
+    bare = project(params, "q_a", "BTD,DQ->BTQ", x_BTD)
+    normed = norm(op.norm, params.get("q_norm", {}), bare)
+    return normed, jnp.concatenate([normed, bare], -1) if op.q_raw else normed
 
 
 def entries(op: Latent, params: Tree, x_BTD: Array) -> Array:
@@ -89,7 +91,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
             found.insert(0, old)
         return found, kept
 
-    source = query_source(op, params, x_BTD)
+    index_source, source = query_source(op, params, x_BTD)
     q = turned(op, contract("BTQ,QNH->BTNH", source, params["q"]), call.coords_BTC[..., 0], length_B)
     entry, kept = parts("entry", entries(op, params, x_BTD)[:, :, None], functools.partial(turned, op))
     new = {"entry": kept}
@@ -99,7 +101,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     if isinstance(op.indexer, Indexer):
         p, turn = params["index"], functools.partial(rotate, op.indexer.rope)
         keys, new["index"] = parts("index", index_keys(op.indexer, p, x_BTD), turn)
-        q_BTNH = turn(contract("BTQ,QNH->BTNH", source, p["q"]), call.coords_BTC[..., 0], length_B)
+        q_BTNH = turn(contract("BTQ,QNH->BTNH", index_source, p["q"]), call.coords_BTC[..., 0], length_B)
         call.bus["picked"] = seen = pick(op.indexer, p, q_BTNH, x_BTD, keys, seen)
     elif op.indexer == "shared":
         seen = call.bus["picked"]
@@ -114,7 +116,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
         y = look(absorbed(op, params, q), views)[..., : op.rank]
         y = contract("BTNR,RNH->BTNH", y, dense(params["v"]))
 
-    y = gated(op.gate, params, x_BTD, y)
+    y = gated(op.gate, params, source if op.q_raw else x_BTD, y)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     if op.bias:
         out = out + params["o_bias"].astype(out.dtype)[None, None]

@@ -9,7 +9,7 @@ from jax import Array
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
-from forge_jax.spec import Activation, Mlp
+from forge_jax.spec import Activation, Clamp, Mlp
 from forge_jax.tensor import contract, dense
 
 
@@ -57,6 +57,12 @@ def excess(op: Mlp, x_BTF: Array, ctx: Context) -> Array:
     return jax.nn.relu(x - cut).astype(x_BTF.dtype)
 
 
+def clamped(clamp: Clamp, gate: Array, up: Array) -> Array:
+    """A gated unit whose inputs are cut."""
+    gate, up = jnp.minimum(gate, clamp.limit), jnp.clip(up, -clamp.limit, clamp.limit)
+    return gate * jax.nn.sigmoid(clamp.alpha * gate) * (up + clamp.offset)
+
+
 def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     """Apply the op: [B, T, D] to [B, T, D]."""
 
@@ -67,8 +73,11 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     first = linear("gate" if op.gated else "up")
     first = first if op.gate_scale == 1.0 else first * op.gate_scale
     first = excess(op, first, ctx) if op.sparsity else first
-    hidden = xielu(params["act"], first) if op.act == "xielu" else activate(op.act, first)
-    hidden = hidden * linear("up") if op.gated else hidden
+    if op.clamp is not None:
+        hidden = clamped(op.clamp, first, linear("up"))
+    else:
+        hidden = xielu(params["act"], first) if op.act == "xielu" else activate(op.act, first)
+        hidden = hidden * linear("up") if op.gated else hidden
     if op.norm is not None:
         real = ctx.real(op.dim, hidden.shape[-1])
         hidden = norm(op.norm, params.get("norm", {}), hidden, total=op.dim, real=real, ctx=ctx)

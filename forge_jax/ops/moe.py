@@ -14,20 +14,14 @@ from jax import Array
 
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.experts import dispatched
-from forge_jax.ops.mlp import activate, feed_forward
+from forge_jax.ops.mlp import activate, clamped, feed_forward
 from forge_jax.ops.norm import norm
 from forge_jax.ops.router import Routing, record, route
 from forge_jax.params import Tree
-from forge_jax.spec import Clamp, Moe
+from forge_jax.spec import Moe
 from forge_jax.tensor import contract, dense, pick, take
 
 LARGEST = 128  # tokens of a block: beyond it products get no faster, only the filling grows
-
-
-def clamped(clamp: Clamp, gate: Array, up: Array) -> Array:
-    """A gated unit whose inputs are cut."""
-    gate, up = jnp.minimum(gate, clamp.limit), jnp.clip(up, -clamp.limit, clamp.limit)
-    return gate * jax.nn.sigmoid(clamp.alpha * gate) * (up + clamp.offset)
 
 
 def hidden(op: Moe, linear: Callable[[str], Array]) -> Array:

@@ -9,6 +9,7 @@ from jax import Array
 from forge_jax.ops.call import Context
 from forge_jax.params import Tree
 from forge_jax.spec import Norm
+from forge_jax.tensor import contract
 
 WHOLE = Context()
 
@@ -44,7 +45,15 @@ def norm(
         y = y * (spec.offset + widen(params["scale"], x.ndim))
     if spec.bias:
         y = y + widen(params["bias"], x.ndim)
-    return y.astype(x.dtype)
+    y = y.astype(x.dtype)
+    return y if spec.gate is None else y * gate(params, y)
+
+
+def gate(params: Tree, x: Array) -> Array:
+    """What a gated norm is multiplied by, from what it would be without."""
+    hidden_NR = jax.nn.silu(contract("ND,DR->NR", x.reshape(-1, x.shape[-1]), params["down"]))
+    z_ND = contract("NR,RD->ND", hidden_NR, params["up"])
+    return jax.nn.sigmoid(z_ND.astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
 
 
 def widen(weight: Array, ndim: int) -> Array:

@@ -11,8 +11,6 @@ from forge_jax.params import Tree
 from forge_jax.spec import Router
 from forge_jax.tensor import contract
 
-EXCLUDED = -1e30  # a score that is never among the best, finite so that no NaN comes of it
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
 
 
 def open_groups(router: Router, choice_BTE: Array) -> Array:
-    """The scores, with those of experts outside the best groups out of reach."""
+    """The scores, with those of experts outside the best groups replaced."""
     count, kept = router.groups
     if kept == count:
         return choice_BTE
@@ -93,7 +91,7 @@ def open_groups(router: Router, choice_BTE: Array) -> Array:
     merit_BTG = jax.lax.top_k(grouped, router.group_top)[0].sum(-1)
     _, best_BTg = jax.lax.top_k(merit_BTG, kept)
     is_open_BTG = jax.nn.one_hot(best_BTg, count, dtype=bool).any(-2)
-    return jnp.where(is_open_BTG[..., None], grouped, EXCLUDED).reshape(choice_BTE.shape)
+    return jnp.where(is_open_BTG[..., None], grouped, router.closed).reshape(choice_BTE.shape)
 
 
 def sparsemixer(router: Router, logits_BTE: Array) -> tuple[Array, Array]:

@@ -8,14 +8,16 @@ from forge_jax.spec import Indexer, Latent
 def latent_params(op: Latent, dim: int) -> Tree:
     """kv_a [D, R + P] into the latent and the shared key, k [R, N, H] and v [R, N, V] out of it, o [N, V, D].
 
-    Queries: q_a [D, Q] and q [Q, N, H + P], or q [D, N, H + P] alone. Only what has heads is split over devices.
+    Queries: q_a [D, Q] and q [Q, N, H + P], or q [D, N, H + P] alone. Where they read the bare latent too, they and the
+    gate have 2Q inputs. Only what has heads is split over devices.
     """
-    n, entry = op.heads, op.rank + op.rope_dim
+    n, entry, source = op.heads, op.rank + op.rope_dim, op.q_rank or dim
+    read = 2 * source if op.q_raw else source
     out: Tree = {}
     if op.q_rank is not None:
         out["q_a"] = Param((dim, op.q_rank), ("embed", None))
         out["q_norm"] = norm_params(op.norm, (op.q_rank,), (None,))
-    out["q"] = Param((op.q_rank or dim, n, op.nope_dim + op.rope_dim), ("embed", "heads", "head"))
+    out["q"] = Param((read, n, op.nope_dim + op.rope_dim), ("embed", "heads", "head"))
     out["kv_a"] = Param((dim, entry), ("embed", None))
     out["kv_norm"] = norm_params(op.norm, (op.rank,), (None,))
     out["k"] = Param((op.rank, n, op.nope_dim), (None, "heads", "head"))
@@ -27,8 +29,8 @@ def latent_params(op: Latent, dim: int) -> Tree:
         out["kv_a_bias"] = Param((entry,), (None,), fill=0.0)
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
     if isinstance(op.indexer, Indexer):
-        out["index"] = indexer_params(op.indexer, op.q_rank or dim, dim)
-    return out | gate_params(op.gate, dim, n, op.value_dim)
+        out["index"] = indexer_params(op.indexer, source, dim)
+    return out | gate_params(op.gate, read if op.q_raw else dim, n, op.value_dim)
 
 
 def indexer_params(op: Indexer, source: int, dim: int) -> Tree:

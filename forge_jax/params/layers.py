@@ -3,16 +3,18 @@
 from math import expm1, log
 
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import Attention, Gate, HeadTransform, Mlp, Norm
+from forge_jax.spec import Attention, Blocks, Gate, HeadTransform, Mlp, Norm
 
 
 def norm_params(norm: Norm, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Tree:
-    """The parameters of one norm over features of `shape`."""
+    """The parameters of one norm over features of `shape`; down [D, R] and up [R, D] of its gate."""
     out: Tree = {}
     if norm.scale:
         out["scale"] = Param(shape, axes, fill=1.0 - norm.offset)
     if norm.bias:
         out["bias"] = Param(shape, axes, fill=0.0)
+    if norm.gate is not None:
+        out |= {"down": Param((*shape, norm.gate), (*axes, None)), "up": Param((norm.gate, *shape), (None, *axes))}
     return out
 
 
@@ -55,9 +57,20 @@ def attention_params(op: Attention, dim: int) -> Tree:
         out["v_norm"] = norm_params(op.v_norm, (value,), ("head",))
     if op.out_norm is not None:
         out["out_norm"] = norm_params(op.out_norm, (n, value), query[1:])
+    if op.blocks is not None:
+        out["index"] = blocks_params(op.blocks, dim)
     if op.sinks:
         out["sinks"] = Param((n,), ("heads",), fill=0.0)
     return out | gate_params(op.gate, dim, n, value)
+
+
+def blocks_params(op: Blocks, dim: int) -> Tree:
+    """q [D, I, H], k [D, H] and their norms; every device has the whole of them."""
+    return {
+        "q": Param((dim, op.heads, op.dim), ("embed", None, "head")),
+        "k": Param((dim, op.dim), ("embed", "head")),
+        **{f"{name}_norm": norm_params(op.norm, (op.dim,), ("head",)) for name in "qk"},
+    }
 
 
 def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:

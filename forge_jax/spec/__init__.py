@@ -12,8 +12,8 @@ from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
 from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
-from forge_jax.spec.moe import Clamp, Moe, Router
-from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
+from forge_jax.spec.moe import Moe, Router
+from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import (
     Alibi,
@@ -40,6 +40,7 @@ __all__ = [
     "AltUp",
     "Attention",
     "Block",
+    "Blocks",
     "Branch",
     "ChannelMix",
     "Clamp",

@@ -46,6 +46,8 @@ class Latent:
     bias: bool = False
     gate: Gate | None = None
     """It multiplies what each head reads."""
+    q_raw: bool = False
+    """Queries are read out of their latent as it is, beside the normed one; so is the gate, not out of the stream."""
     indexer: Indexer | Literal["shared"] | None = None
     """Queries look only at the tokens that it picks; "shared": at those that the last one before picked."""
 
@@ -53,3 +55,5 @@ class Latent:
         """Check that an indexer has what it reads."""
         if isinstance(self.indexer, Indexer) and self.q_rank is None:
             raise ValueError("latent attention: an indexer reads the query latent; q_rank is None")
+        if self.q_raw and self.q_rank is None:
+            raise ValueError("latent attention: queries cannot read their latent; q_rank is None")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from forge_jax.spec.ops import Activation, Mlp, Norm
+from forge_jax.spec.ops import Activation, Clamp, Mlp, Norm
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Router:
     only; "sparsemixer" is the two masked softmaxes of arXiv:2310.00811, as used at inference.
     logit_bias: a learned bias on the logits. choice_bias: one on the scores that choose, but not on those that weigh.
     groups: (count, kept): experts lie in `count` groups, of which the `kept` best are open to choice; a group is as
-    good as the sum of its `group_top` best experts.
+    good as the sum of its `group_top` best experts. closed: the score that the experts of other groups choose with.
     renorm: the p of the norm that the chosen weights are divided by; None: they stay as they are. renorm_min: the least
     that this norm counts as; renorm_eps is added to it. scale: times that.
     jitter: the tolerance of sparsemixer.
@@ -32,6 +32,7 @@ class Router:
     choice_bias: bool = False
     groups: tuple[int, int] = (1, 1)
     group_top: int = 1
+    closed: float = -1e30  # never among the best, finite so that no NaN comes of it
     renorm: float | None = None
     renorm_min: float = 0.0
     renorm_eps: float = 0.0
@@ -49,15 +50,6 @@ class Router:
             raise ValueError(f"router: {self.experts} experts in {count} groups, {kept} kept by {self.group_top} each")
         if not 1 <= self.top_k <= self.experts // count * kept:
             raise ValueError(f"router: {self.top_k} of {self.experts} experts, {kept} of {count} groups of them open")
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """gate is cut at +limit, up at both, then gate * sigmoid(alpha * gate) * (up + offset)."""
-
-    limit: float
-    alpha: float = 1.702
-    offset: float = 1.0
 
 
 @dataclass(frozen=True)

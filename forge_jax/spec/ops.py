@@ -12,7 +12,10 @@ Activation = Literal[
 
 @dataclass(frozen=True)
 class Norm:
-    """Root-mean-square or layer normalisation: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b, in float32."""
+    """Root-mean-square or layer normalisation: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b, in float32.
+
+    `gate`: y is then multiplied by sigmoid(up(silu(down(y)))), a map through so many features.
+    """
 
     eps: float = 1e-6
     kind: Literal["rms", "layer"] = "rms"
@@ -20,6 +23,7 @@ class Norm:
     """Added to the stored weight: 1 where a checkpoint stores w - 1."""
     scale: bool = True
     bias: bool = False
+    gate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,37 @@ class Gate:
     over: Literal["head", "feature"] = "feature"
     act: Activation = "sigmoid"
     bias: Literal["head", "feature"] | None = None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What picks the `top_k` blocks of `size` tokens that a query looks at, by scores of its own.
+
+    A token leaves behind one key of `dim` features, and meets keys with `heads` queries; both are normed and turned.
+    `score`: a block counts as much as the best of its keys, for each query, which picks for an equal share of the
+    op's heads ("best"); or as the queries' relu(q k) together, where k is the mean of its keys, normed after that and
+    turned as the first of them ("mean"). Then only whole blocks are picked, and the tokens behind them are always seen.
+    `local`: so many blocks, up to the query's own, are picked before all others.
+
+    Raises:
+        ValueError: more blocks are local than are picked, or the rope depends on the length.
+    """
+
+    heads: int
+    dim: int
+    size: int
+    top_k: int
+    norm: Norm
+    rope: Rope
+    score: Literal["best", "mean"]
+    local: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if self.rope.varies:
+            raise ValueError("attention to blocks: the rope depends on the length; expected one that does not")
+        if self.local > self.top_k:
+            raise ValueError(f"attention to blocks: {self.local} local ones, but only {self.top_k} are picked")
 
 
 @dataclass(frozen=True)
@@ -48,6 +83,7 @@ class Attention:
     `values`: projected on their own, or what the keys are before norm and rope; `v_norm`: over a value's features.
     `publish`: the name under which later layers find the keys and values of this one; `reads`: the name of those that
     this layer looks at, having none of its own.
+    `blocks`: a query sees only the tokens of those that it picks.
     """
 
     heads: int
@@ -74,6 +110,7 @@ class Attention:
     publish: str | None = None
     reads: str | None = None
     value_dim: int | None = None
+    blocks: Blocks | None = None
 
     @property
     def value_size(self) -> int:
@@ -82,11 +119,21 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """gate is cut at +limit, up at both, then gate * sigmoid(alpha * gate) * (up + offset)."""
+
+    limit: float
+    alpha: float = 1.702
+    offset: float = 1.0
+
+
+@dataclass(frozen=True)
 class Mlp:
     """Feed-forward: down(norm(act(gate_scale * gate(x)) * up(x))) if gated, else down(norm(act(gate_scale * up(x)))).
 
     `act` "xielu" has parameters of its own (arXiv:2411.13010). `sparsity`: of a gate's features only what exceeds this
-    quantile of a normal distribution with their mean and variance is let through, the excess itself.
+    quantile of a normal distribution with their mean and variance is let through, the excess itself. `clamp` is in the
+    place of `act` where it is given.
 
     Raises:
         ValueError: no such quantile.
@@ -99,6 +146,7 @@ class Mlp:
     norm: Norm | None = None
     gate_scale: float = 1.0
     sparsity: float = 0.0
+    clamp: Clamp | None = None
 
     def __post_init__(self) -> None:
         """Check the quantile."""

@@ -62,8 +62,8 @@ def families() -> list[str]:
 # Fields that change how calls, padding, caches and devices go together, not only what is computed of one token.
 WIRING = frozenset(
     """
-    alibi beside branches chunk indexer late latent op parallel publish qk_norm_over reads residual scale_input shared
-    sinks streams values window
+    alibi beside blocks branches chunk indexer late latent op parallel publish qk_norm_over reads residual
+    scale_input shared sinks streams values window
     """.split()
 )
 
