@@ -1,8 +1,8 @@
 """Every architecture and every variant of its config, against the goldens that the reference made.
 
-The weights are a function of their names, so neither torch nor a file of weights is needed. What runs once a variant
-runs op by op, because two hundred specs would be two hundred compilations; what needs a cache is compiled, for one
-variant of each structure (`-m slow` takes them all). Several devices: see test_sharded.py.
+The weights are a function of their names, so neither torch nor a file of weights is needed. The logits are checked of
+every variant; caches, padding and liveness of one variant of each structure (`-m slow` takes them all). Several
+devices: see test_sharded.py.
 """
 
 import functools
@@ -20,7 +20,6 @@ from liveness import IDLE, Reader, changed, changes
 from converters.architectures import find
 from converters.take import Take
 from forge_jax import cache as caches
-from forge_jax import decoder
 from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.params import Tree, flatten, unflatten
 from forge_jax.spec import Attention, Latent, ModelSpec
@@ -92,12 +91,6 @@ def structures(names: Iterable[str] = NAMES) -> list[Any]:
     return [pytest.param(name, marks=() if name in distinct() else pytest.mark.slow) for name in names]
 
 
-def ordinary(*also: str) -> list[Any]:
-    """A golden of each model type, and those whose names end in one of `also`; the rest only in the long sweep."""
-    chosen = {*families(), *SPECIAL, *(name for name in NAMES if name.endswith(also))}
-    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in NAMES]
-
-
 @pytest.fixture(params=NAMES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Each golden in turn."""
@@ -116,12 +109,6 @@ def plain(request: pytest.FixtureRequest) -> Golden:
     return load(request.param)
 
 
-@pytest.fixture(autouse=True)
-def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not compile blocks."""
-    monkeypatch.setattr(decoder, "jitted_block", decoder.block)
-
-
 def attentions(spec: ModelSpec) -> Iterator[Attention | Latent]:
     """Every attention of a model."""
     ops = (branch.op for block in spec.layers for branch in block.every())
@@ -133,15 +120,15 @@ def length_of(golden: Golden) -> int:
     return 16 if any(op.rope is not None and op.rope.varies for op in attentions(golden.spec)) else 24
 
 
-def logits_of(spec: ModelSpec, params: Tree, tokens: np.ndarray) -> np.ndarray:
-    """Logits without a cache."""
-    return np.asarray(forward(spec, params, inputs(jnp.asarray(tokens)))[0])
-
-
-# compiled as quickly as can be: these programs run a few times only
+# compiled as quickly as can be, which is sooner than op by op: these programs run a few times only
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 loop = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
 scan = jax.jit(functools.partial(forward, driver="scan"), static_argnums=0, compiler_options=QUICK)
+
+
+def logits_of(spec: ModelSpec, params: Tree, tokens: np.ndarray) -> np.ndarray:
+    """Logits without a cache."""
+    return np.asarray(loop(spec, params, inputs(jnp.asarray(tokens)))[0])
 
 
 def assert_close(found: Any, expected: np.ndarray) -> None:
@@ -151,13 +138,10 @@ def assert_close(found: Any, expected: np.ndarray) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ numbers
-@pytest.mark.parametrize("name", ordinary("_bare"))
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_the_reference(name: str) -> None:
     golden = load(name)
-    if golden.name.endswith("_bare"):  # sizes that no other variant has: one program is compiled sooner than its ops
-        logits = np.asarray(loop(golden.spec, golden.params, inputs(golden.tokens))[0])
-    else:
-        logits = logits_of(golden.spec, golden.params, golden.tokens)
+    logits = logits_of(golden.spec, golden.params, golden.tokens)
     assert_close(logits[:, list(TOKENS), VOCABULARY], golden.logits)
 
 
