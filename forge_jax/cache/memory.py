@@ -14,6 +14,7 @@ from forge_jax.spec import (
     Differential,
     Indexer,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     ModelSpec,
@@ -101,6 +102,11 @@ def delta_memory(op: DeltaNet) -> dict[str, Slab]:
     }
 
 
+def linear_memory(op: LinearAttention) -> dict[str, Slab]:
+    """What maps keys to values: values, then keys."""
+    return {"state": Slab((op.heads, op.head_dim, op.head_dim), ("heads", "head", None), slots=False)}
+
+
 def rg_lru_memory(op: RgLru) -> dict[str, Slab]:
     """The last inputs of the convolution, and the state."""
     channels, axes = (op.heads, op.head_dim), ("heads", "head")
@@ -127,6 +133,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
+    LinearAttention: lambda op, dim: linear_memory(op),
     RgLru: lambda op, dim: rg_lru_memory(op),
     ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }

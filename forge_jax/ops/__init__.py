@@ -11,6 +11,7 @@ from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
 from forge_jax.ops.latent import latent_attention
+from forge_jax.ops.linear import linear_attention
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
@@ -31,6 +32,7 @@ from forge_jax.spec import (
     Differential,
     Exchange,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     Mlp,
@@ -58,6 +60,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Differential: differential,
     Exchange: exchange,
     DeltaNet: delta_net,
+    LinearAttention: linear_attention,
     Mlp: mlp,
     Moe: moe,
     ShortConv: short_conv,

@@ -24,6 +24,7 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     Mlp,
@@ -59,7 +60,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
-        case Latent() | RgLru():
+        case Latent() | LinearAttention() | RgLru():
             return {"heads": padded(op.heads, shards)}
         case DeltaNet():
             heads = head_slots(op.value_heads, op.key_heads, shards)
@@ -109,7 +110,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, dim=slots["ff"] * old.heads)
             case RgLru():
                 return replace(old, heads=slots["heads"], dim=slots["heads"] * old.head_dim)
-            case Mamba2() | Latent():
+            case Mamba2() | Latent() | LinearAttention():
                 return replace(old, heads=slots["heads"])
             case DeltaNet():
                 return replace(old, value_heads=slots["heads"], key_heads=slots["kv_heads"])

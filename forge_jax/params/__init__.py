@@ -15,7 +15,7 @@ from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
-from forge_jax.params.linear import delta_net_params, short_conv_params
+from forge_jax.params.linear import delta_net_params, linear_attention_params, short_conv_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.recurrent import rg_lru_params
@@ -32,6 +32,7 @@ from forge_jax.spec import (
     Differential,
     Exchange,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     Mlp,
@@ -72,6 +73,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Wkv: wkv_params,
     RgLru: rg_lru_params,
     DeltaNet: delta_net_params,
+    LinearAttention: linear_attention_params,
     Mlp: mlp_params,
     Moe: moe_params,
     ShortConv: short_conv_params,
