@@ -12,6 +12,7 @@ from forge_jax.spec import (
     ChannelMix,
     DeltaNet,
     Differential,
+    HeadMixture,
     Indexer,
     Latent,
     LinearAttention,
@@ -126,6 +127,7 @@ def selective_memory(op: Selective) -> dict[str, Slab]:
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Selective: lambda op, dim: selective_memory(op),
+    HeadMixture: lambda op, dim: attention_memory(op.attention),
     Differential: lambda op, dim: differential_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
     Wkv: lambda op, dim: wkv_memory(op, dim),
@@ -146,7 +148,7 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    inner = op.attention if isinstance(op, Differential | Selective) else op
+    inner = op.attention if isinstance(op, Differential | HeadMixture | Selective) else op
     sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)
 

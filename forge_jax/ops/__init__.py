@@ -10,6 +10,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
+from forge_jax.ops.head_mixture import head_mixture
 from forge_jax.ops.latent import latent_attention
 from forge_jax.ops.linear import linear_attention
 from forge_jax.ops.mamba import mamba
@@ -31,6 +32,7 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Exchange,
+    HeadMixture,
     Latent,
     LinearAttention,
     Mamba,
@@ -59,6 +61,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Selective: selective,
     Differential: differential,
     Exchange: exchange,
+    HeadMixture: head_mixture,
     DeltaNet: delta_net,
     LinearAttention: linear_attention,
     Mlp: mlp,

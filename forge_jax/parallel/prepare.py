@@ -23,6 +23,7 @@ from forge_jax.spec import (
     ChannelMix,
     DeltaNet,
     Differential,
+    HeadMixture,
     Latent,
     LinearAttention,
     Mamba,
@@ -54,7 +55,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Differential():
+        case Differential() | HeadMixture():
             return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
@@ -103,7 +104,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
-            case Differential(attention):
+            case Differential(attention) | HeadMixture(attention):
                 pairs = replace(attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
                 return replace(old, attention=pairs)
             case Mamba():

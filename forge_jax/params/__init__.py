@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
+from forge_jax.params.head_mixture import head_mixture_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, linear_attention_params, short_conv_params
@@ -31,6 +32,7 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Exchange,
+    HeadMixture,
     Latent,
     LinearAttention,
     Mamba,
@@ -70,6 +72,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Selective: selective_params,
     Differential: differential_params,
     Exchange: lambda op, dim: {},
+    HeadMixture: head_mixture_params,
     Wkv: wkv_params,
     RgLru: rg_lru_params,
     DeltaNet: delta_net_params,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
+from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.moe import Moe
@@ -23,6 +24,7 @@ Op = (
     | DeltaNet
     | Differential
     | Exchange
+    | HeadMixture
     | Latent
     | LinearAttention
     | Mamba
