@@ -38,4 +38,6 @@ def config(take: Take) -> ModelSpec:
     return assemble(take, attentions(take), dense(take))
 
 
-FAMILY = Family(("granite_swa",), config, (*COMMON, Rule("layers.{l}.attention.sinks", f"{LAYER}.self_attn.sinks")))
+SINKS = Rule("layers.{l}.attention.sinks", f"{LAYER}.self_attn.sinks")
+
+FAMILY = Family(("granite_swa",), config, (*COMMON, SINKS))

@@ -9,15 +9,20 @@ from converters.take import Take
 from forge_jax.spec import Mlp, ModelSpec, Moe, Router
 
 
-def config(take: Take) -> ModelSpec:
+def mixture(take: Take) -> Moe:
     """The router chooses by its logits, and the chosen share a softmax."""
-    rename(take, {"num_local_experts": "num_experts"})
-    take.assume(DEFAULTS | {"num_local_experts": 8, "num_experts_per_tok": 2})
+    take.assume({"num_local_experts": 8, "num_experts_per_tok": 2})
     take.ignore(*TRAINING)
     router = Router(take("num_local_experts"), take("num_experts_per_tok"), "chosen_softmax")
     act, width = activation(take, "hidden_act"), take("shared_intermediate_size", 0)
-    moe = Moe(router, take("intermediate_size"), act, shared=Mlp(width, act) if width else None)
-    return assemble(take, (attention(take),) * take("num_hidden_layers"), moe)
+    return Moe(router, take("intermediate_size"), act, shared=Mlp(width, act) if width else None)
+
+
+def config(take: Take) -> ModelSpec:
+    """Granite, with a mixture in the place of the feed-forward layer."""
+    rename(take, {"num_local_experts": "num_experts"})
+    take.assume(DEFAULTS)
+    return assemble(take, (attention(take),) * take("num_hidden_layers"), mixture(take))
 
 
 EXPERTS = f"{LAYER}.block_sparse_moe"

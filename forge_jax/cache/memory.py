@@ -12,8 +12,10 @@ from forge_jax.spec import (
     ChannelMix,
     DeltaNet,
     Differential,
+    HeadMixture,
     Indexer,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     ModelSpec,
@@ -102,6 +104,11 @@ def delta_memory(op: DeltaNet) -> dict[str, Slab]:
     }
 
 
+def linear_memory(op: LinearAttention) -> dict[str, Slab]:
+    """What maps keys to values: values, then keys."""
+    return {"state": Slab((op.heads, op.head_dim, op.head_dim), ("heads", "head", None), slots=False)}
+
+
 def rg_lru_memory(op: RgLru) -> dict[str, Slab]:
     """The last inputs of the convolution, and the state."""
     channels, axes = (op.heads, op.head_dim), ("heads", "head")
@@ -121,6 +128,7 @@ def selective_memory(op: Selective) -> dict[str, Slab]:
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Selective: lambda op, dim: selective_memory(op),
+    HeadMixture: lambda op, dim: attention_memory(op.attention),
     Differential: lambda op, dim: differential_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
     Wkv: lambda op, dim: wkv_memory(op, dim),
@@ -128,6 +136,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
+    LinearAttention: lambda op, dim: linear_memory(op),
     RgLru: lambda op, dim: rg_lru_memory(op),
     ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }
@@ -140,7 +149,7 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    inner = op.attention if isinstance(op, Differential | Selective) else op
+    inner = op.attention if isinstance(op, Differential | HeadMixture | Selective) else op
     sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)
 

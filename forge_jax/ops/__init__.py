@@ -10,7 +10,9 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
+from forge_jax.ops.head_mixture import head_mixture
 from forge_jax.ops.latent import latent_attention
+from forge_jax.ops.linear import linear_attention
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
@@ -30,7 +32,9 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Exchange,
+    HeadMixture,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     Mlp,
@@ -57,7 +61,9 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Selective: selective,
     Differential: differential,
     Exchange: exchange,
+    HeadMixture: head_mixture,
     DeltaNet: delta_net,
+    LinearAttention: linear_attention,
     Mlp: mlp,
     Moe: moe,
     ShortConv: short_conv,

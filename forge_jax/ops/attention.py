@@ -194,21 +194,24 @@ def narrowed(op: Attention, keys: Keys, chosen_BITS: Array, ctx: Context) -> Key
     return replace(keys, seen_BTS=keys.seen_BTS[:, None] & chosen_BITS[:, picker_K])
 
 
-def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """Apply the op. Returns (y_BTD, state with the new keys and values).
+def query_length(op: Attention, call: Call) -> Array | None:
+    """How long each sequence is, where the angle of an old key changes with it."""
+    return call.order_BT.max(1) + 1 if op.rope is not None and op.rope.varies else None
+
+
+def attended(
+    op: Attention, params: Tree, x_BTD: Array, q: Array, state: Tree | None, call: Call, ctx: Context
+) -> tuple[Array, Tree | None]:
+    """What queries [B, T, N, H] find, and the state with the new keys and values; N is any multiple of the kv heads.
 
     The past is read from the cache and the present from the call, then the present is written. A layer that reads the
     keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
     """
-    # where frequencies depend on the length, the angle of an old key changes: keys are kept unrotated
-    late = op.rope is not None and op.rope.varies
-    length_B = call.order_BT.max(1) + 1 if late else None
-    heads = ctx.heads(op)
-    q = queries(op, params, x_BTD, call, length_B, ctx)
+    length_B, heads = query_length(op, call), ctx.heads(op)
 
     def keys(tokens: Tokens) -> Keys:
         k_BKSH, v_BKSH = tokens.k_BKSH.astype(q.dtype), tokens.v_BKSH.astype(q.dtype)
-        if late:
+        if length_B is not None:  # keys are kept unrotated
             unrotated, position_BS = k_BKSH.transpose(0, 2, 1, 3), jnp.maximum(tokens.order_BS, 0)
             k_BSKH = turned(op, params, "k", unrotated, position_BS, length_B, heads.kvs, ctx)
             k_BKSH = k_BSKH.transpose(0, 2, 1, 3)
@@ -237,8 +240,15 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
             parts = (Tokens(state["k"], state["v"], slots.after.order_BS, slots.after.span_BS),)
     if op.publish is not None:
         call.bus[op.publish] = parts
+    return y, state
+
+
+def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """Apply the op. Returns (y_BTD, state with the new keys and values)."""
+    q = queries(op, params, x_BTD, call, query_length(op, call), ctx)
+    y, state = attended(op, params, x_BTD, q, state, call, ctx)
     y = gated(op.gate, params, x_BTD, y)
     if op.out_norm is not None:
-        y = over_heads(op.out_norm, params.get("out_norm", {}), y, heads.queries, ctx)
+        y = over_heads(op.out_norm, params.get("out_norm", {}), y, ctx.heads(op).queries, ctx)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     return (out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out), state

@@ -201,6 +201,7 @@ def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, 
     if op.identity:
         y_ND = y_ND + x_ND * jnp.where(ids_NX >= op.router.experts, weight_NX, 0).sum(1, keepdims=True)
     y = latent(op, params, "latent_out", y_ND.reshape(b, t, -1))
+    y = y + params["out_bias"].astype(y.dtype)[None, None] if op.out_bias else y
     if op.shared is not None:
         shared = feed_forward(op.shared, params["shared"], x_BTD, ctx)
         if op.shared_gate:

@@ -23,7 +23,9 @@ from forge_jax.spec import (
     ChannelMix,
     DeltaNet,
     Differential,
+    HeadMixture,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     Mlp,
@@ -53,13 +55,13 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Differential():
+        case Differential() | HeadMixture():
             return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
-        case Latent() | RgLru():
+        case Latent() | LinearAttention() | RgLru():
             return {"heads": padded(op.heads, shards)}
         case DeltaNet():
             heads = head_slots(op.value_heads, op.key_heads, shards)
@@ -102,14 +104,14 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
-            case Differential(attention):
+            case Differential(attention) | HeadMixture(attention):
                 pairs = replace(attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
                 return replace(old, attention=pairs)
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
             case RgLru():
                 return replace(old, heads=slots["heads"], dim=slots["heads"] * old.head_dim)
-            case Mamba2() | Latent():
+            case Mamba2() | Latent() | LinearAttention():
                 return replace(old, heads=slots["heads"])
             case DeltaNet():
                 return replace(old, value_heads=slots["heads"], key_heads=slots["kv_heads"])

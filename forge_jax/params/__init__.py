@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
+from forge_jax.params.head_mixture import head_mixture_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
-from forge_jax.params.linear import delta_net_params, short_conv_params
+from forge_jax.params.linear import delta_net_params, linear_attention_params, short_conv_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.recurrent import rg_lru_params
@@ -31,7 +32,9 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Exchange,
+    HeadMixture,
     Latent,
+    LinearAttention,
     Mamba,
     Mamba2,
     Mlp,
@@ -69,9 +72,11 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Selective: selective_params,
     Differential: differential_params,
     Exchange: lambda op, dim: {},
+    HeadMixture: head_mixture_params,
     Wkv: wkv_params,
     RgLru: rg_lru_params,
     DeltaNet: delta_net_params,
+    LinearAttention: linear_attention_params,
     Mlp: mlp_params,
     Moe: moe_params,
     ShortConv: short_conv_params,

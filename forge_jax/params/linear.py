@@ -1,8 +1,8 @@
 """The parameters of ops that keep a state instead of keys and values."""
 
-from forge_jax.params.layers import norm_params
+from forge_jax.params.layers import gate_params, norm_params
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import DeltaNet, ShortConv
+from forge_jax.spec import DeltaNet, LinearAttention, ShortConv
 
 
 def short_conv_params(op: ShortConv, dim: int) -> Tree:
@@ -38,3 +38,12 @@ def delta_net_params(op: DeltaNet, dim: int) -> Tree:
     out["norm"] = norm_params(op.norm, (op.value_dim,), ("head",))
     out["o"] = Param((*values, dim), (*value_axes, "embed"), inputs=2)
     return out
+
+
+def linear_attention_params(op: LinearAttention, dim: int) -> Tree:
+    """q, k and v [D, N, H], norm [N, H], gate, and o [N, H, D]."""
+    heads, axes = (op.heads, op.head_dim), ("heads", "head")
+    out: Tree = {name: Param((dim, *heads), ("embed", *axes)) for name in "qkv"}
+    out["norm"] = norm_params(op.norm, heads, axes)
+    out["o"] = Param((*heads, dim), (*axes, "embed"), inputs=2)
+    return out | gate_params(op.gate, dim, *heads)

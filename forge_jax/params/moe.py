@@ -35,6 +35,8 @@ def moe_params(op: Moe, dim: int) -> Tree:
         tree["expert_scale"] = Param((experts + op.identity,), (None,), fill=1.0)
     if op.norm is not None:
         tree["norm"] = norm_params(op.norm, (dim,), ("embed",))
+    if op.out_bias:
+        tree["out_bias"] = Param((dim,), ("embed",), fill=0.0)
     if op.shared is not None:
         tree["shared"] = mlp_params(op.shared, dim, "shared_ff")
     if op.shared_gate:

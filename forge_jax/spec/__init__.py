@@ -9,8 +9,9 @@ architectures that want it and touches one place; a boolean that would touch two
 
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
+from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Indexer, Latent
-from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
+from forge_jax.spec.linear import Decay, DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
 from forge_jax.spec.moe import Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
@@ -51,10 +52,12 @@ __all__ = [
     "DynamicNtk",
     "Exchange",
     "Gate",
+    "HeadMixture",
     "Indexer",
     "Latent",
     "HeadTransform",
     "Linear",
+    "LinearAttention",
     "Llama3",
     "LongRope",
     "Mamba",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from forge_jax.spec.ops import Activation, Norm
+from forge_jax.spec.ops import Activation, Gate, Norm
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,21 @@ class DeltaNet:
         """Check the heads."""
         if self.value_heads % self.key_heads:
             raise ValueError(f"delta rule: {self.value_heads} value heads cannot share {self.key_heads} key heads")
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """A state that maps keys to values and forgets at a fixed rate (arXiv:2401.04658).
+
+    rate: by how much the logarithm of the first head's state falls with each token; `ratio`: that of each further head
+    to the one before it. act: of queries, keys and values. norm: of the outputs of all heads together; gate: what
+    multiplies them after that.
+    """
+
+    heads: int
+    head_dim: int
+    rate: float
+    ratio: float
+    norm: Norm
+    gate: Gate
+    act: Activation = "silu"

@@ -6,8 +6,9 @@ from typing import Literal
 
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
+from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Latent
-from forge_jax.spec.linear import DeltaNet, ShortConv
+from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
@@ -23,7 +24,9 @@ Op = (
     | DeltaNet
     | Differential
     | Exchange
+    | HeadMixture
     | Latent
+    | LinearAttention
     | Mamba
     | Mamba2
     | Mlp

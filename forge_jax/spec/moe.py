@@ -60,7 +60,7 @@ class Moe:
     identity: that many more experts, after the others, hand back the token itself.
     scale_input: weights multiply what enters an expert, not what leaves it.
     latent: the routed experts work on a projection of the stream to this width; latent_bias: of it and of the way back.
-    norm: of what the experts see, but not the router.
+    norm: of what the experts see, but not the router. out_bias: one for all experts together.
     """
 
     router: Router
@@ -76,3 +76,4 @@ class Moe:
     latent: int | None = None
     latent_bias: bool = False
     norm: Norm | None = None
+    out_bias: bool = False

@@ -134,7 +134,7 @@ IDLE = (
     Idle("doge_old doge_window", "keep_window_size", "more than a query sees"),
     Idle("mpt*", "*.attn_impl", "another way to compute the same"),
     Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),
-    Idle("granite_swa", "*.rope_theta", "the list of bases of the layers says it"),
+    Idle("granite_swa granitemoe_swa", "*.rope_theta", "the list of bases of the layers says it"),
     Idle("deepseek_v2_bare", "intermediate_size", "every layer is a mixture"),
     Idle(
         "nemotron_h_latent",

@@ -22,6 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
 from variants import VARIANTS
 
+# buffers that checkpoints hold, although they follow from the config: they stay as they are
+FIXED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+
+
+def filled(saved: torch.Tensor, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Our weights in the place of a saved tensor, unless it is no weight."""
+    return saved if key.endswith(FIXED) else torch.from_numpy(weight(key, shape))
+
 
 def published(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes of convolutions over projections, which transformers joins on reading and saves as equal thirds."""
@@ -40,10 +48,11 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
         parsed = AutoConfig.from_pretrained(folder)
         AutoModelForCausalLM.from_config(parsed, dtype=torch.float32).save_pretrained(folder)
         file = path / "model.safetensors"
-        with safe_open(file, "np") as opened:
-            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        with safe_open(file, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         shapes |= published(shapes)
-        save_file({key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}, file, {"format": "pt"})
+        save_file({key: filled(tensors[key], key, shape) for key, shape in shapes.items()}, file, {"format": "pt"})
         (path / "config.json").write_text(json.dumps(config))
         # the eager path of falcon adds ALiBi twice, in the mask and to the scores; its default does not
         attention = "sdpa" if config.get("alibi") else "eager"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from variants_a import ROPE, model, old
+from variants_a import ROPE, model, old, without
 
 Config = dict[str, Any]
 
@@ -23,8 +23,61 @@ RECURRENT_GEMMA = model(
         "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
     },
 )
+MINIMAX = model(
+    "minimax",
+    {
+        "vocab_size": 160,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "rms_norm_eps": 1e-3,
+        "max_position_embeddings": 128,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": ROPE,
+        "block_size": 7,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        "full_attn_alpha_factor": 1.7,
+        "full_attn_beta_factor": 0.6,
+        "linear_attn_alpha_factor": 0.8,
+        "linear_attn_beta_factor": 1.3,
+        "mlp_alpha_factor": 1.2,
+        "mlp_beta_factor": 0.7,
+    },
+)
 
 VARIANTS: dict[str, Config] = {
+    "minimax": MINIMAX,
+    "minimax_old_tied": old(
+        without(MINIMAX, "head_dim", "layer_types", "block_size", "num_local_experts"),
+        rope_scaling=None,
+        hidden_act="gelu",
+        num_experts=4,
+        num_key_value_heads=6,
+        num_hidden_layers=3,
+        rotary_dim=8,
+        tie_word_embeddings=True,
+    ),
+    "minimax_window": MINIMAX
+    | {
+        "sliding_window": 8,
+        "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        "num_hidden_layers": 3,
+        "full_attn_alpha_factor": 3,
+    },
+    "minimax_bare": model(
+        "minimax",
+        {
+            "vocab_size": 160,
+            "hidden_size": 64,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+        },
+    ),
     "recurrent_gemma": RECURRENT_GEMMA,
     "recurrent_gemma_bias_untied": RECURRENT_GEMMA
     | {
