@@ -14,6 +14,7 @@ from forge_jax.ops.latent import latent_attention
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
+from forge_jax.ops.mlstm import mlstm
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.own import own_input
@@ -33,6 +34,7 @@ from forge_jax.spec import (
     Mamba,
     Mamba2,
     Mlp,
+    Mlstm,
     Moe,
     Op,
     OwnInput,
@@ -56,6 +58,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Exchange: exchange,
     DeltaNet: delta_net,
     Mlp: mlp,
+    Mlstm: mlstm,
     Moe: moe,
     ShortConv: short_conv,
     OwnInput: own_input,

@@ -11,6 +11,7 @@ from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
+from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
 from forge_jax.spec.moe import Clamp, Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
@@ -58,6 +59,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Mlp",
+    "Mlstm",
     "ModelSpec",
     "Moe",
     "Norm",

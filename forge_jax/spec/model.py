@@ -8,6 +8,7 @@ from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, ShortConv
+from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
@@ -26,6 +27,7 @@ Op = (
     | Mamba
     | Mamba2
     | Mlp
+    | Mlstm
     | Moe
     | OwnInput
     | Selective
