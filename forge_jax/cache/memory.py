@@ -18,6 +18,7 @@ from forge_jax.spec import (
     LinearAttention,
     Mamba,
     Mamba2,
+    Mlstm,
     ModelSpec,
     Op,
     RgLru,
@@ -118,6 +119,13 @@ def rg_lru_memory(op: RgLru) -> dict[str, Slab]:
     }
 
 
+def mlstm_memory(op: Mlstm) -> dict[str, Slab]:
+    """What maps keys to values, the keys alone, and the logarithm that both are divided by."""
+    shapes = {"values": (op.key_dim, op.value_dim), "keys": (op.key_dim,), "top": ()}
+    axes = ("heads", "head", None)
+    return {name: Slab((op.heads, *s), axes[: 1 + len(s)], slots=False) for name, s in shapes.items()}
+
+
 def selective_memory(op: Selective) -> dict[str, Slab]:
     """Keys, values and merits, whole on every device."""
     heads, dim = op.attention.kv_heads, op.attention.head_dim
@@ -134,6 +142,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Wkv: lambda op, dim: wkv_memory(op, dim),
     DeltaNet: lambda op, dim: delta_memory(op),
     Mamba: lambda op, dim: mamba_memory(op),
+    Mlstm: lambda op, dim: mlstm_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
     LinearAttention: lambda op, dim: linear_memory(op),

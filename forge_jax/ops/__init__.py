@@ -16,6 +16,7 @@ from forge_jax.ops.linear import linear_attention
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
+from forge_jax.ops.mlstm import mlstm
 from forge_jax.ops.moe import moe
 from forge_jax.ops.norm import norm
 from forge_jax.ops.own import own_input
@@ -38,6 +39,7 @@ from forge_jax.spec import (
     Mamba,
     Mamba2,
     Mlp,
+    Mlstm,
     Moe,
     Op,
     OwnInput,
@@ -65,6 +67,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     DeltaNet: delta_net,
     LinearAttention: linear_attention,
     Mlp: mlp,
+    Mlstm: mlstm,
     Moe: moe,
     ShortConv: short_conv,
     OwnInput: own_input,

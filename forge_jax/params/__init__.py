@@ -16,7 +16,7 @@ from forge_jax.params.exchange import constant_params
 from forge_jax.params.head_mixture import head_mixture_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
-from forge_jax.params.linear import delta_net_params, linear_attention_params, short_conv_params
+from forge_jax.params.linear import delta_net_params, linear_attention_params, mlstm_params, short_conv_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.recurrent import rg_lru_params
@@ -38,6 +38,7 @@ from forge_jax.spec import (
     Mamba,
     Mamba2,
     Mlp,
+    Mlstm,
     ModelSpec,
     Moe,
     Op,
@@ -78,6 +79,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     DeltaNet: delta_net_params,
     LinearAttention: linear_attention_params,
     Mlp: mlp_params,
+    Mlstm: mlstm_params,
     Moe: moe_params,
     ShortConv: short_conv_params,
     OwnInput: own_input_params,

@@ -2,7 +2,7 @@
 
 from forge_jax.params.layers import gate_params, norm_params
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import DeltaNet, LinearAttention, ShortConv
+from forge_jax.spec import DeltaNet, Gate, LinearAttention, Mlstm, ShortConv
 
 
 def short_conv_params(op: ShortConv, dim: int) -> Tree:
@@ -47,3 +47,18 @@ def linear_attention_params(op: LinearAttention, dim: int) -> Tree:
     out["norm"] = norm_params(op.norm, heads, axes)
     out["o"] = Param((*heads, dim), (*axes, "embed"), inputs=2)
     return out | gate_params(op.gate, dim, *heads)
+
+
+def mlstm_params(op: Mlstm, dim: int) -> Tree:
+    """q, k [D, N, H], v and gate [D, N, V], input and forget [D, N] with their biases, norm [N, V], o [N, V, D]."""
+    keys, values, axes = (op.heads, op.key_dim), (op.heads, op.value_dim), ("heads", "head")
+    shapes = {"q": keys, "k": keys, "v": values, "input": keys[:1], "forget": keys[:1]}
+    out: Tree = {name: Param((dim, *shape), ("embed", *axes[: len(shape)])) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        if op.bias or name in ("input", "forget"):
+            out[f"{name}_bias"] = Param(shape, axes[: len(shape)], fill=0.0)
+    out["norm"] = norm_params(op.norm, values, axes)
+    out["o"] = Param((*values, dim), (*axes, "embed"), inputs=2)
+    if op.bias:
+        out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
+    return out | gate_params(Gate(bias="feature" if op.bias else None), dim, *values)

@@ -12,6 +12,7 @@ from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, LinearAttention, ShortConv
+from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
 from forge_jax.spec.moe import Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
@@ -63,6 +64,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Mlp",
+    "Mlstm",
     "ModelSpec",
     "Moe",
     "Norm",

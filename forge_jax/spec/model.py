@@ -9,6 +9,7 @@ from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
+from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
@@ -30,6 +31,7 @@ Op = (
     | Mamba
     | Mamba2
     | Mlp
+    | Mlstm
     | Moe
     | OwnInput
     | RgLru
