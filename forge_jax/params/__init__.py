@@ -17,11 +17,12 @@ from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
-from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
+from forge_jax.params.own import altup_params, mixing_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
 from forge_jax.spec import (
+    AltUp,
     Attention,
     Block,
     Branch,
@@ -30,6 +31,8 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Exchange,
+    GatedStreams,
+    Hyper,
     Latent,
     Mamba,
     Mamba2,
@@ -84,11 +87,15 @@ def op_params(op: Op, dim: int) -> Tree:
 def block_params(block: Block, dim: int) -> Tree:
     """The parameters of one layer: an entry a branch that shares none, and what belongs to none."""
     out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
-    if block.streams is not None:
+    if isinstance(block.streams, AltUp):
         out["streams"] = altup_params(block.streams, dim)
     if block.scalar:
         out["scalar"] = Param((1,), (None,), fill=1.0)
-    return out | {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
+    out |= {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
+    if isinstance(block.streams, GatedStreams | Hyper):
+        for branch in block.branches:
+            out[branch.name]["streams"] = mixing_params(block.streams, dim)
+    return out
 
 
 def branch_params(branch: Branch, dim: int) -> Tree:

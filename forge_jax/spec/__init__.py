@@ -11,7 +11,7 @@ from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
-from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
+from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Streams, Sum, segments
 from forge_jax.spec.moe import Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
@@ -32,6 +32,7 @@ from forge_jax.spec.positions import (
 )
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
+from forge_jax.spec.streams import GatedStreams, Hyper
 
 __all__ = [
     "Activation",
@@ -50,9 +51,11 @@ __all__ = [
     "DynamicNtk",
     "Exchange",
     "Gate",
+    "GatedStreams",
     "Indexer",
     "Latent",
     "HeadTransform",
+    "Hyper",
     "Linear",
     "Llama3",
     "LongRope",
@@ -75,6 +78,7 @@ __all__ = [
     "Segment",
     "Selective",
     "Sinusoids",
+    "Streams",
     "Wkv",
     "ShortConv",
     "Sum",

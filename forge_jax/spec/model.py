@@ -14,6 +14,7 @@ from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
+from forge_jax.spec.streams import GatedStreams, Hyper
 
 Op = (
     Attention
@@ -80,25 +81,31 @@ class AltUp:
     side: Branch
 
 
+Streams = AltUp | GatedStreams | Hyper
+
+
 @dataclass(frozen=True)
 class Block:
     """A layer. Branches run one after another, or all on the layer's input if `parallel`.
 
     `pre` is one norm shared by every branch of a parallel block. `residual` is what a branch adds to: the stream
     itself, or the output of the branch's own `pre` norm. `scalar`: in the end, times one learned number.
+    `streams`: the layer works on several. Unless by alternating updates, each branch then sees its own mixture of them
+    and says itself what it adds to each: branches run one after another, and `beside`, `late`, `after` and `keep` are
+    not for them.
     """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
     pre: Norm | None = None
     residual: Literal["stream", "normed"] = "stream"
-    streams: AltUp | None = None
+    streams: Streams | None = None
     scalar: bool = False
 
     def every(self) -> Iterator[Branch]:
         """All branches, those of sums and of streams too."""
         yield from flat(self.branches)
-        if self.streams is not None:
+        if isinstance(self.streams, AltUp):
             yield from flat((self.streams.side,))
 
     def with_ops(self, change: Callable[[Op], Op]) -> "Block":
@@ -109,7 +116,9 @@ class Block:
                 return replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
             return replace(branch, op=change(branch.op))
 
-        streams = self.streams and replace(self.streams, side=changed(self.streams.side))
+        streams = self.streams
+        if isinstance(streams, AltUp):
+            streams = replace(streams, side=changed(streams.side))
         return replace(self, branches=tuple(map(changed, self.branches)), streams=streams)
 
 
@@ -152,7 +161,7 @@ class ModelSpec:
     logit_softcap: float | None = None
     own: OwnInputs | None = None
     """What every layer gets besides the stream, through an `OwnInput`."""
-    streams: AltUp | None = None
+    streams: Streams | None = None
     """Several streams enter and leave the layers, each of which has the same value."""
 
 

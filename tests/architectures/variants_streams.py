@@ -3,6 +3,10 @@
 from typing import Any
 
 from variants_a import BIAS, ROPE, TIED, model, old, without
+from variants_delta import COMMON as DELTA_COMMON
+from variants_delta import DELTA, PERIOD
+from variants_delta import EXPERTS as DELTA_EXPERTS
+from variants_delta import SIZES as DELTA_SIZES
 from variants_mla import COMMON, EXPERTS, HEADS, INDEX, MSCALES, SIZES
 
 Config = dict[str, Any]
@@ -38,6 +42,37 @@ MINIMAX_M3 = model(
     },
 )
 
+QSA: Config = {
+    "indexer_n_heads": 8,  # with few, scores are often all 0
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 12,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+QWEN4 = model(
+    "qwen4_exp_text",
+    without(DELTA_COMMON, "intermediate_size"),
+    DELTA,
+    DELTA_EXPERTS,
+    QSA,
+    {"hc_count": 3, "hc_lowrank": 5},
+)
+HY_V4 = model(
+    "hy_v4",
+    COMMON,
+    EXPERTS,
+    INDEX,
+    {
+        "num_hidden_layers": 3,
+        "indexer_types": ["full", "shared", "full"],
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "hc_mult": 3,
+        "hc_magnitude": 1.7,
+        "hc_eps": 0.01,
+        "swiglu_limit": 0.8,
+    },
+)
+
 VARIANTS: dict[str, Config] = {
     "axk2": AXK2,
     "axk2_old_yarn": old(
@@ -52,8 +87,7 @@ VARIANTS: dict[str, Config] = {
     )
     | BIAS
     | TIED,
-    "axk2_closed": without(AXK2, "mlp_layer_types") | {"num_experts_per_tok": 4, "topk_group": 1, "n_group": 2},
-    "axk2_bare": model("axk2", SIZES, HEADS, {"moe_intermediate_size": 8, "gated_norm_rank": 4}),
+    "axk2_bare": model("axk2", SIZES, HEADS, {"moe_intermediate_size": 8, "gated_norm_rank": 4, "index_topk": 6}),
     "minimax_m3_vl_text": MINIMAX_M3,
     "minimax_m3_vl_text_old": old(
         without(MINIMAX_M3, "layer_types", "mlp_layer_types", "num_local_experts", *PICKS),
@@ -68,7 +102,7 @@ VARIANTS: dict[str, Config] = {
             "sparse_num_index_heads": 1,
             "sparse_index_dim": 8,
             "sparse_block_size": 5,
-            "sparse_topk_blocks": 2,
+            "sparse_topk_blocks": 3,
             "sparse_local_block": 2,
         },
     )
@@ -78,6 +112,31 @@ VARIANTS: dict[str, Config] = {
     "minimax_m3_vl_text_bare": model(
         "minimax_m3_vl_text",
         SIZES,
-        {"num_local_experts": 6, "head_dim": 8, "dense_intermediate_size": 24, "shared_intermediate_size": 8},
+        {"num_local_experts": 6, "head_dim": 8, "shared_intermediate_size": 8},
     ),
+    "qwen4_exp_text": QWEN4,
+    "qwen4_exp_text_blocks": QWEN4
+    | BIAS
+    | TIED
+    | {"layer_types": ["indexed_attention", "linear_attention", "indexed_attention"], "norm_topk_prob": False}
+    | {"output_gate_type": "sigmoid", "indexer_compress_ratio": 3, "indexer_budget": 6},
+    "qwen4_exp_text_bare": model(
+        "qwen4_exp_text",
+        without(DELTA_SIZES, "intermediate_size"),
+        PERIOD,
+        DELTA_EXPERTS,
+        QSA,
+        {"indexer_head_dim": 256},
+    ),
+    "hy_v4": HY_V4,
+    "hy_v4_old_yarn": old(
+        without(HY_V4, "indexer_types", "mlp_layer_types", "n_routed_experts"),
+        num_local_experts=8,
+        norm_topk_prob=False,
+        learnable_sink_init=0.5,
+        rope_scaling=without(MSCALES, "rope_theta", "rope_type") | {"type": "yarn"},
+    )
+    | BIAS
+    | TIED,
+    "hy_v4_bare": model("hy_v4", SIZES, HEADS, {"moe_intermediate_size": 8, "n_routed_experts": 8, "index_topk": 6}),
 }
