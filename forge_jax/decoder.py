@@ -32,7 +32,7 @@ Driver = Literal["loop", "scan"]
 class Inputs:
     """What enters the decoder: token ids or embeddings, and where each token stands.
 
-    tokens_BT: ids; where embeds_BTD is given, they matter only to layers that have inputs of their own.
+    tokens_BT: ids; where embeds_BTD is given, they matter only to layers that look tokens up themselves.
     order_BT: 0, 1, 2, ... along a sequence, -1 for padding.
     coords_BTC: rotary positions where they are not the order (several axes for images and video).
     span_BT: tokens of one span > 0 see each other in both directions; None: causal.
@@ -283,7 +283,7 @@ def hidden(
     slots = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}
     x = embed(spec, params, inputs, ctx)
     own = each_layers_own(spec, params, x, inputs, ctx)
-    call = Call(order, jnp.maximum(coords, 0), span, slots, own, bus={"embed": x})
+    call = Call(order, jnp.maximum(coords, 0), span, slots, inputs.tokens_BT, own, bus={"embed": x})
     run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
     x = x if spec.streams is None else enter(spec.streams, params["streams"], x)
     x, layers = run(spec, params, x, cache, call, ctx)

@@ -21,6 +21,7 @@ from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import (
     Attention,
     ChannelMix,
+    Compressed,
     DeltaNet,
     Differential,
     Latent,
@@ -58,7 +59,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
-        case Latent():
+        case Latent() | Compressed():
             return {"heads": padded(op.heads, shards)}
         case DeltaNet():
             heads = head_slots(op.value_heads, op.key_heads, shards)
@@ -106,7 +107,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, attention=pairs)
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
-            case Mamba2() | Latent():
+            case Mamba2() | Latent() | Compressed():
                 return replace(old, heads=slots["heads"])
             case DeltaNet():
                 return replace(old, value_heads=slots["heads"], key_heads=slots["kv_heads"])

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from forge_jax.params.compressed import compressed_params
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
@@ -27,6 +28,7 @@ from forge_jax.spec import (
     Block,
     Branch,
     ChannelMix,
+    Compressed,
     Constant,
     DeltaNet,
     Differential,
@@ -63,6 +65,7 @@ __all__ = [
 OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
     ChannelMix: channel_mix_params,
+    Compressed: compressed_params,
     Mamba: mamba_params,
     Mamba2: mamba2_params,
     Latent: latent_params,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from forge_jax.spec.compressed import Compressed
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
@@ -19,6 +20,7 @@ from forge_jax.spec.streams import GatedStreams, Hyper
 Op = (
     Attention
     | ChannelMix
+    | Compressed
     | Constant
     | DeltaNet
     | Differential

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from variants_a import BIAS, ROPE, TIED, model, old, without
+from variants_a import BIAS, ROPE, TIED, YARN, model, old, without
 from variants_delta import COMMON as DELTA_COMMON
 from variants_delta import DELTA, PERIOD
 from variants_delta import EXPERTS as DELTA_EXPERTS
@@ -73,6 +73,38 @@ HY_V4 = model(
     },
 )
 
+DEEPSEEK_V4 = model(
+    "deepseek_v4",
+    without(SIZES, "intermediate_size", "num_key_value_heads"),
+    {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+        "mlp_layer_types": ["hash_moe", "moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "sliding_window": 6,
+        "head_dim": 16,
+        "partial_rotary_factor": 0.25,
+        "q_lora_rank": 24,
+        "o_groups": 2,
+        "o_lora_rank": 10,
+        "index_n_heads": 12,
+        "index_head_dim": 12,
+        "index_topk": 3,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 1.7,
+        "swiglu_limit": 0.8,
+        "hc_mult": 3,
+        "hc_eps": 0.01,
+        "hc_sinkhorn_iters": 3,
+        "rms_norm_eps": 1e-3,
+        "max_position_embeddings": 128,
+        "rope_theta": 1234.5,
+        "compress_rope_theta": 4321.5,
+    },
+)
+
 VARIANTS: dict[str, Config] = {
     "axk2": AXK2,
     "axk2_old_yarn": old(
@@ -139,4 +171,33 @@ VARIANTS: dict[str, Config] = {
     | BIAS
     | TIED,
     "hy_v4_bare": model("hy_v4", SIZES, HEADS, {"moe_intermediate_size": 8, "n_routed_experts": 8, "index_topk": 6}),
+    "deepseek_v4": DEEPSEEK_V4,
+    "deepseek_v4_nested": without(DEEPSEEK_V4, "partial_rotary_factor", "rope_theta", "compress_rope_theta")
+    | TIED
+    | {
+        "rope_parameters": {
+            "main": ROPE | {"partial_rotary_factor": 0.5},
+            "compress": YARN | {"partial_rotary_factor": 0.5, "attention_factor": 1.3},
+        },
+        "scoring_func": "sigmoid",
+        "mlp_bias": True,
+        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention", "sliding_attention"],
+        "mlp_layer_types": ["moe", "hash_moe", "moe"],
+    },
+    "deepseek_v4_old_yarn": old(
+        without(DEEPSEEK_V4, "layer_types", "mlp_layer_types", "compress_rates", "partial_rotary_factor"),
+        compress_ratios=[4, 0, 128, 4],
+        compress_rate_csa=3,
+        compress_rate_hca=5,
+        num_hash_layers=2,
+        qk_rope_head_dim=8,
+        num_nextn_predict_layers=1,
+        rope_scaling=without(YARN, "rope_theta", "rope_type") | {"type": "yarn"},
+    ),
+    "deepseek_v4_bare": model(
+        "deepseek_v4",
+        without(SIZES, "intermediate_size", "num_key_value_heads"),
+        {"num_hidden_layers": 5, "head_dim": 64, "q_lora_rank": 24, "index_topk": 3, "o_lora_rank": 8, "o_groups": 4}
+        | {"moe_intermediate_size": 8, "n_routed_experts": 12, "index_head_dim": 16},
+    ),
 }
