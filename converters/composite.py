@@ -20,7 +20,6 @@ TYPES: Mapping[str, str] = {
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
-    "hy_v4_vl": "hy_v4_vl_text",
     "idefics3": "llama",
     "internvl": "qwen2",
     "lfm2_vl": "lfm2",
@@ -42,23 +41,10 @@ TYPES: Mapping[str, str] = {
 }
 # a language model that differs from another only in positions along several axes, which are one for text
 SAME = {
-    "hy_v4_vl_text": "hy_v4",
     "qwen2_5_vl_text": "qwen2",
     "qwen2_vl_text": "qwen2",
     "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3",
-}
-# what it takes for keys that are left out, where that is not what the other takes
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "hy_v4_vl_text": {
-        "hidden_size": 6144,
-        "intermediate_size": 18432,
-        "moe_intermediate_size": 2048,
-        "num_hidden_layers": 78,
-        "num_attention_heads": 64,
-        "q_lora_rank": 2048,
-        "index_n_heads": 32,
-    },
 }
 AXES = ("mrope_section", "mrope_interleaved")
 
@@ -79,7 +65,6 @@ TOWERS = (
     "vision_model.",
     "vision_tower.",
     "visual.",
-    "vit.",
 )
 NESTED = ("vision_config", "audio_config")  # of the parts that are left out
 MARKERS = (
@@ -151,7 +136,7 @@ def text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: text_config is {type(text).__name__}, expected a dict")
     kind = text.get("model_type") or TYPES[config["model_type"]]
     outer = {key: config[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in config}
-    out: dict[str, Any] = {**DEFAULTS.get(kind, {})} | outer | dict(text) | {"model_type": SAME.get(kind, kind)}
+    out: dict[str, Any] = outer | dict(text) | {"model_type": SAME.get(kind, kind)}
     for key in ("rope_parameters", "rope_scaling"):
         if isinstance(rope := out.get(key), Mapping):
             out[key] = {k: v for k, v in rope.items() if k not in AXES} or None

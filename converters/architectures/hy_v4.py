@@ -100,6 +100,8 @@ def layer_streams(branch: str, name: str, published: str) -> tuple[Rule, ...]:
     return stream_rules(f"layers.{{l}}.{branch}.streams", *places)
 
 
+# where the mixture before the head stands in files
+HEADS = ("hc_head", "hc_head.hc_pre", "hc_pre.hc_head")
 OURS, THEIRS, MLP = "layers.{l}.attention", f"{LAYER}.self_attn", f"{LAYER}.mlp"
 
 FAMILY = Family(
@@ -109,7 +111,7 @@ FAMILY = Family(
         *layer_streams("attention", "attn_hc", "hc_attn_layer"),
         *layer_streams("mlp", "ffn_hc", "hc_mlp_layer"),
         *layer_streams("moe", "ffn_hc", "hc_mlp_layer"),
-        *stream_rules("streams", "model.hc_head.hc_", "model.hc_head.hc_head_", "model.hc_pre.hc_head.hc_head_"),
+        *stream_rules("streams", "model.hc_head.hc_", *(f"model.{place}.hc_head_" for place in HEADS)),
         *(Rule(f"{OURS}.gate", f"{THEIRS}.{name}.weight", HEADS_OUT) for name in ("gate_proj", "linear_gate")),
         *(Rule(f"{OURS}.sinks", f"{THEIRS}.{name}") for name in ("sinks", "learnable_sink_param")),
         *RULES,

@@ -87,7 +87,7 @@ def mixers(take: Take, offset: Norm) -> Iterator[Mixer]:
 def config(take: Take) -> ModelSpec:
     """Streams of which each branch sees a gated mixture; every layer a mixture of experts."""
     take.assume(DEFAULTS)
-    take.ignore("full_attention_interval", "intermediate_size", *TRAINING, *NGRAMS)
+    take.ignore("full_attention_interval", "intermediate_size", "number_of_conv_states", *TRAINING, *NGRAMS)
     if take("ple_layer_ids", None):
         raise ValueError(
             f"{take.where}: ple_layer_ids = {take('ple_layer_ids')}; embeddings of n-grams are not implemented"

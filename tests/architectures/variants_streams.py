@@ -198,6 +198,6 @@ VARIANTS: dict[str, Config] = {
         "deepseek_v4",
         without(SIZES, "intermediate_size", "num_key_value_heads"),
         {"num_hidden_layers": 5, "head_dim": 64, "q_lora_rank": 24, "index_topk": 3, "o_lora_rank": 8, "o_groups": 4}
-        | {"moe_intermediate_size": 8, "n_routed_experts": 12, "index_head_dim": 16},
+        | {"moe_intermediate_size": 8, "n_routed_experts": 12, "index_head_dim": 16, "compress_rate_hca": 8},
     ),
 }
