@@ -69,6 +69,9 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
             x_BTD = alternate(spec.streams, params["streams"], x_BTD, layer, extra)
         case _:
             for branch in spec.branches:
+                if branch.whole:
+                    x_BTD = x_BTD + added(branch, params, x_BTD, memory, call, ctx)
+                    continue
                 read, join = mixed(spec.streams, params[branch.name]["streams"], x_BTD)
                 x_BTD = join(added(branch, params, pre(branch, params, read), memory, call, ctx))
     if spec.scalar:

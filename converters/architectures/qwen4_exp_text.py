@@ -1,6 +1,6 @@
 """Qwen 4 (experimental), text: Qwen 3.5 on several gated streams; attention to the blocks that it picks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from converters.architectures.common import (
@@ -18,10 +18,11 @@ from converters.architectures.qwen2_moe import SHARED_RULES, mixture
 from converters.architectures.qwen3_5 import APART
 from converters.architectures.qwen3_5_moe import DEFAULTS as PARENT
 from converters.architectures.qwen3_next import HYBRID_RULES, delta
+from converters.ngrams import multipliers, table_sizes
 from converters.rope import read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Block, Blocks, Gate, GatedStreams, Mlp, ModelSpec, Norm
+from forge_jax.spec import Block, Blocks, Branch, Gate, GatedStreams, Mlp, ModelSpec, NgramInput, Norm
 
 DEFAULTS = PARENT | {
     "vocab_size": 248320,
@@ -32,19 +33,38 @@ DEFAULTS = PARENT | {
     "norm_topk_prob": True,
     "hc_count": 4,
     "hc_lowrank": 320,
+    "ple_conv_kernel_size": 4,
+    "ngram_size": 3,
+    "heads_per_ngram": 8,
+    "ngram_vocab_size_base": 20_000_000,
+    "make_ngram_vocab_size_divisible_by": 128,
+    "seed": 1234,
+    "split_ngram_parts": 512,
 }
 
-# of embeddings of n-grams, which no layer has
-NGRAMS = (
-    "ple_embed_dim",
-    "ple_conv_kernel_size",
-    "ngram_size",
-    "heads_per_ngram",
-    "ngram_vocab_size_base",
-    "make_ngram_vocab_size_divisible_by",
-    "seed",
-    "split_ngram_parts",
-)
+
+def ngrams(take: Take, streams: GatedStreams, kinds: Sequence[str]) -> dict[int, NgramInput]:
+    """The embeddings of n-grams, by layer, which are listed from 1.
+
+    Raises:
+        ValueError: no end of a text, a layer that does not exist or is attention, or sizes that cannot be shared out.
+    """
+    listed, tokens = sorted(set(take("ple_layer_ids", None) or ())), take("ngram_size")
+    heads, dim = (tokens - 1) * take("heads_per_ngram"), take("ple_embed_dim", None) or take("hidden_size")
+    base, step, seed = take("ngram_vocab_size_base"), take("make_ngram_vocab_size_divisible_by"), take("seed")
+    parts, taps, out = take("split_ngram_parts"), take("ple_conv_kernel_size"), {}
+    for i, layer in enumerate(listed):
+        if not 1 <= layer <= len(kinds) or kinds[layer - 1] != "linear_attention":
+            raise ValueError(f"{take.where}: ple_layer_ids has {layer}; expected layers of linear attention, from 1")
+        end, sizes = take("eos_token_id"), table_sizes(base, heads, i)
+        rows = -(-sum(sizes) // step) * step
+        if dim % heads or rows % parts:
+            found = f"{dim} features for {heads} heads, {rows} rows in {parts} parts"
+            raise ValueError(f"{take.where}: {found}; expected both to be shared out evenly")
+        numbers = multipliers(take("vocab_size"), tokens, i, seed)
+        end = end[0] if isinstance(end, list) else end
+        out[layer - 1] = NgramInput(streams.count, numbers, sizes, rows, parts, dim, end, taps, streams.norm)
+    return out
 
 
 def read_blocks(take: Take, norm: Norm, size: int) -> Blocks:
@@ -65,13 +85,18 @@ def read_blocks(take: Take, norm: Norm, size: int) -> Blocks:
     return Blocks(heads, dim, each, budget // each, norm, rope, "mean")
 
 
-def mixers(take: Take, offset: Norm) -> Iterator[Mixer]:
-    """What mixes the tokens of each layer: attention in every fourth, unless the config lists them."""
-    bias, count, every = take("attention_bias", False), take("num_hidden_layers"), 4
+def layer_kinds(take: Take) -> tuple[str, ...]:
+    """The kind of each layer: attention in every fourth, unless the config lists them."""
+    count, every = take("num_hidden_layers"), 4
     if not take.has("layer_types"):
         every = take("full_attention_interval", every)
     default = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    kinds = layer_types(take, count, default, "linear_attention", "indexed_attention")
+    return layer_types(take, count, default, "linear_attention", "indexed_attention")
+
+
+def mixers(take: Take, kinds: Sequence[str], offset: Norm) -> Iterator[Mixer]:
+    """What mixes the tokens of each layer."""
+    bias = take("attention_bias", False)
     linear = delta(take, replace(offset, offset=0.0))
     linear = replace(linear, gate=activation(take, "output_gate_type", "hidden_act"))
     for kind in kinds:
@@ -87,21 +112,18 @@ def mixers(take: Take, offset: Norm) -> Iterator[Mixer]:
 def config(take: Take) -> ModelSpec:
     """Streams of which each branch sees a gated mixture; every layer a mixture of experts."""
     take.assume(DEFAULTS)
-    take.ignore("full_attention_interval", "intermediate_size", "number_of_conv_states", *TRAINING, *NGRAMS)
-    if take("ple_layer_ids", None):
-        raise ValueError(
-            f"{take.where}: ple_layer_ids = {take('ple_layer_ids')}; embeddings of n-grams are not implemented"
-        )
-    norm = Norm(take("rms_norm_eps"), offset=1.0)
+    take.ignore("full_attention_interval", "intermediate_size", "number_of_conv_states", *TRAINING)
+    norm, kinds = Norm(take("rms_norm_eps"), offset=1.0), layer_kinds(take)
     streams = GatedStreams(take("hc_count"), take("hc_lowrank"), norm)
-    moe = mixture(take)
+    moe, extra = mixture(take), ngrams(take, streams, kinds)
     moe = replace(moe, shared=Mlp(take("shared_expert_intermediate_size"), moe.act), shared_gate=True)
 
-    def layer(mixer: Mixer) -> Block:
-        bare = pre_norm(mixer, moe, norm).branches
-        return Block(tuple(replace(branch, pre=None) for branch in bare), streams=streams)
+    def layer(i: int, mixer: Mixer) -> Block:
+        branches = tuple(replace(branch, pre=None) for branch in pre_norm(mixer, moe, norm).branches)
+        first = (Branch("ngrams", extra[i], whole=True),) if i in extra else ()
+        return Block((*first, *branches), streams=streams)
 
-    spec = decoder(take, (layer(mixer) for mixer in mixers(take, norm)), norm)
+    spec = decoder(take, (layer(i, mixer) for i, mixer in enumerate(mixers(take, kinds, norm))), norm)
     return replace(spec, final_norm=None, streams=streams)
 
 
@@ -117,6 +139,8 @@ def stream_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 INDEX, INDEXER = "layers.{l}.attention.index", f"{LAYER}.self_attn.indexer"
 
+NGRAMS, PLE = "layers.{l}.ngrams", f"{LAYER}.ple"
+
 FAMILY = Family(
     ("qwen4_exp_text",),
     config,
@@ -130,9 +154,23 @@ FAMILY = Family(
         ),
         *norm_rules(f"{INDEX}.q_norm", f"{INDEXER}.q_layernorm"),
         *norm_rules(f"{INDEX}.k_norm", f"{INDEXER}.k_layernorm"),
+        Rule(f"{NGRAMS}.table", f"{PLE}.ple_embedding.ngram_embedding.shard_{{p}}.weight", "r h -> p r h"),
+        Rule(f"{NGRAMS}.table", f"{PLE}.ple_embedding.ngram_embedding.weight", "(p r) h -> p r h"),
+        Rule(f"{NGRAMS}.key", f"{PLE}.key_proj.weight", "(s d) e -> e s d"),
+        Rule(f"{NGRAMS}.value", f"{PLE}.value_proj.weight", "d e -> e d"),
+        Rule(f"{NGRAMS}.conv", f"{PLE}.conv1d.weight", "(s d) one k -> s d one k"),
+        *(
+            Rule(f"{NGRAMS}.{name}_norm.scale", f"{PLE}.norm_{name}.weight", "(s d) -> s d")
+            for name in ("key", "query", "conv")
+        ),
         *HYBRID_RULES,
         *APART,
         *SHARED_RULES,
+    ),
+    # they follow from the config
+    buffers=tuple(
+        f"{PLE}.ple_embedding.{name}"
+        for name in ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
     ),
     drafts=("mtp.",),
 )

@@ -18,6 +18,7 @@ from forge_jax.spec import (
     Mamba,
     Mamba2,
     ModelSpec,
+    NgramInput,
     Op,
     Selective,
     ShortConv,
@@ -117,6 +118,15 @@ def delta_memory(op: DeltaNet) -> dict[str, Slab]:
     }
 
 
+def ngram_memory(op: NgramInput, dim: int) -> dict[str, Slab]:
+    """The tokens before, for each place of an n-gram, and the last inputs of the convolution."""
+    tokens = len(op.multipliers)
+    return {
+        "before": Slab((tokens, tokens - 1), (None, None), slots=False),
+        "tail": Slab((op.streams, dim, (op.taps - 1) * tokens), (None, "embed", None), slots=False),
+    }
+
+
 def selective_memory(op: Selective) -> dict[str, Slab]:
     """Keys, values and merits, whole on every device."""
     heads, dim = op.attention.kv_heads, op.attention.head_dim
@@ -135,6 +145,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Mamba: lambda op, dim: mamba_memory(op),
     Mamba2: lambda op, dim: mamba2_memory(op),
     Latent: lambda op, dim: latent_memory(op),
+    NgramInput: ngram_memory,
     ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }
 

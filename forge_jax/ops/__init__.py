@@ -16,6 +16,7 @@ from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.moe import moe
+from forge_jax.ops.ngrams import ngram_input
 from forge_jax.ops.norm import norm
 from forge_jax.ops.own import own_input
 from forge_jax.ops.rope import sinusoids
@@ -36,6 +37,7 @@ from forge_jax.spec import (
     Mamba2,
     Mlp,
     Moe,
+    NgramInput,
     Op,
     OwnInput,
     Selective,
@@ -60,6 +62,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     DeltaNet: delta_net,
     Mlp: mlp,
     Moe: moe,
+    NgramInput: ngram_input,
     ShortConv: short_conv,
     OwnInput: own_input,
 }

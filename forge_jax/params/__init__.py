@@ -18,6 +18,7 @@ from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, short_conv_params
 from forge_jax.params.moe import moe_params
+from forge_jax.params.ngrams import ngram_params
 from forge_jax.params.own import altup_params, mixing_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
@@ -41,6 +42,7 @@ from forge_jax.spec import (
     Mlp,
     ModelSpec,
     Moe,
+    NgramInput,
     Op,
     OwnInput,
     Positions,
@@ -77,6 +79,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     DeltaNet: delta_net_params,
     Mlp: mlp_params,
     Moe: moe_params,
+    NgramInput: ngram_params,
     ShortConv: short_conv_params,
     OwnInput: own_input_params,
 }
@@ -96,7 +99,7 @@ def block_params(block: Block, dim: int) -> Tree:
         out["scalar"] = Param((1,), (None,), fill=1.0)
     out |= {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
     if isinstance(block.streams, GatedStreams | Hyper):
-        for branch in block.branches:
+        for branch in (branch for branch in block.branches if not branch.whole):
             out[branch.name]["streams"] = mixing_params(block.streams, dim)
     return out
 

@@ -14,6 +14,7 @@ from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
 from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Streams, Sum, segments
 from forge_jax.spec.moe import Moe, Router
+from forge_jax.spec.ngrams import NgramInput
 from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import (
@@ -67,6 +68,7 @@ __all__ = [
     "Mlp",
     "ModelSpec",
     "Moe",
+    "NgramInput",
     "Norm",
     "Op",
     "OwnInput",

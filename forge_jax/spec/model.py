@@ -10,6 +10,7 @@ from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.moe import Moe
+from forge_jax.spec.ngrams import NgramInput
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
@@ -30,6 +31,7 @@ Op = (
     | Mamba2
     | Mlp
     | Moe
+    | NgramInput
     | OwnInput
     | Selective
     | ShortConv
@@ -44,6 +46,7 @@ class Branch:
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
     `keep` "learned": the stream is multiplied by a learned vector before the branch is added.
+    `whole`: in a layer on several streams, the op sees all of them as they are, and says what is added to each.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
 
@@ -56,6 +59,7 @@ class Branch:
     in_scale: float = 1.0
     beside: bool = False
     late: bool = False
+    whole: bool = False
     shared: str | None = None
     keep: float | Literal["learned"] = 1.0
 

@@ -152,6 +152,19 @@ VARIANTS: dict[str, Config] = {
     | TIED
     | {"layer_types": ["indexed_attention", "linear_attention", "indexed_attention"], "norm_topk_prob": False}
     | {"output_gate_type": "sigmoid", "indexer_compress_ratio": 3, "indexer_budget": 6},
+    "qwen4_exp_text_ngrams": QWEN4
+    | {
+        "ple_layer_ids": [3, 1],
+        "ple_embed_dim": 24,
+        "ple_conv_kernel_size": 3,
+        "ngram_size": 4,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 50,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "seed": 4321,
+        "split_ngram_parts": 4,
+        "eos_token_id": [137, 9],  # a token of the text
+    },
     "qwen4_exp_text_bare": model(
         "qwen4_exp_text",
         without(DELTA_SIZES, "intermediate_size"),
