@@ -23,6 +23,17 @@ class Indexer:
     rope: Rope
     last: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the rope.
+
+        Raises:
+            ValueError: it turns more features than there are.
+        """
+        if self.rope.dim > self.dim:
+            raise ValueError(
+                f"indexer: {self.rope.dim} features of {self.dim} are to rotate; expected no more than these"
+            )
+
 
 @dataclass(frozen=True)
 class Latent:
