@@ -17,10 +17,11 @@ from jax.typing import ArrayLike
 from forge_jax import ops, stacking
 from forge_jax.cache import Cache, assign, recurrent
 from forge_jax.ops import Call, Context, activate, norm, sinusoids
+from forge_jax.ops.hyper import mixed
 from forge_jax.ops.own import own_inputs
 from forge_jax.ops.streams import alternate, enter, leave
 from forge_jax.params import Tree
-from forge_jax.spec import Block, Branch, HeadTransform, ModelSpec, Positions, Segment, Sinusoids, Sum, segments
+from forge_jax.spec import AltUp, Block, Branch, HeadTransform, ModelSpec, Positions, Segment, Sinusoids, Sum, segments
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
@@ -31,7 +32,7 @@ Driver = Literal["loop", "scan"]
 class Inputs:
     """What enters the decoder: token ids or embeddings, and where each token stands.
 
-    tokens_BT: ids; where embeds_BTD is given, they matter only to layers that have inputs of their own.
+    tokens_BT: ids; where embeds_BTD is given, they matter only to layers that look tokens up themselves.
     order_BT: 0, 1, 2, ... along a sequence, -1 for padding.
     coords_BTC: rotary positions where they are not the order (several axes for images and video).
     span_BT: tokens of one span > 0 see each other in both directions; None: causal.
@@ -60,12 +61,19 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
     def layer(x: Array) -> Array:
         return wired(spec, params, x, memory, call, ctx)
 
-    if spec.streams is None:
-        x_BTD = layer(x_BTD)
-    else:
-        side = spec.streams.side
-        extra = lambda x: added(side, params, pre(side, params, x), memory, call, ctx)  # noqa: E731
-        x_BTD = alternate(spec.streams, params["streams"], x_BTD, layer, extra)
+    match spec.streams:
+        case None:
+            x_BTD = layer(x_BTD)
+        case AltUp(side=side):
+            extra = lambda x: added(side, params, pre(side, params, x), memory, call, ctx)  # noqa: E731
+            x_BTD = alternate(spec.streams, params["streams"], x_BTD, layer, extra)
+        case _:
+            for branch in spec.branches:
+                if branch.whole:
+                    x_BTD = x_BTD + added(branch, params, x_BTD, memory, call, ctx)
+                    continue
+                read, join = mixed(spec.streams, params[branch.name]["streams"], x_BTD)
+                x_BTD = join(added(branch, params, pre(branch, params, read), memory, call, ctx))
     if spec.scalar:
         x_BTD = x_BTD * dense(params["scalar"]).astype(x_BTD.dtype).reshape((1,) * x_BTD.ndim)
     return x_BTD, memory if state is not None else None, call.bus
@@ -278,11 +286,11 @@ def hidden(
     slots = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}
     x = embed(spec, params, inputs, ctx)
     own = each_layers_own(spec, params, x, inputs, ctx)
-    call = Call(order, jnp.maximum(coords, 0), span, slots, own, bus={"embed": x})
+    call = Call(order, jnp.maximum(coords, 0), span, slots, inputs.tokens_BT, own, bus={"embed": x})
     run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
-    x = x if spec.streams is None else enter(params["streams"], x)
+    x = x if spec.streams is None else enter(spec.streams, params["streams"], x)
     x, layers = run(spec, params, x, cache, call, ctx)
-    x = x if spec.streams is None else leave(params["streams"], x)
+    x = x if spec.streams is None else leave(spec.streams, params["streams"], x)
     if rank_BT is not None:
         x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
     if cache is None:

@@ -35,7 +35,7 @@ class Summary:
 def summarise(spec: ModelSpec) -> Summary:
     """The sizes of the first attention and the first feed-forward layer stand for all."""
     ops = [branch.op for block in spec.layers for branch in block.every()]
-    attention = next((op for op in ops if isinstance(op, Attention | Latent)), None)
+    attention = next((op for op in ops if isinstance(op, Attention | Compressed | Latent)), None)
     mlp = next((op for op in ops if isinstance(op, Mlp)), None)
     heads = attention.heads if attention else 0
     return Summary(
@@ -43,7 +43,7 @@ def summarise(spec: ModelSpec) -> Summary:
         spec.dim,
         len(spec.layers),
         heads,
-        attention.kv_heads if isinstance(attention, Attention) else heads,
+        attention.kv_heads if isinstance(attention, Attention) else 1 if isinstance(attention, Compressed) else heads,
         mlp.dim if mlp else 0,
         spec.max_seq_len,
     )

@@ -28,10 +28,13 @@ SHAPE = (2, 24)
 def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Make up the float32 values of a tensor from its name: matrices keep the size of what they multiply.
 
-    Vectors are near 1, biases near 0, an eps (a threshold below zero) near -1. Bits of Philox and nothing else, so that
-    every NumPy gives the same.
+    Vectors are near 1, biases near 0, an eps (a threshold below zero) near -1; a table of experts has whole numbers.
+    Bits of Philox and nothing else, so that every NumPy gives the same.
     """
     raw = np.random.Philox(key=np.array([zlib.crc32(name.encode()), seed], np.uint64)).random_raw(prod(shape))
+    if name.endswith("tid2eid"):  # experts of each token, all different
+        first = (raw.reshape(shape)[:, :1] >> np.uint64(40)).astype(np.int64)
+        return ((first + np.arange(shape[1])) % (2 * shape[1])).astype(np.float32)
     x = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
     x = (x * np.float32(12**0.5)).reshape(shape)  # variance 1
     if len(shape) > 1:

@@ -28,7 +28,7 @@ from converters.architectures.experts import (
     shared_rules,
 )
 from converters.architectures.family import Family
-from converters.rope import read_rope
+from converters.rope import read_rope, rope_dict
 from converters.rules import Rule
 from converters.take import Take
 from forge_jax.spec import Attention, Blocks, Clamp, Mlp, ModelSpec, Moe, Norm, Router
@@ -82,12 +82,14 @@ def attentions(take: Take, norm: Norm) -> list[Attention]:
     """Attention of every layer: to everything, or to the blocks that are picked.
 
     Raises:
-        ValueError: rotary_dim is not what is rotated, or the index heads cannot be shared out.
+        ValueError: only rotary_dim says how much is rotated, or the index heads cannot be shared out.
     """
     size, count = head_dim(take), take("num_hidden_layers")
     rope = read_rope(take, size)
-    if take("rotary_dim", rope.dim) != rope.dim:
-        raise ValueError(f"{take.where}: rotary_dim = {take('rotary_dim')}, but {rope.dim} by partial_rotary_factor")
+    said = take("partial_rotary_factor", None) or rope_dict(take).get("partial_rotary_factor")
+    if said is None and take("rotary_dim", rope.dim) != rope.dim:
+        raise ValueError(f"{take.where}: rotary_dim = {take('rotary_dim')}; say it as partial_rotary_factor")
+    take.ignore("rotary_dim")
     whole = replace(grouped_attention(take, rope), qk_norm=norm)
     heads, dim = take("index_n_heads"), take("index_head_dim")
     sizes = take("index_block_size"), take("index_topk_blocks")

@@ -72,6 +72,8 @@ def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTy
     def empty(op: Op, slab: Slab) -> Array:
         if not slab.slots:
             return jnp.zeros((batch, *slab.shape), jnp.float32)
+        if slab.every is not None:
+            return jnp.zeros((batch, *slab.shape[:-1], -(-length // slab.every), slab.shape[-1]), dtype)
         size = window(op)
         slots = length if size is None else min(length, size + slack)
         nowhere = jnp.full((batch, slots), -1, jnp.int32)

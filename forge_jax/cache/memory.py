@@ -10,6 +10,7 @@ from typing import Any
 from forge_jax.spec import (
     Attention,
     ChannelMix,
+    Compressed,
     DeltaNet,
     Differential,
     HeadMixture,
@@ -20,6 +21,7 @@ from forge_jax.spec import (
     Mamba2,
     Mlstm,
     ModelSpec,
+    NgramInput,
     Op,
     RgLru,
     Selective,
@@ -33,13 +35,15 @@ from forge_jax.spec import (
 class Slab:
     """One array of an op's memory.
 
-    `slots`: [B, *shape[:-1], S, shape[-1]] in the dtype of the cache, a token in each slot. Otherwise a running state
-    [B, *shape] in float32. `axes` are the logical axes of `shape`, as in `Param`.
+    `slots`: [B, *shape[:-1], S, shape[-1]] in the dtype of the cache, a token in each slot, or in order what stands for
+    `every` tokens. Otherwise a running state [B, *shape] in float32. `axes` are the logical axes of `shape`, as in
+    `Param`.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     slots: bool = True
+    every: int | None = None
 
 
 def attention_memory(op: Attention) -> dict[str, Slab]:
@@ -81,6 +85,19 @@ def differential_memory(op: Differential) -> dict[str, Slab]:
     """Both keys of each pair, and the value that they share."""
     pairs, dim = op.attention.kv_heads, op.attention.head_dim
     return {"k": Slab((2 * pairs, dim), ("kv_heads", "head")), "v": Slab((pairs, 2 * dim), ("kv_heads", "head"))}
+
+
+def compressed_memory(op: Compressed) -> dict[str, Slab]:
+    """The last tokens; the entries, and the latest tokens that further ones are made of. Every device has all of it."""
+    out = {"kv": Slab((1, op.head_dim), (None, None))}
+    if op.compression is None:
+        return out
+    every, twice, indexer = op.compression.every, 2 if op.compression.overlap else 1, op.compression.indexer
+    for name, size in {"entry": op.head_dim, **({"index": indexer.dim} if indexer else {})}.items():
+        out[name] = Slab((1, size), (None, None), every=every)
+        # a key and a weight for each time that a token takes part
+        out[f"{name}_ring"] = Slab((every * twice, 2 * twice * size), (None, None), slots=False)
+    return out
 
 
 def wkv_memory(op: Wkv, dim: int) -> dict[str, Slab]:
@@ -126,6 +143,15 @@ def mlstm_memory(op: Mlstm) -> dict[str, Slab]:
     return {name: Slab((op.heads, *s), axes[: 1 + len(s)], slots=False) for name, s in shapes.items()}
 
 
+def ngram_memory(op: NgramInput, dim: int) -> dict[str, Slab]:
+    """The tokens before, for each place of an n-gram, and the last inputs of the convolution."""
+    tokens = len(op.multipliers)
+    return {
+        "before": Slab((tokens, tokens - 1), (None, None), slots=False),
+        "tail": Slab((op.streams, dim, (op.taps - 1) * tokens), (None, "embed", None), slots=False),
+    }
+
+
 def selective_memory(op: Selective) -> dict[str, Slab]:
     """Keys, values and merits, whole on every device."""
     heads, dim = op.attention.kv_heads, op.attention.head_dim
@@ -138,6 +164,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Selective: lambda op, dim: selective_memory(op),
     HeadMixture: lambda op, dim: attention_memory(op.attention),
     Differential: lambda op, dim: differential_memory(op),
+    Compressed: lambda op, dim: compressed_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
     Wkv: lambda op, dim: wkv_memory(op, dim),
     DeltaNet: lambda op, dim: delta_memory(op),
@@ -147,6 +174,7 @@ OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Latent: lambda op, dim: latent_memory(op),
     LinearAttention: lambda op, dim: linear_memory(op),
     RgLru: lambda op, dim: rg_lru_memory(op),
+    NgramInput: ngram_memory,
     ShortConv: lambda op, dim: {"tail": Slab((op.dim, op.taps - 1), ("ff", None), slots=False)},
 }
 
@@ -158,6 +186,8 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
+    if isinstance(op, Compressed):
+        return op.window
     inner = op.attention if isinstance(op, Differential | HeadMixture | Selective) else op
     sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)

@@ -7,6 +7,7 @@ from jax import Array
 
 from forge_jax.ops.attention import attention
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.compressed import compressed
 from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
@@ -18,6 +19,7 @@ from forge_jax.ops.mamba2 import mamba2
 from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.mlstm import mlstm
 from forge_jax.ops.moe import moe
+from forge_jax.ops.ngrams import ngram_input
 from forge_jax.ops.norm import norm
 from forge_jax.ops.own import own_input
 from forge_jax.ops.rg_lru import rg_lru
@@ -29,6 +31,7 @@ from forge_jax.params import Tree
 from forge_jax.spec import (
     Attention,
     ChannelMix,
+    Compressed,
     Constant,
     DeltaNet,
     Differential,
@@ -41,6 +44,7 @@ from forge_jax.spec import (
     Mlp,
     Mlstm,
     Moe,
+    NgramInput,
     Op,
     OwnInput,
     RgLru,
@@ -54,6 +58,7 @@ __all__ = ["Call", "Context", "activate", "apply", "norm", "sinusoids"]
 OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Attention: attention,
     ChannelMix: channel_mix,
+    Compressed: compressed,
     Mamba: mamba,
     Wkv: wkv,
     Mamba2: mamba2,
@@ -69,6 +74,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mlp: mlp,
     Mlstm: mlstm,
     Moe: moe,
+    NgramInput: ngram_input,
     ShortConv: short_conv,
     OwnInput: own_input,
 }

@@ -69,6 +69,7 @@ class Call:
     coords_BTC: what rotary embeddings turn by; C is 1 (the order) or the number of position axes.
     span_BT: tokens of the same span > 0 see each other in both directions. 0: causal only.
     slots: for each place key of the cache, where the tokens go; empty without a cache.
+    tokens_BT: ids, where they are known.
     own: what only this layer gets, of inputs that every layer has its own share of.
     bus: what layers leave for later ones, by name. "embed" is the stream before the first layer; an op adds to it.
 
@@ -79,6 +80,7 @@ class Call:
     coords_BTC: Array
     span_BT: Array
     slots: dict[str, Slots]
+    tokens_BT: Array | None = None
     own: Any = None
     bus: dict[str, Any] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.ops.norm import norm
+from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Indexer
 from forge_jax.tensor import contract
@@ -18,6 +19,13 @@ UNSEEN = -1e30  # a score below that of any token that is seen
 def index_keys(op: Indexer, params: Tree, x_BTD: Array) -> Array:
     """The key that each token leaves behind, unrotated: [B, T, 1, H]."""
     return norm(op.norm, params["k_norm"], contract("BTD,DH->BTH", x_BTD, params["k"]))[:, :, None]
+
+
+def index_turned(op: Indexer, x_BTNH: Array, position_BT: Array, length_B: Array | None) -> Array:
+    """Queries or keys, of which some features rotate."""
+    still = x_BTNH.shape[-1] - op.rope.dim if op.last else 0
+    rotated = rotate(op.rope, x_BTNH[..., still:], position_BT, length_B)
+    return jnp.concatenate([x_BTNH[..., :still], rotated], -1) if still else rotated
 
 
 def pick(

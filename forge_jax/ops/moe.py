@@ -177,7 +177,7 @@ def latent(op: Moe, params: Tree, name: str, x_BTD: Array) -> Array:
 def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state): it remembers nothing but, if asked to, what its router did."""
     b, t, _ = x_BTD.shape
-    ids_BTX, weight_BTX = route(op.router, params, x_BTD)
+    ids_BTX, weight_BTX = route(op.router, params, x_BTD, call.tokens_BT)
     if state is not None:
         state = record(state, op.router, params, x_BTD, ids_BTX, call.order_BT >= 0)
     if op.norm is not None:

@@ -9,7 +9,7 @@ from jax import Array
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Router
-from forge_jax.tensor import contract
+from forge_jax.tensor import contract, take
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +53,12 @@ def router_logits(router: Router, params: Tree, x_BTD: Array) -> Array:
     return logits_BTE if router.softcap is None else router.softcap * jnp.tanh(logits_BTE / router.softcap)
 
 
-def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
-    """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X]."""
+def route(router: Router, params: Tree, x_BTD: Array, tokens_BT: Array | None = None) -> tuple[Array, Array]:
+    """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X].
+
+    Raises:
+        ValueError: the tokens choose, and there are none.
+    """
     logits_BTE = router_logits(router, params, x_BTD)
     if router.score == "sparsemixer":
         return sparsemixer(router, logits_BTE)
@@ -63,12 +67,19 @@ def route(router: Router, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
             score_BTE = jax.nn.softmax(logits_BTE)
         case "sigmoid":
             score_BTE = jax.nn.sigmoid(logits_BTE)
+        case "sqrt_softplus":
+            score_BTE = jnp.sqrt(jax.nn.softplus(logits_BTE))
         case _:
             score_BTE = logits_BTE
     choice_BTE = score_BTE
     if router.choice_bias:
         choice_BTE = choice_BTE + params["choice_bias"].astype(jnp.float32)[None, None]
-    _, ids_BTX = jax.lax.top_k(open_groups(router, choice_BTE), router.top_k)
+    if router.table is None:
+        _, ids_BTX = jax.lax.top_k(open_groups(router, choice_BTE), router.top_k)
+    elif tokens_BT is None:
+        raise ValueError("forward: the tokens of this model choose experts; pass tokens_BT beside embeds_BTD")
+    else:
+        ids_BTX = take(params["table"], tokens_BT).astype(jnp.int32)
     weight_BTX = jnp.take_along_axis(score_BTE, ids_BTX, -1)
     if router.score == "chosen_softmax":
         weight_BTX = jax.nn.softmax(weight_BTX)

@@ -1,13 +1,17 @@
-"""Several streams instead of one, of which a layer computes only one: alternating updates (arXiv:2301.13310)."""
+"""Several streams instead of one, of which a layer computes only one: alternating updates (arXiv:2301.13310).
+
+Where each branch sees a mixture of them instead, see `ops.hyper`; the ends of both are here.
+"""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.ops.hyper import mixed
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
-from forge_jax.spec import AltUp
+from forge_jax.spec import AltUp, Streams
 from forge_jax.tensor import contract, dense
 
 Update = Callable[[Array], Array]
@@ -45,14 +49,18 @@ def resized(x_BTSD: Array, like_BTD: Array) -> Array:
     return x_BTSD * (magnitude(like_BTD)[:, :, None] / magnitude(x_BTSD)).astype(x_BTSD.dtype)
 
 
-def enter(params: Tree, x_BTD: Array) -> Array:
-    """The streams of an embedding: itself and projections of it, as large as it is: [B, T, S, D]."""
+def enter(op: Streams, params: Tree, x_BTD: Array) -> Array:
+    """The streams of an embedding: itself, or itself and projections of it, as large as it is: [B, T, S, D]."""
+    if not isinstance(op, AltUp):
+        return jnp.repeat(x_BTD[:, :, None], op.count, 2)
     others_BTSD = contract("BTD,DSE->BTSE", x_BTD, params["enter"])
     return jnp.concatenate([x_BTD[:, :, None], resized(others_BTSD, x_BTD)], 2)
 
 
-def leave(params: Tree, x_BTSD: Array) -> Array:
-    """One stream of several: the mean of the first and of projections of the others, as large as it is."""
+def leave(op: Streams, params: Tree, x_BTSD: Array) -> Array:
+    """One stream of several: a mixture; or the mean of the first and of projections of the others, as large as it."""
+    if not isinstance(op, AltUp):
+        return mixed(op, params, x_BTSD)[0]
     first_BTD = x_BTSD[:, :, 0]
     others_BTSD = resized(contract("BTSD,SDE->BTSE", x_BTSD[:, :, 1:], params["leave"]), first_BTD)
     return jnp.concatenate([first_BTD[:, :, None], others_BTSD], 2).mean(2)

@@ -21,6 +21,7 @@ from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import (
     Attention,
     ChannelMix,
+    Compressed,
     DeltaNet,
     Differential,
     HeadMixture,
@@ -62,7 +63,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
             return {"ff": padded(op.dim // op.heads, shards)}
         case Mamba2():
             return {"heads": padded(op.heads, lcm(shards, op.groups))}
-        case Latent() | LinearAttention() | RgLru() | Mlstm():
+        case Latent() | LinearAttention() | RgLru() | Mlstm() | Compressed():
             return {"heads": padded(op.heads, shards)}
         case DeltaNet():
             heads = head_slots(op.value_heads, op.key_heads, shards)
@@ -112,7 +113,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
                 return replace(old, dim=slots["ff"] * old.heads)
             case RgLru():
                 return replace(old, heads=slots["heads"], dim=slots["heads"] * old.head_dim)
-            case Mamba2() | Latent() | LinearAttention() | Mlstm():
+            case Mamba2() | Latent() | LinearAttention() | Mlstm() | Compressed():
                 return replace(old, heads=slots["heads"])
             case DeltaNet():
                 return replace(old, value_heads=slots["heads"], key_heads=slots["kv_heads"])

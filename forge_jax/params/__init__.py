@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from forge_jax.params.compressed import compressed_params
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.head_mixture import head_mixture_params
@@ -18,21 +19,26 @@ from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, linear_attention_params, mlstm_params, short_conv_params
 from forge_jax.params.moe import moe_params
-from forge_jax.params.own import altup_params, own_input_params, own_inputs_params, stream_ends_params
+from forge_jax.params.ngrams import ngram_params
+from forge_jax.params.own import altup_params, mixing_params, own_input_params, own_inputs_params, stream_ends_params
 from forge_jax.params.recurrent import rg_lru_params
 from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
 from forge_jax.spec import (
+    AltUp,
     Attention,
     Block,
     Branch,
     ChannelMix,
+    Compressed,
     Constant,
     DeltaNet,
     Differential,
     Exchange,
+    GatedStreams,
     HeadMixture,
+    Hyper,
     Latent,
     LinearAttention,
     Mamba,
@@ -41,6 +47,7 @@ from forge_jax.spec import (
     Mlstm,
     ModelSpec,
     Moe,
+    NgramInput,
     Op,
     OwnInput,
     Positions,
@@ -66,6 +73,7 @@ __all__ = [
 OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
     ChannelMix: channel_mix_params,
+    Compressed: compressed_params,
     Mamba: mamba_params,
     Mamba2: mamba2_params,
     Latent: latent_params,
@@ -81,6 +89,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mlp: mlp_params,
     Mlstm: mlstm_params,
     Moe: moe_params,
+    NgramInput: ngram_params,
     ShortConv: short_conv_params,
     OwnInput: own_input_params,
 }
@@ -94,11 +103,15 @@ def op_params(op: Op, dim: int) -> Tree:
 def block_params(block: Block, dim: int) -> Tree:
     """The parameters of one layer: an entry a branch that shares none, and what belongs to none."""
     out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
-    if block.streams is not None:
+    if isinstance(block.streams, AltUp):
         out["streams"] = altup_params(block.streams, dim)
     if block.scalar:
         out["scalar"] = Param((1,), (None,), fill=1.0)
-    return out | {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
+    out |= {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
+    if isinstance(block.streams, GatedStreams | Hyper):
+        for branch in (branch for branch in block.branches if not branch.whole):
+            out[branch.name]["streams"] = mixing_params(block.streams, dim)
+    return out
 
 
 def branch_params(branch: Branch, dim: int) -> Tree:

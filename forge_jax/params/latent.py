@@ -28,6 +28,8 @@ def latent_params(op: Latent, dim: int) -> Tree:
             out["q_a_bias"] = Param((op.q_rank,), (None,), fill=0.0)
         out["kv_a_bias"] = Param((entry,), (None,), fill=0.0)
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
+    if op.sinks:
+        out["sinks"] = Param((n,), ("heads",), fill=0.0)
     if isinstance(op.indexer, Indexer):
         out["index"] = indexer_params(op.indexer, source, dim)
     return out | gate_params(op.gate, read if op.q_raw else dim, n, op.value_dim)

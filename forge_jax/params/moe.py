@@ -24,6 +24,8 @@ def moe_params(op: Moe, dim: int) -> Tree:
         tree["router_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
     if router.choice_bias:
         tree["choice_bias"] = Param((experts + op.identity,), (None,), fill=0.0)
+    if router.table is not None:
+        tree["table"] = Param((router.table, router.top_k), (None, None), fill=0.0, inputs=0)
     if op.latent is not None:
         for name, shape in (("latent_in", (dim, width)), ("latent_out", (width, dim))):
             tree[name] = Param(shape, ("embed", None))

@@ -7,14 +7,16 @@ A variation between models is a different value here, never a flag in the decode
 architectures that want it and touches one place; a boolean that would touch two places is a new op.
 """
 
+from forge_jax.spec.compressed import Compressed, Compression
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.mlstm import Mlstm
-from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
+from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Streams, Sum, segments
 from forge_jax.spec.moe import Moe, Router
+from forge_jax.spec.ngrams import NgramInput
 from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import (
@@ -35,6 +37,7 @@ from forge_jax.spec.positions import (
 from forge_jax.spec.recurrent import RgLru
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
+from forge_jax.spec.streams import GatedStreams, Hyper
 
 __all__ = [
     "Activation",
@@ -46,6 +49,8 @@ __all__ = [
     "Branch",
     "ChannelMix",
     "Clamp",
+    "Compressed",
+    "Compression",
     "Constant",
     "Differential",
     "Decay",
@@ -54,9 +59,11 @@ __all__ = [
     "Exchange",
     "Gate",
     "HeadMixture",
+    "GatedStreams",
     "Indexer",
     "Latent",
     "HeadTransform",
+    "Hyper",
     "Linear",
     "LinearAttention",
     "Llama3",
@@ -67,6 +74,7 @@ __all__ = [
     "Mlstm",
     "ModelSpec",
     "Moe",
+    "NgramInput",
     "Norm",
     "Op",
     "OwnInput",
@@ -82,6 +90,7 @@ __all__ = [
     "Segment",
     "Selective",
     "Sinusoids",
+    "Streams",
     "Wkv",
     "ShortConv",
     "Sum",

@@ -13,7 +13,7 @@ class Indexer:
 
     A token leaves behind one normed key of `dim` features. Queries of as many features come out of the op's query
     latent, for each of `heads`; the score is the sum of the heads' relu(q k / sqrt(dim)), each times a weight that
-    the query's token gives. `rope` turns the first features of both.
+    the query's token gives. `rope` turns the first features of both, or the `last`.
     """
 
     heads: int
@@ -21,6 +21,18 @@ class Indexer:
     top_k: int
     norm: Norm
     rope: Rope
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the rope.
+
+        Raises:
+            ValueError: it turns more features than there are.
+        """
+        if self.rope.dim > self.dim:
+            raise ValueError(
+                f"indexer: {self.rope.dim} features of {self.dim} are to rotate; expected no more than these"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class Latent:
     bias: bool = False
     gate: Gate | None = None
     """It multiplies what each head reads."""
+    sinks: bool = False
+    """One learned logit a head joins the softmax."""
     q_raw: bool = False
     """Queries are read out of their latent as it is, beside the normed one; so is the gate, not out of the stream."""
     indexer: Indexer | Literal["shared"] | None = None

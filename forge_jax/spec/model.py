@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from forge_jax.spec.compressed import Compressed
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
@@ -11,16 +12,19 @@ from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.moe import Moe
+from forge_jax.spec.ngrams import NgramInput
 from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.recurrent import RgLru
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
+from forge_jax.spec.streams import GatedStreams, Hyper
 
 Op = (
     Attention
     | ChannelMix
+    | Compressed
     | Constant
     | DeltaNet
     | Differential
@@ -33,6 +37,7 @@ Op = (
     | Mlp
     | Mlstm
     | Moe
+    | NgramInput
     | OwnInput
     | RgLru
     | Selective
@@ -48,6 +53,7 @@ class Branch:
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
     `keep` "learned": the stream is multiplied by a learned vector before the branch is added.
+    `whole`: in a layer on several streams, the op sees all of them as they are, and says what is added to each.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
 
@@ -60,6 +66,7 @@ class Branch:
     in_scale: float = 1.0
     beside: bool = False
     late: bool = False
+    whole: bool = False
     shared: str | None = None
     keep: float | Literal["learned"] = 1.0
 
@@ -87,25 +94,31 @@ class AltUp:
     side: Branch
 
 
+Streams = AltUp | GatedStreams | Hyper
+
+
 @dataclass(frozen=True)
 class Block:
     """A layer. Branches run one after another, or all on the layer's input if `parallel`.
 
     `pre` is one norm shared by every branch of a parallel block. `residual` is what a branch adds to: the stream
     itself, or the output of the branch's own `pre` norm. `scalar`: in the end, times one learned number.
+    `streams`: the layer works on several. Unless by alternating updates, each branch then sees its own mixture of them
+    and says itself what it adds to each: branches run one after another, and `beside`, `late`, `after` and `keep` are
+    not for them.
     """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
     pre: Norm | None = None
     residual: Literal["stream", "normed"] = "stream"
-    streams: AltUp | None = None
+    streams: Streams | None = None
     scalar: bool = False
 
     def every(self) -> Iterator[Branch]:
         """All branches, those of sums and of streams too."""
         yield from flat(self.branches)
-        if self.streams is not None:
+        if isinstance(self.streams, AltUp):
             yield from flat((self.streams.side,))
 
     def with_ops(self, change: Callable[[Op], Op]) -> "Block":
@@ -116,7 +129,9 @@ class Block:
                 return replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
             return replace(branch, op=change(branch.op))
 
-        streams = self.streams and replace(self.streams, side=changed(self.streams.side))
+        streams = self.streams
+        if isinstance(streams, AltUp):
+            streams = replace(streams, side=changed(streams.side))
         return replace(self, branches=tuple(map(changed, self.branches)), streams=streams)
 
 
@@ -159,7 +174,7 @@ class ModelSpec:
     logit_softcap: float | None = None
     own: OwnInputs | None = None
     """What every layer gets besides the stream, through an `OwnInput`."""
-    streams: AltUp | None = None
+    streams: Streams | None = None
     """Several streams enter and leave the layers, each of which has the same value."""
 
 

@@ -10,9 +10,10 @@ from forge_jax.spec.ops import Activation, Clamp, Mlp, Norm
 class Router:
     """How a token chooses `top_k` of `experts`, and how much each of them weighs. Computed in float32.
 
-    score: what a logit becomes. "softmax" and "sigmoid" are taken over all experts, the "chosen_" ones over the chosen
-    only; "sparsemixer" is the two masked softmaxes of arXiv:2310.00811, as used at inference.
+    score: what a logit becomes. "softmax", "sigmoid" and "sqrt_softplus" are taken over all experts, the "chosen_" ones
+    over the chosen only; "sparsemixer" is the two masked softmaxes of arXiv:2310.00811, as used at inference.
     logit_bias: a learned bias on the logits. choice_bias: one on the scores that choose, but not on those that weigh.
+    table: a table of so many tokens says which experts each of them goes to, and scores only how much these weigh.
     groups: (count, kept): experts lie in `count` groups, of which the `kept` best are open to choice; a group is as
     good as the sum of its `group_top` best experts. closed: the score that the experts of other groups choose with.
     renorm: the p of the norm that the chosen weights are divided by; None: they stay as they are. renorm_min: the least
@@ -27,9 +28,10 @@ class Router:
 
     experts: int
     top_k: int
-    score: Literal["softmax", "sigmoid", "chosen_softmax", "chosen_sigmoid", "sparsemixer"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sqrt_softplus", "chosen_softmax", "chosen_sigmoid", "sparsemixer"] = "softmax"
     logit_bias: bool = False
     choice_bias: bool = False
+    table: int | None = None
     groups: tuple[int, int] = (1, 1)
     group_top: int = 1
     closed: float = -1e30  # never among the best, finite so that no NaN comes of it

@@ -27,8 +27,9 @@ FIXED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 
 
 def filled(saved: torch.Tensor, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Our weights in the place of a saved tensor, unless it is no weight."""
-    return saved if key.endswith(FIXED) else torch.from_numpy(weight(key, shape))
+    """Our weights in the place of a saved tensor, unless a config says what it holds, as it does of whole numbers."""
+    whole = not saved.is_floating_point() and not key.endswith("tid2eid")  # a table of experts, which is learned
+    return saved if whole or key.endswith(FIXED) else torch.from_numpy(weight(key, shape))
 
 
 def published(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

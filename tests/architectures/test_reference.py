@@ -55,6 +55,7 @@ IN_CODE = {
     ("mpt", "max_position_embeddings"): 2048,
     ("glm4_moe_lite", "first_k_dense_replace"): 1,
     ("axk1", "first_k_dense_replace"): 1,
+    ("axk2", "first_k_dense_replace"): 1,
     ("modernbert-decoder", "global_attn_every_n_layers"): 3,
     ("modernbert-decoder", "global_rope_theta"): 160000.0,
     ("modernbert-decoder", "local_rope_theta"): 10000.0,

@@ -96,6 +96,14 @@ def test_paths_agree(name: str, shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def test_experts_of_closed_groups_are_chosen_where_their_score_is_the_better() -> None:
+    router = Router(4, 2, "sigmoid", choice_bias=True, groups=(2, 1), group_top=2)
+    params = {"router": jnp.zeros((DIM, 4)), "choice_bias": jnp.asarray([1.0, -0.75, -0.5, -0.5])}
+    chosen = lambda router: np.asarray(route(router, params, tokens(1, 1))[0])[0, 0].tolist()  # noqa: E731
+    assert chosen(router) == [0, 1]
+    assert chosen(replace(router, closed=0.0)) == [0, 2]
+
+
 def test_no_token_is_dropped_when_all_choose_the_same_expert() -> None:
     op = Moe(replace(ROUTER, top_k=1, logit_bias=True), 20)
     x = tokens(2, 100)

@@ -1,0 +1,105 @@
+"""Attention to the last tokens as they are, and to all of them in compressed form."""
+
+import functools
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from forge_jax.cache import place_key, put
+from forge_jax.ops.attention import BLOCK, Keys, attend, earliest, remember, visible
+from forge_jax.ops.call import Call, Context
+from forge_jax.ops.compression import Entries, compress, turned
+from forge_jax.ops.indexer import pick
+from forge_jax.ops.norm import norm
+from forge_jax.params import Tree
+from forge_jax.spec import Compressed
+from forge_jax.tensor import contract
+
+
+def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """Apply the op. Returns (y_BTD, state with the new tokens and entries)."""
+    position_BT = call.coords_BTC[..., 0]
+    latent_BTQ = norm(op.norm, params.get("q_norm", {}), contract("BTD,DQ->BTQ", x_BTD, params["q_a"]))
+    q_BTNH = norm(replace(op.norm, scale=False), {}, contract("BTQ,QNH->BTNH", latent_BTQ, params["q"]))
+    q_BTNH = turned(op.rope, q_BTNH, position_BT)
+    kv_BTH = norm(op.norm, params.get("kv_norm", {}), contract("BTD,DH->BTH", x_BTD, params["kv"]))
+    kv_B1TH = turned(op.rope, kv_BTH[:, :, None], position_BT).transpose(0, 2, 1, 3)
+
+    def keys(kv_B1SH: Array, order_BS: Array, span_BS: Array) -> Keys:
+        seen_BTS = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window)
+        return Keys(kv_B1SH.astype(x_BTD.dtype), kv_B1SH.astype(x_BTD.dtype), seen_BTS)
+
+    near = [keys(kv_B1TH, call.order_BT, call.span_BT)]
+    slots = call.slots[place_key(op)] if state is not None else None
+    if state is not None and slots is not None and not ctx.fresh:
+        near.insert(0, keys(state["kv"], slots.past.order_BS, slots.past.span_BS))
+    far, new = entries(op, params, x_BTD, latent_BTQ, state, call, ctx)
+
+    look = functools.partial(attend, scale=op.scale, sinks_N=params["sinks"])
+    y_BTNH = prompt(op, look, q_BTNH, near[0], far) if ctx.fresh else look(q_BTNH, [*near, *far])
+    if state is not None and slots is not None:
+        state = remember(state, slots, {"kv": kv_B1TH}, y_BTNH[:, :, 0, 0], ctx) | new
+    y_BTNH = turned(op.rope, y_BTNH, -position_BT)
+    y_BTNR = contract("BTNH,NHR->BTNR", y_BTNH, params["o_a"])
+    y_BTGR = jnp.einsum("BTNR,NG->BTGR", y_BTNR, membership(op, ctx, y_BTNR.shape[2]).astype(x_BTD.dtype))
+    return ctx.psum(contract("BTGR,GRD->BTD", y_BTGR, params["o_b"])), state
+
+
+def membership(op: Compressed, ctx: Context, held: int) -> Array:
+    """[N, G]: the group of each head on this device; padding is in none."""
+    group_N = np.arange(held * ctx.shards()) // (op.heads // op.groups)
+    return ctx.local(jnp.asarray(group_N[:, None] == np.arange(op.groups)[None], jnp.float32))
+
+
+def entries(
+    op: Compressed, params: Tree, x_BTD: Array, latent_BTQ: Array, state: Tree | None, call: Call, ctx: Context
+) -> tuple[list[Keys], Tree]:
+    """The entries that each query looks at, and what the cache remembers of them."""
+    if op.compression is None:
+        return [], {}
+    new: Tree = {}
+    ring = lambda name: None if state is None or ctx.fresh else state[f"{name}_ring"]  # noqa: E731
+
+    def kept(name: str, made: Entries) -> tuple[Array, Array]:
+        """All entries [B, 1, S, H] and which each is [B, S]."""
+        entry_B1WH = made.entry_BWH[:, None]
+        if state is None:
+            return entry_B1WH, made.which_BW
+        slab_B1SH, size = state[name], state[name].shape[2]
+        slab_B1SH = put(slab_B1SH, jnp.where(made.which_BW < 0, size, made.which_BW), entry_B1WH)
+        new[name], new[f"{name}_ring"] = slab_B1SH, made.ring_BRC
+        if ctx.fresh:
+            return entry_B1WH, made.which_BW
+        which_BS = jnp.broadcast_to(jnp.arange(size)[None], (x_BTD.shape[0], size))
+        return slab_B1SH.astype(x_BTD.dtype), which_BS
+
+    made = compress(op.compression, op.norm, op.rope, params["compression"], x_BTD, ring("entry"), call)
+    entry_B1SH, which_BS = kept("entry", made)
+    # an entry is whole when its last token is there
+    seen_BTS = which_BS[:, None] < ((call.order_BT + 1) // op.compression.every)[..., None]
+    seen_BTS &= which_BS[:, None] >= 0
+    if (indexer := op.compression.indexer) is not None:
+        p = params["index"]
+        made = compress(op.compression, indexer.norm, indexer.rope, p, x_BTD, ring("index"), call)
+        q_BTNH = turned(indexer.rope, contract("BTQ,QNH->BTNH", latent_BTQ, p["q"]), call.coords_BTC[..., 0])
+        (seen_BTS,) = pick(indexer, p, q_BTNH, x_BTD, [kept("index", made)[0]], [seen_BTS])
+    return [Keys(entry_B1SH, entry_B1SH, seen_BTS)], new
+
+
+def prompt(op: Compressed, look: functools.partial, q_BTNH: Array, near: Keys, far: list[Keys]) -> Array:
+    """A prompt from its beginning, block by block of queries: keys that no query of a block sees cost nothing."""
+    length = q_BTNH.shape[1]
+
+    def cut(part: Keys, rows: slice, keys: slice) -> Keys:
+        return Keys(part.k_BKSH[:, :, keys], part.v_BKSH[:, :, keys], part.seen_BTS[:, rows, keys])
+
+    def block(start: int) -> Array:
+        rows = slice(start, min(start + BLOCK, length))
+        parts = [cut(near, rows, slice(earliest(start, op.window, None), rows.stop))]
+        if op.compression is not None and (whole := rows.stop // op.compression.every):
+            parts += [cut(part, rows, slice(whole)) for part in far]
+        return look(q_BTNH[:, rows], parts)
+
+    return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
