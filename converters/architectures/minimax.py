@@ -50,17 +50,18 @@ def config(take: Take) -> ModelSpec:
     kinds = layer_types(
         take, count, [("full_attention", "linear_attention")[i % 2] for i in range(count)], "linear_attention"
     )
-    full_attn, linear_attn, mlp = (
-        {ours: float(take(f"{key}_{theirs}_factor", 1)) for ours, theirs in (("keep", "alpha"), ("scale", "beta"))}
-        for key in ("full_attn", "linear_attn", "mlp")
+    (kept, added), (kept_linear, added_linear), (kept_mlp, added_mlp) = (
+        [float(take(f"{name}_{part}_factor", 1)) for part in ("alpha", "beta")]
+        for name in ("full_attn", "linear_attn", "mlp")
     )
+    last = Branch("moe", moe, norm, scale=added_mlp, keep=kept_mlp)
 
     def block(layer: int, kind: str) -> Block:
         if kind == "full_attention":
-            mixer = Branch("attention", full, norm, **full_attn)
+            first = Branch("attention", full, norm, scale=added, keep=kept)
         else:
-            mixer = Branch("linear", linear(take, layer), norm, **linear_attn)
-        return Block((mixer, Branch("moe", moe, norm, **mlp)), residual="normed")
+            first = Branch("linear", linear(take, layer), norm, scale=added_linear, keep=kept_linear)
+        return Block((first, last), residual="normed")
 
     return decoder(take, [block(i, kind) for i, kind in enumerate(kinds)], norm)
 
