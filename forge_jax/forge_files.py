@@ -15,7 +15,7 @@ from forge_jax.config import QUANTIZATION_MODES, ForgeConfig
 from forge_jax.loading import Model
 from forge_jax.params import init
 from forge_jax.quantization import quantize_int8
-from forge_jax.spec import Attention, Latent, Mlp, ModelSpec
+from forge_jax.spec import Attention, Compressed, Latent, Mlp, ModelSpec
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ ROTATED = 64 / 512
 RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 SPARSE, HEAVY = RATES
 WINDOW = "sliding_attention"
-SCORES = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid"}
+SCORES: Mapping[str, Literal["sqrt_softplus", "sigmoid"]] = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid"}
 ONLY = {
     "num_key_value_heads": 1,
     "n_shared_experts": 1,
