@@ -57,8 +57,8 @@ def excess(op: Mlp, x_BTF: Array, ctx: Context) -> Array:
     return jax.nn.relu(x - cut).astype(x_BTF.dtype)
 
 
-def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
-    """Apply the op: [B, T, D] to [B, T, D]."""
+def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context, gain_BTX: Array | None = None) -> Array:
+    """Apply the op: [B, T, D] to [B, T, D]. `gain_BTX` weighs X equal parts of its features."""
 
     def linear(name: str) -> Array:
         y = contract("BTD,DF->BTF", x_BTD, params[name])
@@ -72,7 +72,11 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     if op.norm is not None:
         real = ctx.real(op.dim, hidden.shape[-1])
         hidden = norm(op.norm, params.get("norm", {}), hidden, total=op.dim, real=real, ctx=ctx)
+    if gain_BTX is not None:
+        part_F = jnp.arange(hidden.shape[-1] * ctx.shards()) * gain_BTX.shape[-1] // op.dim
+        hidden = hidden * jnp.take(gain_BTX, ctx.local(part_F), axis=-1, mode="clip").astype(hidden.dtype)
     out = ctx.psum(contract("BTF,FD->BTD", hidden, params["down"]))
+    out = out * dense(params["scalar"]).astype(out.dtype).reshape(1, 1, 1) if op.scalar else out
     return out + params["down_bias"].astype(out.dtype)[None, None] if op.bias else out
 
 

@@ -7,19 +7,21 @@ A variation between models is a different value here, never a flag in the decode
 architectures that want it and touches one place; a boolean that would touch two places is a new op.
 """
 
+from forge_jax.spec.compressed import Compressed
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
-from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
-from forge_jax.spec.moe import Clamp, Moe, Router
-from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
+from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Recall, Segment, Sum, segments
+from forge_jax.spec.moe import Clamp, Moe, Router, RouterMlp, SoftClamp
+from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm, Relative, Smoothing
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import (
     Alibi,
     DynamicNtk,
     Linear,
     Llama3,
+    LogScaling,
     LongRope,
     Positions,
     PowerScaling,
@@ -42,6 +44,7 @@ __all__ = [
     "Branch",
     "ChannelMix",
     "Clamp",
+    "Compressed",
     "Constant",
     "Differential",
     "Decay",
@@ -54,6 +57,7 @@ __all__ = [
     "HeadTransform",
     "Linear",
     "Llama3",
+    "LogScaling",
     "LongRope",
     "Mamba",
     "Mamba2",
@@ -68,12 +72,17 @@ __all__ = [
     "PowerScaling",
     "Proportional",
     "QueryScaling",
+    "Recall",
+    "Relative",
     "Rope",
     "Router",
+    "RouterMlp",
     "Scaling",
     "Segment",
     "Selective",
     "Sinusoids",
+    "Smoothing",
+    "SoftClamp",
     "Wkv",
     "ShortConv",
     "Sum",

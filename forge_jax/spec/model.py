@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from forge_jax.spec.compressed import Compressed
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.moe import Moe
-from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
+from forge_jax.spec.ops import Activation, Attention, Mlp, Norm, Smoothing
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.selective import Selective
@@ -18,6 +19,7 @@ from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 Op = (
     Attention
     | ChannelMix
+    | Compressed
     | Constant
     | DeltaNet
     | Differential
@@ -35,12 +37,29 @@ Op = (
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Attention over depth: what a branch sees is a mix of the streams that earlier ones have kept and of the present.
+
+    Streams are normalised (by their root mean square, no weights); they weigh as in a softmax of their products with a
+    learned query, divided by sqrt(D). `queries`: the mixes [B, T, queries, D]; 1: one [B, T, D]; 0: the present alone,
+    as it is. `keep`: the present is kept for later branches, of which `count` do so in all.
+    """
+
+    count: int
+    queries: int = 1
+    keep: bool = False
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
 class Branch:
     """One residual branch: keep * x + scale * post(op(in_scale * pre(x))), then `after` on the sum (post-norm models).
 
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
-    `keep` "learned": the stream is multiplied by a learned vector before the branch is added.
+    `keep` "learned": the stream is multiplied by a learned vector before the branch is added; a norm: goes through it.
+    `smooth`: what the op gives goes through it, before `post`.
+    `recall`: what comes before `pre`.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
 
@@ -54,7 +73,9 @@ class Branch:
     beside: bool = False
     late: bool = False
     shared: str | None = None
-    keep: float | Literal["learned"] = 1.0
+    keep: float | Literal["learned"] | Norm = 1.0
+    smooth: Smoothing | None = None
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True)
@@ -150,10 +171,24 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    outputs: int | None = None
+    """How many ids, the first ones, have logits; None: all of them."""
+    head_padded: bool = False
+    """The head has rows for the other ids too."""
     own: OwnInputs | None = None
     """What every layer gets besides the stream, through an `OwnInput`."""
     streams: AltUp | None = None
     """Several streams enter and leave the layers, each of which has the same value."""
+
+    @property
+    def logits(self) -> int:
+        """How many logits a token gets."""
+        return self.vocab_size if self.outputs is None else self.outputs
+
+    @property
+    def head_rows(self) -> int:
+        """The rows of the output head."""
+        return self.vocab_size if self.head_padded else self.logits
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ IDLE = (
         "n_routed_experts num_experts_per_tok moe_* n_group topk_group routed_scaling_factor",
         "no layer is a mixture",
     ),
+    Idle("zaya_window", "rope_parameters.rope_type", "left over in published files, beside one of each layer type"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
 )

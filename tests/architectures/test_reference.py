@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, Golden, read_golden
 
-from converters.architectures import apertus, cwm, families, find, gemma4, gpt_oss, laguna, lfm3, ministral3
+from converters.architectures import apertus, cwm, families, find, gemma4, gpt_oss, laguna, lfm3, ministral3, zaya
 from converters.take import Take
 
 pytestmark = pytest.mark.torch
@@ -62,6 +62,7 @@ IN_CODE = {
     ("bailing_hybrid", "rope_theta"): 6000000.0,
     ("flint", "mlp_only_layers"): [0, 1],
     ("laguna", "rope_parameters"): laguna.DEFAULTS["rope_parameters"],
+    ("zaya", "rope_parameters"): zaya.ROPES,
     ("gemma3n_text", "rope_theta"): 1000000.0,
     ("gemma3n_text", "rope_local_base_freq"): 10000.0,
     ("gemma4_text", "global_head_dim"): 512,
