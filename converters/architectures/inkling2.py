@@ -103,7 +103,11 @@ def mixture(take: Take) -> Moe:
 
 
 def config(take: Take) -> ModelSpec:
-    """Every few layers a block begins: what came before is kept, and the stream starts anew."""
+    """Every few layers a block begins: what came before is kept, and the stream starts anew.
+
+    Raises:
+        ValueError: more logits than there are ids.
+    """
     rename(take, NAMES)
     take.assume(DEFAULTS)
     take.ignore("tie_word_embeddings")  # the head is never the embedding
@@ -126,6 +130,10 @@ def config(take: Take) -> ModelSpec:
 
     spec = decoder(take, map(layer, range(total)), norm)
     outputs = take("unpadded_vocab_size")
+    if outputs > spec.vocab_size:
+        raise ValueError(
+            f"{take.where}: unpadded_vocab_size = {outputs}; expected at most vocab_size {spec.vocab_size}"
+        )
     outputs = outputs if outputs < spec.vocab_size else None
     cap, padded = take("final_logit_softcapping"), outputs is not None
     return replace(spec, tied=False, embed_norm=norm, logit_softcap=cap, outputs=outputs, head_padded=padded)

@@ -124,7 +124,7 @@ VARIANTS: dict[str, Config] = {
     | {
         "layer_types": ["hybrid", "hybrid_sliding", "hybrid"],
         "num_hidden_layers": 3,
-        "n_layers_per_attn_res_block": 3,
+        "n_layers_per_attn_res_block": 2,
         "unpadded_vocab_size": 151,
         "conv_kernel_size": 3,
     },
