@@ -19,7 +19,7 @@ from converters.architectures.family import Family
 from converters.rope import read_rope
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import Block, Branch, Compressed, ModelSpec, Moe, Norm, Router, RouterMlp
+from forge_jax.spec import Block, Branch, ConvAttention, ModelSpec, Moe, Norm, Router, RouterMlp
 
 KINDS = ("hybrid", "hybrid_sliding")
 ROPES = {
@@ -46,7 +46,7 @@ DEFAULTS = {
 AFFINE = Norm(kind="affine", bias=True)  # of what a branch adds, and of what it is added to
 
 
-def attention(take: Take, kind: str) -> Compressed:
+def attention(take: Take, kind: str) -> ConvAttention:
     """The attention of a layer of this kind.
 
     Raises:
@@ -60,7 +60,7 @@ def attention(take: Take, kind: str) -> Compressed:
     if op.kv_heads * op.head_dim % 2 or (op.rope is not None and op.rope.varies):
         raise ValueError(f"{take.where}: expected an even number of value features, and a rope of fixed frequencies")
     op = replace(op, qkv_bias=bias, o_bias=bias, window=window if kind == "hybrid_sliding" else None)
-    return Compressed(op, (take("cca_time0"), take("cca_time1")), op.kv_heads * op.head_dim // 2)
+    return ConvAttention(op, (take("cca_time0"), take("cca_time1")), op.kv_heads * op.head_dim // 2)
 
 
 def config(take: Take) -> ModelSpec:

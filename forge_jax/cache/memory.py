@@ -11,7 +11,7 @@ from forge_jax.spec import (
     Attention,
     Branch,
     ChannelMix,
-    Compressed,
+    ConvAttention,
     DeltaNet,
     Differential,
     Indexer,
@@ -114,7 +114,7 @@ def selective_memory(op: Selective) -> dict[str, Slab]:
     return {"k": slab, "v": slab, "merit": Slab((heads, 1), (None, None))}
 
 
-def compressed_memory(op: Compressed) -> dict[str, Slab]:
+def conv_attention_memory(op: ConvAttention) -> dict[str, Slab]:
     """Keys and values, the last inputs of the convolutions, and the last token's part in the next one's values."""
     base, past = op.attention, sum(op.taps) - 2
     return attention_memory(base) | {
@@ -127,7 +127,7 @@ def compressed_memory(op: Compressed) -> dict[str, Slab]:
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Selective: lambda op, dim: selective_memory(op),
-    Compressed: lambda op, dim: compressed_memory(op),
+    ConvAttention: lambda op, dim: conv_attention_memory(op),
     Differential: lambda op, dim: differential_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
     Wkv: lambda op, dim: wkv_memory(op, dim),
@@ -146,7 +146,7 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    inner = op.attention if isinstance(op, Compressed | Differential | Selective) else op
+    inner = op.attention if isinstance(op, ConvAttention | Differential | Selective) else op
     sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)
 

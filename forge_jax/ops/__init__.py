@@ -7,7 +7,7 @@ from jax import Array
 
 from forge_jax.ops.attention import attention
 from forge_jax.ops.call import Call, Context
-from forge_jax.ops.compressed import compressed
+from forge_jax.ops.conv_attention import conv_attention
 from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
@@ -26,8 +26,8 @@ from forge_jax.params import Tree
 from forge_jax.spec import (
     Attention,
     ChannelMix,
-    Compressed,
     Constant,
+    ConvAttention,
     DeltaNet,
     Differential,
     Exchange,
@@ -52,7 +52,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Wkv: wkv,
     Mamba2: mamba2,
     Latent: latent_attention,
-    Compressed: compressed,
+    ConvAttention: conv_attention,
     Constant: constant,
     Selective: selective,
     Differential: differential,

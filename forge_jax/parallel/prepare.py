@@ -21,7 +21,7 @@ from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import (
     Attention,
     ChannelMix,
-    Compressed,
+    ConvAttention,
     DeltaNet,
     Differential,
     Latent,
@@ -53,7 +53,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Compressed() | Differential():
+        case ConvAttention() | Differential():
             return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
@@ -104,7 +104,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
-            case Compressed() | Differential():
+            case ConvAttention() | Differential():
                 inner = replace(old.attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
                 return replace(old, attention=inner)
             case Mamba():

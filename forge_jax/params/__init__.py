@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from forge_jax.params.compressed import compressed_params
+from forge_jax.params.conv_attention import conv_attention_params
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.latent import latent_params
@@ -27,8 +27,8 @@ from forge_jax.spec import (
     Block,
     Branch,
     ChannelMix,
-    Compressed,
     Constant,
+    ConvAttention,
     DeltaNet,
     Differential,
     Exchange,
@@ -66,7 +66,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mamba: mamba_params,
     Mamba2: mamba2_params,
     Latent: latent_params,
-    Compressed: compressed_params,
+    ConvAttention: conv_attention_params,
     Constant: constant_params,
     Selective: selective_params,
     Differential: differential_params,

@@ -7,7 +7,7 @@ A variation between models is a different value here, never a flag in the decode
 architectures that want it and touches one place; a boolean that would touch two places is a new op.
 """
 
-from forge_jax.spec.compressed import Compressed
+from forge_jax.spec.conv_attention import ConvAttention
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Indexer, Latent
@@ -44,7 +44,7 @@ __all__ = [
     "Branch",
     "ChannelMix",
     "Clamp",
-    "Compressed",
+    "ConvAttention",
     "Constant",
     "Differential",
     "Decay",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from forge_jax.spec.compressed import Compressed
+from forge_jax.spec.conv_attention import ConvAttention
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.latent import Latent
@@ -19,7 +19,7 @@ from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 Op = (
     Attention
     | ChannelMix
-    | Compressed
+    | ConvAttention
     | Constant
     | DeltaNet
     | Differential

@@ -1,10 +1,10 @@
 """The parameters of compressed convolutional attention."""
 
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import Compressed
+from forge_jax.spec import ConvAttention
 
 
-def compressed_params(op: Compressed, dim: int) -> Tree:
+def conv_attention_params(op: ConvAttention, dim: int) -> Tree:
     """q [D, N, H], k [D, K, H] with both convolutions and the keys' length, v and v_before [D, half], o [N, H, D].
 
     Values do not know heads, so every device has all of them.

@@ -12,13 +12,13 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import history
 from forge_jax.ops.heads import turned
 from forge_jax.params import Tree
-from forge_jax.spec import Compressed
+from forge_jax.spec import ConvAttention
 from forge_jax.tensor import contract, dense
 
 TINY = 2.0**-23  # the least that a vector's length counts as
 
 
-def mixed(op: Compressed, params: Tree, name: str, x_BTNH: Array, tail: Array | None, order_BT: Array):
+def mixed(op: ConvAttention, params: Tree, name: str, x_BTNH: Array, tail: Array | None, order_BT: Array):
     """Queries or keys through both convolutions, float32, and the tail. Before the first token there is nothing."""
     batch, count, heads, dim = x_BTNH.shape
     weights = {end: dense(params[f"{name}_{end}"]).astype(jnp.float32) for end in ("conv", "mix")}
@@ -37,7 +37,7 @@ def mixed(op: Compressed, params: Tree, name: str, x_BTNH: Array, tail: Array | 
     return z_BTNH, tail_BCS.reshape(batch, heads, dim, -1)
 
 
-def here(op: Compressed, x_BTKH: Array, ctx: Context) -> Array:
+def here(op: ConvAttention, x_BTKH: Array, ctx: Context) -> Array:
     """Of something of every kv head, that of those on this device."""
     kvs = ctx.heads(op.attention).kvs
     if kvs == tuple(range(op.attention.kv_heads)) and ctx.axis is None:
@@ -46,7 +46,7 @@ def here(op: Compressed, x_BTKH: Array, ctx: Context) -> Array:
     return jnp.take(x_BTKH, ctx.local(slots), axis=2, mode="fill", fill_value=0)
 
 
-def mean_queries(op: Compressed, q_BTNH: Array, ctx: Context) -> Array:
+def mean_queries(op: ConvAttention, q_BTNH: Array, ctx: Context) -> Array:
     """The mean of the queries of each kv head of this device; those of one may lie on several devices."""
     heads, kvs = op.attention.heads, op.attention.kv_heads
     group_N = jnp.asarray([kvs if head < 0 else head // (heads // kvs) for head in ctx.heads(op.attention).queries])
@@ -54,7 +54,7 @@ def mean_queries(op: Compressed, q_BTNH: Array, ctx: Context) -> Array:
     return here(op, ctx.psum(jnp.einsum("BTNH,NK->BTKH", q_BTNH, member_NK)) / (heads // kvs), ctx)
 
 
-def values(op: Compressed, params: Tree, x_BTD: Array, tail: Array | None, call: Call, ctx: Context):
+def values(op: ConvAttention, params: Tree, x_BTD: Array, tail: Array | None, call: Call, ctx: Context):
     """The values of the kv heads of this device [B, T, K, H], and what the next token reads of the last."""
     parts = {name: contract("BTD,DC->BTC", x_BTD, params[name]) for name in ("v", "v_before")}
     seen_BSC, tail = history(parts["v_before"], 1, tail, call.order_BT)
@@ -71,7 +71,7 @@ def sized(x_BTNH: Array) -> Array:
     return x_BTNH * jax.lax.rsqrt(square / x_BTNH.shape[-1])
 
 
-def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+def conv_attention(op: ConvAttention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state)."""
     base, memory, kept = op.attention, state or {}, {}
     plain, past = {}, {}

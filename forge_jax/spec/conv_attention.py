@@ -6,7 +6,7 @@ from forge_jax.spec.ops import Attention
 
 
 @dataclass(frozen=True)
-class Compressed:
+class ConvAttention:
     """Compressed convolutional attention (arXiv:2510.04476).
 
     Queries and keys go through two causal convolutions of `taps` taps, the first over each channel, the second over
