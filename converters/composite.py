@@ -15,12 +15,15 @@ from converters.source import TensorInfo, TensorSource
 
 # the type of the composite -> that of its language model where text_config does not say it
 TYPES: Mapping[str, str] = {
+    "apertus1p5": "apertus1p5_text",
     "aya_vision": "cohere2",
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
     "idefics3": "llama",
+    "inkling2": "inkling2_text",
+    "inkling_mm_model": "inkling_text",
     "internvl": "qwen2",
     "lfm2_vl": "lfm2",
     "llama4": "llama4_text",
@@ -55,6 +58,8 @@ PREFIXES = (
     ("model.text_model.", "model."),
 )
 TOWERS = (
+    "audio.",
+    "audio_tokenizer.",
     "audio_tower.",
     "connector.",
     "embed_audio.",
@@ -63,6 +68,7 @@ TOWERS = (
     "multi_modal_projector.",
     "patch_merge_mlp.",
     "vision_model.",
+    "vision_tokenizer.",
     "vision_tower.",
     "visual.",
 )

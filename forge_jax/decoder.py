@@ -15,13 +15,27 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from forge_jax import ops, stacking
-from forge_jax.cache import Cache, assign, recurrent
+from forge_jax.cache import Cache, assign, recurrent, smooth_name
 from forge_jax.ops import Call, Context, activate, norm, sinusoids
+from forge_jax.ops.conv import smoothed
 from forge_jax.ops.hyper import mixed
 from forge_jax.ops.own import own_inputs
+from forge_jax.ops.recall import recall
 from forge_jax.ops.streams import alternate, enter, leave
 from forge_jax.params import Tree
-from forge_jax.spec import AltUp, Block, Branch, HeadTransform, ModelSpec, Positions, Segment, Sinusoids, Sum, segments
+from forge_jax.spec import (
+    AltUp,
+    Block,
+    Branch,
+    HeadTransform,
+    ModelSpec,
+    Norm,
+    Positions,
+    Segment,
+    Sinusoids,
+    Sum,
+    segments,
+)
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
@@ -65,7 +79,7 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
         case None:
             x_BTD = layer(x_BTD)
         case AltUp(side=side):
-            extra = lambda x: added(side, params, pre(side, params, x), memory, call, ctx)  # noqa: E731
+            extra = lambda x: added(side, params, pre(side, params, x, call), memory, call, ctx)  # noqa: E731
             x_BTD = alternate(spec.streams, params["streams"], x_BTD, layer, extra)
         case _:
             for branch in spec.branches:
@@ -73,7 +87,7 @@ def block(spec: Block, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
                     x_BTD = x_BTD + added(branch, params, x_BTD, memory, call, ctx)
                     continue
                 read, join = mixed(spec.streams, params[branch.name]["streams"], x_BTD)
-                x_BTD = join(added(branch, params, pre(branch, params, read), memory, call, ctx))
+                x_BTD = join(added(branch, params, pre(branch, params, read, call), memory, call, ctx))
     if spec.scalar:
         x_BTD = x_BTD * dense(params["scalar"]).astype(x_BTD.dtype).reshape((1,) * x_BTD.ndim)
     return x_BTD, memory if state is not None else None, call.bus
@@ -89,13 +103,15 @@ def wired(spec: Block, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx
     for branch in spec.branches:
         if not branch.beside:
             source = entry if spec.parallel else x_BTD
-            read = pre(branch, params, source if shared is None else shared)
+            read = pre(branch, params, source if shared is None else shared, call)
         y = added(branch, params, read, memory, call, ctx)
         if branch.late:
             late.append(y)
             continue
         base = read if spec.residual == "normed" and not branch.beside else x_BTD
-        if branch.keep == "learned":
+        if isinstance(branch.keep, Norm):
+            base = norm(branch.keep, params[branch.name].get("keep", {}), base)
+        elif branch.keep == "learned":
             base = base * dense(params[branch.name]["keep"]).astype(base.dtype)[None, None]
         elif branch.keep != 1.0:
             base = base * branch.keep
@@ -105,22 +121,30 @@ def wired(spec: Block, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx
     return sum(late, x_BTD)
 
 
-def pre(branch: Branch, params: Tree, x_BTD: Array) -> Array:
+def pre(branch: Branch, params: Tree, x_BTD: Array, call: Call) -> Array:
     """What the op of a branch sees."""
-    return norm(branch.pre, params.get(branch.name, {}).get("pre", {}), x_BTD) if branch.pre else x_BTD
+    p = params.get(branch.name, {})
+    if branch.recall is not None:
+        x_BTD = recall(branch.recall, p.get("recall"), x_BTD, call.bus)
+    return norm(branch.pre, p.get("pre", {}), x_BTD) if branch.pre else x_BTD
 
 
 def added(branch: Branch, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx: Context) -> Array:
     """What a branch adds to the stream, of an x that `pre` has made."""
     p = params.get(branch.name, {})
     if isinstance(branch.op, Sum):
-        parts = [added(part, params, pre(part, params, x_BTD), memory, call, ctx) for part in branch.op.branches]
+        parts = [added(part, params, pre(part, params, x_BTD, call), memory, call, ctx) for part in branch.op.branches]
         y = reduce(jnp.add, parts if branch.op.keep == 0.0 else [x_BTD * branch.op.keep, *parts])
     else:
         x_BTD = x_BTD if branch.in_scale == 1.0 else x_BTD * branch.in_scale
         y, new = ops.apply(branch.op, p, x_BTD, memory.get(branch.name), call, ctx)
         if new is not None:
             memory[branch.name] = new
+    if branch.smooth is not None:
+        held = memory.get(place := smooth_name(branch))
+        y, tail = smoothed(branch.smooth, p["smooth"], y, held["tail"] if held else None, call.order_BT)
+        if held is not None:
+            memory[place] = {"tail": tail}
     if branch.post:
         y = norm(branch.post, p.get("post", {}), y)
     return y if branch.scale == 1.0 else y * branch.scale
@@ -251,7 +275,8 @@ def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context(
         z = z + dense(params["head_bias"]).astype(jnp.float32)[None, None]
     if ctx.axis is not None:
         # "invarying": every device has the same logits, which shard_map can then prove of what follows
-        z = jax.lax.all_gather(z, ctx.axis, axis=2, tiled=True, to="invarying")[..., : spec.vocab_size]
+        z = jax.lax.all_gather(z, ctx.axis, axis=2, tiled=True, to="invarying")
+    z = z[..., : spec.logits]
     if spec.logit_scale != 1.0:
         z = z * spec.logit_scale
     if spec.logit_softcap is not None:

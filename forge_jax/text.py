@@ -83,7 +83,7 @@ def stop_ids(model: Model) -> tuple[int, ...]:
     given = model.generation.get("eos_token_id", model.config.get("eos_token_id"))
     listed = given if isinstance(given, list) else [] if given is None else [given]
     known = model.tokenizer.eos_ids if model.tokenizer is not None else ()
-    return tuple(sorted({i for i in (*known, *listed) if isinstance(i, int) and 0 <= i < model.spec.vocab_size}))
+    return tuple(sorted({i for i in (*known, *listed) if isinstance(i, int) and 0 <= i < model.spec.logits}))
 
 
 class Texts:

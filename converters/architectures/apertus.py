@@ -33,19 +33,26 @@ ROPE = {
 
 
 def config(take: Take) -> ModelSpec:
-    """Pre-norm, rotary."""
+    """Pre-norm, rotary.
+
+    Raises:
+        ValueError: a head that lacks the ids of images and sounds, and is to be the embedding, which has them.
+    """
     if not take.has("rope_parameters") and "rope_scaling" not in take.config:  # a null there says that there is none
         take.config["rope_parameters"] = ROPE
     take.assume(DEFAULTS)
     take.require("qk_norm", True)
     take.require("post_norm", False)
     take.require("mlp_bias", False)
-    take.require("output_vocab_size", take("vocab_size"))  # a head that lacks the ids of images
     norm, bias = Norm(take("rms_norm_eps")), take("attention_bias", False)
     attention = replace(rotary_attention(take), qk_norm=norm, qkv_bias=bias, o_bias=bias)
     act = "xielu" if take("hidden_act") == "xielu" else activation(take, "hidden_act")
     mlp = Mlp(take("intermediate_size"), act, gated=False)
-    return decoder(take, (pre_norm(attention, mlp, norm),) * take("num_hidden_layers"), norm)
+    spec = decoder(take, (pre_norm(attention, mlp, norm),) * take("num_hidden_layers"), norm)
+    outputs = take("output_vocab_size", spec.vocab_size)
+    if not 1 <= outputs <= spec.vocab_size or (spec.tied and outputs < spec.vocab_size):
+        raise ValueError(f"{take.where}: output_vocab_size = {outputs} of {spec.vocab_size} ids, tied: {spec.tied}")
+    return replace(spec, outputs=outputs if outputs < spec.vocab_size else None)
 
 
 RULES = (

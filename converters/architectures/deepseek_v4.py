@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from converters.architectures.common import HEADS_OUT, LAYER, TRANSPOSED, decoder, norm_rules, rename
 from converters.architectures.experts import (

@@ -6,7 +6,7 @@ reports and of nothing else: dense, ring, ragged and chunked use are the same at
 """
 
 from forge_jax.cache.dense import Cache, Places, Slots, assign, init, put, repeat, rewind, widen
-from forge_jax.cache.memory import Slab, memories, memory, place_key, recurrent
+from forge_jax.cache.memory import Slab, memories, memory, place_key, recurrent, smooth_name
 
 __all__ = [
     "Cache",
@@ -22,5 +22,6 @@ __all__ = [
     "recurrent",
     "repeat",
     "rewind",
+    "smooth_name",
     "widen",
 ]

@@ -9,8 +9,10 @@ from typing import Any
 
 from forge_jax.spec import (
     Attention,
+    Branch,
     ChannelMix,
     Compressed,
+    ConvAttention,
     DeltaNet,
     Differential,
     HeadMixture,
@@ -51,8 +53,14 @@ def attention_memory(op: Attention) -> dict[str, Slab]:
     if op.reads is not None:
         return {}
     axes = ("kv_heads", "head")
-    index = {} if op.blocks is None else {"index": Slab((1, op.blocks.dim), (None, None))}
-    return {"k": Slab((op.kv_heads, op.head_dim), axes), "v": Slab((op.kv_heads, op.value_size), axes), **index}
+    shapes = {"k": (op.kv_heads, op.head_dim), "v": (op.kv_heads, op.value_size)}
+    out = {name: Slab(shape, axes) for name, shape in shapes.items()}
+    if op.blocks is not None:
+        out["index"] = Slab((1, op.blocks.dim), (None, None))
+    if op.smooth is not None:
+        past = op.smooth.taps - 1
+        out |= {f"{name}_tail": Slab((*shape, past), (*axes, None), slots=False) for name, shape in shapes.items()}
+    return out
 
 
 def mamba_memory(op: Mamba) -> dict[str, Slab]:
@@ -159,10 +167,21 @@ def selective_memory(op: Selective) -> dict[str, Slab]:
     return {"k": slab, "v": slab, "merit": Slab((heads, 1), (None, None))}
 
 
+def conv_attention_memory(op: ConvAttention) -> dict[str, Slab]:
+    """Keys and values, the last inputs of the convolutions, and the last token's part in the next one's values."""
+    base, past = op.attention, sum(op.taps) - 2
+    return attention_memory(base) | {
+        "q_tail": Slab((base.heads, base.head_dim, past), ("heads", "head", None), slots=False),
+        "k_tail": Slab((base.kv_heads, base.head_dim, past), ("kv_heads", "head", None), slots=False),
+        "v_tail": Slab((op.half, 1), (None, None), slots=False),
+    }
+
+
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
     Selective: lambda op, dim: selective_memory(op),
     HeadMixture: lambda op, dim: attention_memory(op.attention),
+    ConvAttention: lambda op, dim: conv_attention_memory(op),
     Differential: lambda op, dim: differential_memory(op),
     Compressed: lambda op, dim: compressed_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
@@ -188,7 +207,7 @@ def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
     if isinstance(op, Compressed):
         return op.window
-    inner = op.attention if isinstance(op, Differential | HeadMixture | Selective) else op
+    inner = op.attention if isinstance(op, ConvAttention | Differential | HeadMixture | Selective) else op
     sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
     return min((size for size in sizes if size is not None), default=None)
 
@@ -199,12 +218,20 @@ def place_key(op: Op) -> str:
     return "full" if size is None else f"window{size}"
 
 
-def memories(spec: ModelSpec) -> Iterator[tuple[int, str, Op, dict[str, Slab]]]:
-    """(layer, branch, op, slabs) of every op that remembers."""
+def smooth_name(branch: Branch) -> str:
+    """Under which name a layer keeps what the smoothing of a branch remembers."""
+    return f"{branch.name}_smooth"
+
+
+def memories(spec: ModelSpec) -> Iterator[tuple[int, str, "Op | Sum", dict[str, Slab]]]:
+    """(layer, name, op, slabs) of every op and every smoothing that remembers; a smoothing's has no slots."""
     for i, block in enumerate(spec.layers):
         for branch in block.every():
             if not isinstance(branch.op, Sum) and (slabs := memory(branch.op, spec.dim)):
                 yield i, branch.name, branch.op, slabs
+            if branch.smooth is not None:
+                tail = Slab((spec.dim, branch.smooth.taps - 1), ("embed", None), slots=False)
+                yield i, smooth_name(branch), branch.op, {"tail": tail}
 
 
 def recurrent(spec: ModelSpec) -> bool:

@@ -110,8 +110,8 @@ class Session:
         rows = [list(map(int, prompt)) for prompt in prompts]
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
-        self.plan, self.values = build(sampling, self.batch, spec.vocab_size, stop_ids, seed)
-        if known_ids is not None and known_ids < spec.vocab_size:
+        self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed)
+        if known_ids is not None and known_ids < spec.logits:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
         self.stop_ids = frozenset(int(i) for i in stop_ids)
@@ -144,7 +144,7 @@ class Session:
         for buffer, row in zip(tokens, rows, strict=True):
             buffer[: len(row)] = row
         self.start_lengths = np.array(list(map(len, rows)), np.int32)
-        history = start_history(self.plan, jnp.asarray(tokens), jnp.asarray(self.start_lengths), self.spec.vocab_size)
+        history = start_history(self.plan, jnp.asarray(tokens), jnp.asarray(self.start_lengths), self.spec.logits)
         limit = jnp.asarray(self.start_lengths + np.array(new_tokens, np.int32))
         done = limit <= history.length_B
         state = State(cache, history, limit, done, jnp.zeros_like(done), new_record(self.plan, self.batch, size))
@@ -159,7 +159,7 @@ class Session:
 
         No piece is longer than `size`, the tokens that the cache is for.
         """
-        logits = jnp.zeros((len(rows), self.spec.vocab_size), jnp.float32)
+        logits = jnp.zeros((len(rows), self.spec.logits), jnp.float32)
         at = 0
         for width in chunks(max(map(len, rows)), size):
             tokens, order = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)

@@ -228,7 +228,7 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
         str(embedding),
         weights,
         sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)),
-        batch * spec.vocab_size * np.dtype(np.float32).itemsize,
+        batch * spec.logits * np.dtype(np.float32).itemsize,
         {key: places.order_BS.shape[1] for key, places in cache.places.items()},
     )
 

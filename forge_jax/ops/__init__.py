@@ -8,6 +8,7 @@ from jax import Array
 from forge_jax.ops.attention import attention
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.compressed import compressed
+from forge_jax.ops.conv_attention import conv_attention
 from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
@@ -33,6 +34,7 @@ from forge_jax.spec import (
     ChannelMix,
     Compressed,
     Constant,
+    ConvAttention,
     DeltaNet,
     Differential,
     Exchange,
@@ -64,6 +66,7 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mamba2: mamba2,
     RgLru: rg_lru,
     Latent: latent_attention,
+    ConvAttention: conv_attention,
     Constant: constant,
     Selective: selective,
     Differential: differential,

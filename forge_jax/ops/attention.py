@@ -16,11 +16,13 @@ from jax import Array
 from forge_jax.cache import Slots, place_key, put
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.conv import smoothed
 from forge_jax.ops.gate import gated
-from forge_jax.ops.heads import over_heads, project, turned
+from forge_jax.ops.heads import finished, linear, over_heads, project, shortened, turned
+from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
-from forge_jax.spec import Alibi, Attention, PowerScaling, QueryScaling
-from forge_jax.tensor import contract
+from forge_jax.spec import Alibi, Attention, LogScaling, PowerScaling, QueryScaling
+from forge_jax.tensor import contract, dense
 
 BLOCK = 128  # queries of a prompt that are looked at together
 HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
@@ -69,6 +71,23 @@ class Tokens(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How each query mixes profiles of a bias, the profiles, and how far keys lie back."""
+
+    mix_BTNR: Array
+    profiles_RE: Array
+    distance_BTS: Array
+
+    def bias(self) -> Array:
+        """[B, N, T, S]: what is added to the scores, nothing beyond the last distance that the profiles know."""
+        profile_BNTE = jnp.einsum("BTNR,RE->BNTE", self.mix_BTNR, self.profiles_RE)
+        extent = self.profiles_RE.shape[1]
+        distance_B1TS = self.distance_BTS[:, None]
+        bias = jnp.take_along_axis(profile_BNTE, jnp.clip(distance_B1TS, 0, extent - 1), axis=-1)
+        return jnp.where((distance_B1TS >= 0) & (distance_B1TS < extent), bias, 0).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
 class Keys:
     """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
 
@@ -79,6 +98,14 @@ class Keys:
     v_BKSH: Array
     seen_BTS: Array
     bias_BN1S: Array | None = None
+    mix: Mix | None = None
+
+    def cut(self, rows: slice, near: slice) -> "Keys":
+        """Those in `near`, as the queries in `rows` see them."""
+        bias = None if self.bias_BN1S is None else self.bias_BN1S[..., near]
+        bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
+        mix = self.mix and Mix(self.mix.mix_BTNR[:, rows], self.mix.profiles_RE, self.mix.distance_BTS[:, rows, near])
+        return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix)
 
 
 def attend(
@@ -100,6 +127,8 @@ def attend(
         z = z.reshape(b, heads, group, t, s)
         if part.bias_BN1S is not None:
             z = z + part.bias_BN1S.reshape(b, heads, group, -1, s)
+        if part.mix is not None:
+            z = z + part.mix.bias().reshape(b, heads, group, t, s)
         if softcap is not None:
             z = softcap * jnp.tanh(z / softcap)
         seen = part.seen_BTS[:, None] if part.seen_BTS.ndim == 3 else part.seen_BTS
@@ -136,16 +165,19 @@ def triangle(
     keys: Keys,
     window: int | None = None,
     chunk: int | None = None,
+    beside: Sequence[Keys] = (),
 ) -> Array:
-    """Attention of a prompt to itself, block by block of queries: keys that no query of a block sees cost nothing."""
+    """Attention of a prompt to itself, block by block of queries: keys that no query of a block sees cost nothing.
+
+    `beside`: what all of them see besides.
+    """
     length = q_BTNH.shape[1]
 
     def block(start: int) -> Array:
         end = min(start + BLOCK, length)
         near = slice(earliest(start, window, chunk), end)
-        bias = None if keys.bias_BN1S is None else keys.bias_BN1S[..., near]
-        seen = keys.seen_BTS[..., start:end, near]
-        return look(q_BTNH[:, start:end], [Keys(keys.k_BKSH[:, :, near], keys.v_BKSH[:, :, near], seen, bias)])
+        rows = slice(start, end)
+        return look(q_BTNH[:, rows], [keys.cut(rows, near), *(part.cut(rows, slice(None)) for part in beside)])
 
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
 
@@ -160,14 +192,24 @@ def remember(state: Tree, slots: Slots, new: dict[str, Array], done_BT: Array, c
     return {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
 
 
-def new_tokens(op: Attention, params: Tree, x_BTD: Array, call: Call, ctx: Context) -> Tokens:
-    """The keys and values of the tokens of this call."""
-    kvs = ctx.heads(op).kvs
-    k = project(op, params, "k", x_BTD, kvs, ctx)
+def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """The keys and values of the tokens of this call, and what their smoothing remembers."""
+    kvs, tails = ctx.heads(op).kvs, {}
+
+    def part(name: str) -> Array:
+        seen_BTD = entering(op, params, name, x_BTD)
+        y = linear(op, params, name, seen_BTD)
+        if op.smooth is not None:
+            tail = None if state is None else state[f"{name}_tail"]
+            filters = contract("BTD,DKS->BTKS", seen_BTD, params[f"{name}_taps"]) if op.smooth.dynamic else None
+            weight = params[f"{name}_smooth"]
+            y, tails[f"{name}_tail"] = smoothed(op.smooth, weight, y, tail, call.order_BT, filters)
+        return finished(op, params, name, y, kvs, ctx)
+
+    k, v = part("k"), part("v")
     if op.rope is None or not op.rope.varies:
         k = turned(op, params, "k", k, call.coords_BTC[..., 0], None, kvs, ctx)
-    v = project(op, params, "v", x_BTD, kvs, ctx)
-    return Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT)
+    return Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT), tails
 
 
 def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
@@ -178,11 +220,13 @@ def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Arr
     return q if op.query_scaling is None else q * growth(op.query_scaling, position_BT).astype(q.dtype)[..., None, None]
 
 
-def growth(scaling: QueryScaling | PowerScaling, position_BT: Array) -> Array:
+def growth(scaling: QueryScaling | PowerScaling | LogScaling, position_BT: Array) -> Array:
     """By what a query grows with its position, float32."""
     match scaling:
         case QueryScaling(beta, original_len, offset):
             return 1 + beta * jnp.log1p(jnp.floor((position_BT + offset).astype(jnp.float32) / original_len))
+        case LogScaling(alpha, original_len):
+            return 1 + alpha * jnp.log(jnp.maximum((position_BT + 1).astype(jnp.float32) / original_len, 1.0))
         case PowerScaling(power, original_len):
             return jnp.exp(power * jnp.log1p((position_BT + 1).astype(jnp.float32) / original_len))
 
@@ -194,20 +238,52 @@ def narrowed(op: Attention, keys: Keys, chosen_BITS: Array, ctx: Context) -> Key
     return replace(keys, seen_BTS=keys.seen_BTS[:, None] & chosen_BITS[:, picker_K])
 
 
+def sink(params: Tree, x_BTD: Array, q_BTNH: Array, like: Keys) -> Keys:
+    """A key whose score is linear in the query's token, and whose value is nothing."""
+    score_BNT1 = contract("BTD,DN->BTN", x_BTD, params["sinks"]).astype(jnp.float32).transpose(0, 2, 1)[..., None]
+    k, v = (jnp.zeros_like(part[:, :, :1]) for part in (like.k_BKSH, like.v_BKSH))
+    return Keys(k, v, jnp.ones((*q_BTNH.shape[:2], 1), bool), score_BNT1)
+
+
+def mixes(op: Attention, params: Tree, x_BTD: Array, call: Call) -> Array:
+    """How the queries of this call mix the profiles of the bias: [B, T, N, R]."""
+    mix = contract("BTD,DNR->BTNR", x_BTD, params["relative"])
+    if op.relative is not None and op.relative.longest is not None:
+        mix = shortened(mix, params["relative_scale"], op.relative.longest)
+    if op.query_scaling is None:
+        return mix
+    return mix * growth(op.query_scaling, call.coords_BTC[..., 0]).astype(mix.dtype)[..., None, None]
+
+
+def entering(op: Attention, params: Tree, name: str, x: Array) -> Array:
+    """What queries, keys or values are made of [B, T, D], of one stream or three."""
+    if op.apart is None:
+        return x
+    return norm(op.apart, params.get(f"{name}_in", {}), x if x.ndim == 3 else x[:, :, "qkv".index(name)])
+
+
 def query_length(op: Attention, call: Call) -> Array | None:
-    """How long each sequence is, where the angle of an old key changes with it."""
+    """The length of each row, where the angle of an old key changes with it: keys are then kept unrotated."""
     return call.order_BT.max(1) + 1 if op.rope is not None and op.rope.varies else None
 
 
 def attended(
-    op: Attention, params: Tree, x_BTD: Array, q: Array, state: Tree | None, call: Call, ctx: Context
+    op: Attention,
+    params: Tree,
+    x_BTD: Array,
+    q: Array,
+    new: Tokens | None,
+    state: Tree | None,
+    call: Call,
+    ctx: Context,
 ) -> tuple[Array, Tree | None]:
-    """What queries [B, T, N, H] find, and the state with the new keys and values; N is any multiple of the kv heads.
+    """What queries find [B, T, N, H], and the state with the new tokens; N is any multiple of the kv heads.
 
     The past is read from the cache and the present from the call, then the present is written. A layer that reads the
     keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
     """
     length_B, heads = query_length(op, call), ctx.heads(op)
+    mix_BTNR = None if op.relative is None else mixes(op, params, x_BTD, call)
 
     def keys(tokens: Tokens) -> Keys:
         k_BKSH, v_BKSH = tokens.k_BKSH.astype(q.dtype), tokens.v_BKSH.astype(q.dtype)
@@ -217,25 +293,31 @@ def attended(
             k_BKSH = k_BSKH.transpose(0, 2, 1, 3)
         seen = visible(call.order_BT, call.span_BT, tokens.order_BS, tokens.span_BS, op.window, op.chunk)
         bias = alibi_bias(op.alibi, tokens.order_BS, heads.queries, ctx) if op.alibi else None
-        return Keys(k_BKSH, v_BKSH, seen, bias)
+        if mix_BTNR is None:
+            return Keys(k_BKSH, v_BKSH, seen, bias)
+        profiles_RE, distance_BTS = dense(params["profiles"]), call.order_BT[:, :, None] - tokens.order_BS[:, None]
+        return Keys(k_BKSH, v_BKSH, seen, bias, Mix(mix_BTNR, profiles_RE.astype(mix_BTNR.dtype), distance_BTS))
 
     slots = call.slots[place_key(op)] if state is not None and op.reads is None else None
-    if op.reads is not None:
+    if new is None:
         parts = call.bus[op.reads]
     else:
-        parts = (new_tokens(op, params, x_BTD, call, ctx),)
+        parts = (new,)
         if state is not None and slots is not None and not ctx.fresh:
             parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
-    look = functools.partial(attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks else None)
+    look = functools.partial(
+        attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks is True else None
+    )
     seen, index = [keys(part) for part in parts], {}
     if op.blocks is not None:
         chosen, index = pick_blocks(op.blocks, params["index"], x_BTD, state, slots, call, ctx)
         seen = [narrowed(op, part, chosen(tokens.order_BS), ctx) for part, tokens in zip(seen, parts, strict=True)]
-    y = triangle(look, q, seen[0], op.window, op.chunk) if ctx.fresh else look(q, seen)
+    beside = [] if op.sinks != "token" else [sink(params, x_BTD, q, seen[0])]
+    y = triangle(look, q, seen[0], op.window, op.chunk, beside) if ctx.fresh else look(q, [*seen, *beside])
 
     if state is not None and slots is not None:
-        new = {"k": parts[-1].k_BKSH, "v": parts[-1].v_BKSH}
-        state = remember(state, slots, new, y[:, :, 0, 0], ctx) | index
+        written = {"k": parts[-1].k_BKSH, "v": parts[-1].v_BKSH}
+        state = remember(state, slots, written, y[:, :, 0, 0], ctx) | index
         if q.shape[1] == 1 and not ctx.fresh:
             parts = (Tokens(state["k"], state["v"], slots.after.order_BS, slots.after.span_BS),)
     if op.publish is not None:
@@ -243,12 +325,19 @@ def attended(
     return y, state
 
 
-def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """Apply the op. Returns (y_BTD, state with the new keys and values)."""
-    q = queries(op, params, x_BTD, call, query_length(op, call), ctx)
-    y, state = attended(op, params, x_BTD, q, state, call, ctx)
-    y = gated(op.gate, params, x_BTD, y)
+def left(op: Attention, params: Tree, x_BTD: Array, y_BTNH: Array, ctx: Context) -> Array:
+    """What the op adds to the stream, from what its queries found."""
+    y = gated(op.gate, params, x_BTD, y_BTNH)
     if op.out_norm is not None:
         y = over_heads(op.out_norm, params.get("out_norm", {}), y, ctx.heads(op).queries, ctx)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
-    return (out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out), state
+    return out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out
+
+
+def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
+    """Apply the op. Returns (y_BTD, state with the new keys and values)."""
+    new, tails = (None, {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
+    x_BTD = entering(op, params, "q", x_BTD)
+    q_BTNH = queries(op, params, x_BTD, call, query_length(op, call), ctx)
+    y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx)
+    return left(op, params, x_BTD, y_BTNH, ctx), None if state is None else state | tails

@@ -9,7 +9,7 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Attention, Norm
-from forge_jax.tensor import contract
+from forge_jax.tensor import Weight, contract, dense
 
 
 def over_heads(spec: Norm, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
@@ -36,15 +36,33 @@ def normed(op: Attention, params: Tree, name: str, x_BTNH: Array, heads: tuple[i
 
 def project(op: Attention, params: Tree, name: str, x_BTD: Array, heads: tuple[int, ...], ctx: Context) -> Array:
     """One of q, k, v before the rope: [B, T, heads, H]."""
+    return finished(op, params, name, linear(op, params, name, x_BTD), heads, ctx)
+
+
+def linear(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
+    """One of q, k, v before its norm: [B, T, heads, H]."""
     source = "k" if name == "v" and op.values == "keys" else name
     y = contract("BTD,DNH->BTNH", x_BTD, params[source])
-    if op.qkv_bias:
-        y = y + params[f"{source}_bias"].astype(y.dtype)[None, None]
+    return y + params[f"{source}_bias"].astype(y.dtype)[None, None] if op.qkv_bias else y
+
+
+def finished(op: Attention, params: Tree, name: str, y: Array, heads: tuple[int, ...], ctx: Context) -> Array:
+    """What `linear` gave, with its norm and cut."""
+    if name != "v" and op.longest is not None:
+        y = shortened(y, params["q_scale"] if name == "q" else None, op.longest)
     if name == "v":
         y = y if op.v_norm is None else norm(op.v_norm, params.get("v_norm", {}), y)
     elif not op.qk_norm_late:
         y = normed(op, params, name, y, heads, ctx)
     return y if op.clip is None else jnp.clip(y, -op.clip, op.clip)
+
+
+def shortened(x: Array, scale: Weight | None, longest: float) -> Array:
+    """Vectors times learned numbers, those that are longer then brought down to it. Computed in float32."""
+    y = x.astype(jnp.float32)
+    y = y if scale is None else y * dense(scale).astype(jnp.float32)[None, None]
+    length = jnp.sqrt((y * y).sum(-1, keepdims=True))
+    return (y * jnp.minimum(longest / (length + 1e-6), 1.0)).astype(x.dtype)
 
 
 def turned(

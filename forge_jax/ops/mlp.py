@@ -9,7 +9,7 @@ from jax import Array
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
-from forge_jax.spec import Activation, Clamp, Mlp
+from forge_jax.spec import Activation, Clamp, Mlp, SoftClamp
 from forge_jax.tensor import contract, dense
 
 
@@ -57,14 +57,17 @@ def excess(op: Mlp, x_BTF: Array, ctx: Context) -> Array:
     return jax.nn.relu(x - cut).astype(x_BTF.dtype)
 
 
-def clamped(clamp: Clamp, gate: Array, up: Array) -> Array:
+def clamped(clamp: Clamp | SoftClamp, gate: Array, up: Array) -> Array:
     """A gated unit whose inputs are cut."""
+    if isinstance(clamp, SoftClamp):
+        bound = lambda x, limit: limit * jnp.tanh(x / limit)  # noqa: E731
+        return bound(gate, clamp.gate) * jax.nn.sigmoid(gate) * bound(up, clamp.up)
     gate, up = jnp.minimum(gate, clamp.limit), jnp.clip(up, -clamp.limit, clamp.limit)
     return gate * jax.nn.sigmoid(clamp.alpha * gate) * (up + clamp.offset)
 
 
-def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
-    """Apply the op: [B, T, D] to [B, T, D]."""
+def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context, gain_BTX: Array | None = None) -> Array:
+    """Apply the op: [B, T, D] to [B, T, D]. `gain_BTX` weighs X equal parts of its features."""
 
     def linear(name: str) -> Array:
         y = contract("BTD,DF->BTF", x_BTD, params[name])
@@ -81,7 +84,11 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context) -> Array:
     if op.norm is not None:
         real = ctx.real(op.dim, hidden.shape[-1])
         hidden = norm(op.norm, params.get("norm", {}), hidden, total=op.dim, real=real, ctx=ctx)
+    if gain_BTX is not None:
+        part_F = jnp.arange(hidden.shape[-1] * ctx.shards()) * gain_BTX.shape[-1] // op.dim
+        hidden = hidden * jnp.take(gain_BTX, ctx.local(part_F), axis=-1, mode="clip").astype(hidden.dtype)
     out = ctx.psum(contract("BTF,FD->BTD", hidden, params["down"]))
+    out = out * dense(params["scalar"]).astype(out.dtype).reshape(1, 1, 1) if op.scalar else out
     return out + params["down_bias"].astype(out.dtype)[None, None] if op.bias else out
 
 

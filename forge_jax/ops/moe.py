@@ -16,7 +16,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.experts import dispatched
 from forge_jax.ops.mlp import activate, clamped, feed_forward
 from forge_jax.ops.norm import norm
-from forge_jax.ops.router import Routing, record, route
+from forge_jax.ops.router import Routing, record, route, router_input
 from forge_jax.params import Tree
 from forge_jax.spec import Moe
 from forge_jax.tensor import contract, dense, pick, take
@@ -177,9 +177,11 @@ def latent(op: Moe, params: Tree, name: str, x_BTD: Array) -> Array:
 def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state): it remembers nothing but, if asked to, what its router did."""
     b, t, _ = x_BTD.shape
-    ids_BTX, weight_BTX = route(op.router, params, x_BTD, call.tokens_BT)
+    seen_BTR = router_input(op.router, params, x_BTD, call.bus)
+    ids_BTX, weight_BTX = route(op.router, params, seen_BTR, call.tokens_BT)
+    weight_BTX, sinks_BTX = weight_BTX[..., : op.router.top_k], weight_BTX[..., op.router.top_k :]
     if state is not None:
-        state = record(state, op.router, params, x_BTD, ids_BTX, call.order_BT >= 0)
+        state = record(state, op.router, params, seen_BTR, ids_BTX, call.order_BT >= 0)
     if op.norm is not None:
         x_BTD = norm(op.norm, params.get("norm", {}), x_BTD)
     x_ND, ids_NX = latent(op, params, "latent_in", x_BTD).reshape(b * t, -1), ids_BTX.reshape(b * t, -1)
@@ -199,11 +201,12 @@ def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, 
         weighted = weight_NX if not op.scale_input else jnp.ones_like(weight_NX)
         y_ND = y_ND + jnp.einsum("NX,NXD->ND", weighted, bias_ED.at[ids_NX].get(mode="fill", fill_value=0))
     if op.identity:
-        y_ND = y_ND + x_ND * jnp.where(ids_NX >= op.router.experts, weight_NX, 0).sum(1, keepdims=True)
+        identical = (ids_NX >= op.router.experts) & (ids_NX < op.router.experts + op.identity)
+        y_ND = y_ND + x_ND * jnp.where(identical, weight_NX, 0).sum(1, keepdims=True)
     y = latent(op, params, "latent_out", y_ND.reshape(b, t, -1))
     y = y + params["out_bias"].astype(y.dtype)[None, None] if op.out_bias else y
     if op.shared is not None:
-        shared = feed_forward(op.shared, params["shared"], x_BTD, ctx)
+        shared = feed_forward(op.shared, params["shared"], x_BTD, ctx, sinks_BTX if op.router.sinks else None)
         if op.shared_gate:
             shared = shared * jax.nn.sigmoid(contract("BTD,DO->BTO", x_BTD, params["shared_gate"]))
         y = y + shared

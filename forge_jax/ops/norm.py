@@ -38,6 +38,9 @@ def norm(
         return (ctx.psum(whole) if total else whole) / size
 
     y = x.astype(jnp.float32)
+    if spec.kind == "affine":
+        y = y + widen(params["bias"], x.ndim) if spec.bias else y
+        return (y * (spec.offset + widen(params["scale"], x.ndim)) if spec.scale else y).astype(x.dtype)
     if spec.kind == "layer":
         y = y - mean(y)
     y = y * jax.lax.rsqrt(mean(y * y) + spec.eps)

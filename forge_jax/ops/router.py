@@ -1,15 +1,17 @@
 """The router of a mixture of experts: which experts a token goes to, and how much each weighs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.ops.mlp import activate
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Router
-from forge_jax.tensor import contract, take
+from forge_jax.tensor import contract, dense, take
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +33,8 @@ def nothing_routed(experts: int) -> Routing:
 
 def record(routing: Routing, router: Router, params: Tree, x_BTD: Array, ids_BTX: Array, real_BT: Array) -> Routing:
     """Add the tokens of one call; padding, where real_BT is False, does not count."""
-    logits_BTE, real_BT = router_logits(router, params, x_BTD), real_BT.astype(jnp.float32)
+    logits_BTE = router_logits(router, params, x_BTD)[..., : routing.chosen_E.shape[0]]
+    real_BT = real_BT.astype(jnp.float32)
     chosen_BTE = jax.nn.one_hot(ids_BTX, logits_BTE.shape[-1]).sum(-2)
     total = lambda values_BTE: (values_BTE * real_BT[..., None]).sum((0, 1))  # noqa: E731
     return Routing(
@@ -42,12 +45,36 @@ def record(routing: Routing, router: Router, params: Tree, x_BTD: Array, ids_BTX
     )
 
 
+def router_input(router: Router, params: Tree, x_BTD: Array, bus: dict[str, Any]) -> Array:
+    """What the logits are a linear map of: the stream, or what a small network makes of it, float32 [B, T, R]."""
+    op = router.mlp
+    if op is None:
+        return x_BTD
+    weights = params["router_mlp"]
+
+    def linear(name: str, y_BTD: Array) -> Array:
+        y_BTR = contract("BTD,DR->BTR", y_BTD, weights[name])
+        return y_BTR + weights[f"{name}_bias"].astype(y_BTR.dtype)[None, None]
+
+    h_BTR = linear("into", x_BTD.astype(jnp.float32))
+    if op.reads is not None:
+        h_BTR = h_BTR + bus[op.reads] * dense(weights["carry"]).astype(jnp.float32)[None, None]
+    if op.publish is not None:
+        bus[op.publish] = h_BTR
+    y_BTR = norm(op.norm, weights.get("norm", {}), h_BTR)
+    return activate(op.act, linear("l2", activate(op.act, linear("l1", y_BTR))))
+
+
 def router_logits(router: Router, params: Tree, x_BTD: Array) -> Array:
     """One logit an expert, float32 [B, T, E]."""
     x_BTD = x_BTD.astype(jnp.float32)
     if router.norm is not None:
         x_BTD = norm(router.norm, params.get("router_norm", {}), x_BTD)
-    logits_BTE = contract("BTD,DE->BTE", x_BTD, params["router"]) * router.logit_scale
+    logits_BTE = contract("BTD,DE->BTE", x_BTD, params["router"])
+    if router.product:
+        first, second = jnp.split(logits_BTE, 2, axis=-1)
+        logits_BTE = (first[..., :, None] + second[..., None, :]).reshape(*first.shape[:-1], router.experts)
+    logits_BTE = logits_BTE * router.logit_scale
     if router.logit_bias:
         logits_BTE = logits_BTE + params["router_bias"].astype(jnp.float32)[None, None]
     return logits_BTE if router.softcap is None else router.softcap * jnp.tanh(logits_BTE / router.softcap)
@@ -55,6 +82,8 @@ def router_logits(router: Router, params: Tree, x_BTD: Array) -> Array:
 
 def route(router: Router, params: Tree, x_BTD: Array, tokens_BT: Array | None = None) -> tuple[Array, Array]:
     """The chosen experts and their weights: ids [B, T, X] int32 and float32 [B, T, X].
+
+    The weights of sinks follow those of the experts.
 
     Raises:
         ValueError: the tokens choose, and there are none.
@@ -71,7 +100,8 @@ def route(router: Router, params: Tree, x_BTD: Array, tokens_BT: Array | None = 
             score_BTE = jnp.sqrt(jax.nn.softplus(logits_BTE))
         case _:
             score_BTE = logits_BTE
-    choice_BTE = score_BTE
+    count = score_BTE.shape[-1] - router.sinks
+    choice_BTE = score_BTE[..., :count]
     if router.choice_bias:
         choice_BTE = choice_BTE + params["choice_bias"].astype(jnp.float32)[None, None]
     if router.table is None:
@@ -80,7 +110,7 @@ def route(router: Router, params: Tree, x_BTD: Array, tokens_BT: Array | None = 
         raise ValueError("forward: the tokens of this model choose experts; pass tokens_BT beside embeds_BTD")
     else:
         ids_BTX = take(params["table"], tokens_BT).astype(jnp.int32)
-    weight_BTX = jnp.take_along_axis(score_BTE, ids_BTX, -1)
+    weight_BTX = jnp.concatenate([jnp.take_along_axis(score_BTE, ids_BTX, -1), score_BTE[..., count:]], -1)
     if router.score == "chosen_softmax":
         weight_BTX = jax.nn.softmax(weight_BTX)
     elif router.score == "chosen_sigmoid":
@@ -90,6 +120,8 @@ def route(router: Router, params: Tree, x_BTD: Array, tokens_BT: Array | None = 
         weight_BTX = weight_BTX / (jnp.maximum(size, router.renorm_min) + router.renorm_eps)
     if router.expert_scale:
         weight_BTX = weight_BTX * params["expert_scale"].astype(jnp.float32)[ids_BTX]
+    if router.scalar:
+        weight_BTX = weight_BTX * dense(params["router_scalar"]).astype(jnp.float32).reshape(1, 1, 1)
     return ids_BTX, weight_BTX * router.scale
 
 

@@ -22,6 +22,7 @@ from forge_jax.spec import (
     Attention,
     ChannelMix,
     Compressed,
+    ConvAttention,
     DeltaNet,
     Differential,
     HeadMixture,
@@ -57,7 +58,7 @@ def op_slots(op: Op | Sum, shards: int) -> Slots:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Differential() | HeadMixture():
+        case Differential() | HeadMixture() | ConvAttention():
             return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
@@ -90,6 +91,8 @@ def path_slots(spec: ModelSpec, path: str, shards: int) -> Slots:
             return op_slots(ops[0], shards)
         case ["own", *_] if spec.own is not None:
             return {"vocab": padded(spec.own.vocab_size, shards)}
+        case ["head" | "head_bias"]:
+            return {"vocab": padded(spec.head_rows, shards)}
         case _:
             return {"vocab": padded(spec.vocab_size, shards)}
 
@@ -106,9 +109,9 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
-            case Differential(attention) | HeadMixture(attention):
-                pairs = replace(attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
-                return replace(old, attention=pairs)
+            case ConvAttention() | Differential() | HeadMixture():
+                inner = replace(old.attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
+                return replace(old, attention=inner)
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
             case RgLru():
@@ -130,7 +133,8 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
 
     own = spec.own and replace(spec.own, vocab_size=rows(spec.own.vocab_size))
     layers = tuple(layer.with_ops(op) for layer in spec.layers)
-    return replace(spec, vocab_size=rows(spec.vocab_size), layers=layers, own=own)
+    outputs = None if spec.outputs is None or spec.head_padded else rows(spec.outputs)
+    return replace(spec, vocab_size=rows(spec.vocab_size), layers=layers, own=own, outputs=outputs)
 
 
 # ------------------------------------------------------------------------------------------------ the arrays

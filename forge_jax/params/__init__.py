@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from forge_jax.params.compressed import compressed_params
+from forge_jax.params.conv_attention import conv_attention_params
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.head_mixture import head_mixture_params
@@ -33,6 +34,7 @@ from forge_jax.spec import (
     ChannelMix,
     Compressed,
     Constant,
+    ConvAttention,
     DeltaNet,
     Differential,
     Exchange,
@@ -48,6 +50,7 @@ from forge_jax.spec import (
     ModelSpec,
     Moe,
     NgramInput,
+    Norm,
     Op,
     OwnInput,
     Positions,
@@ -77,6 +80,7 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mamba: mamba_params,
     Mamba2: mamba2_params,
     Latent: latent_params,
+    ConvAttention: conv_attention_params,
     Constant: constant_params,
     Selective: selective_params,
     Differential: differential_params,
@@ -117,10 +121,17 @@ def block_params(block: Block, dim: int) -> Tree:
 def branch_params(branch: Branch, dim: int) -> Tree:
     """The parameters of one branch: its op's, and those of its norms."""
     out = {} if isinstance(branch.op, Sum) else op_params(branch.op, dim)
+    if branch.recall is not None and branch.recall.queries:
+        several = (branch.recall.queries,) if branch.recall.queries > 1 else ()
+        out["recall"] = Param((*several, dim), (*(None for _ in several), "embed"), fill=0.0)
     for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
         if norm is not None:
             out[place] = norm_params(norm, (dim,), ("embed",))
-    if branch.keep == "learned":
+    if branch.smooth is not None:
+        out["smooth"] = Param((dim, branch.smooth.taps), ("embed", None), stacked=1)
+    if isinstance(branch.keep, Norm):
+        out["keep"] = norm_params(branch.keep, (dim,), ("embed",))
+    elif branch.keep == "learned":
         out["keep"] = Param((dim,), ("embed",), fill=1.0)
     return out
 
@@ -153,9 +164,9 @@ def abstract(spec: ModelSpec) -> Tree:
     if spec.head_transform is not None:
         out["head_transform"] = transform_params(spec.head_transform, spec.dim)
     if not spec.tied:
-        out["head"] = Param((width, spec.vocab_size), ("embed", "vocab"))
+        out["head"] = Param((width, spec.head_rows), ("embed", "vocab"))
     if spec.head_bias:
-        out["head_bias"] = Param((spec.vocab_size,), ("vocab",), fill=0.0)
+        out["head_bias"] = Param((spec.head_rows,), ("vocab",), fill=0.0)
     return prune(out)
 
 

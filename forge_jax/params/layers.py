@@ -55,12 +55,27 @@ def attention_params(op: Attention, dim: int) -> Tree:
             out["k_norm"] = norm_params(op.qk_norm, (k, h) if own else (h,), key[1:] if own else ("head",))
     if op.v_norm is not None and op.reads is None:
         out["v_norm"] = norm_params(op.v_norm, (value,), ("head",))
+    if op.smooth is not None:
+        out |= {
+            f"{name}_smooth": Param((*inputs[name][0], op.smooth.taps), (*key[1:], None), stacked=2) for name in "kv"
+        }
+        if op.smooth.dynamic:
+            out |= {f"{name}_taps": Param((dim, k, op.smooth.taps), (*key[:2], None)) for name in "kv"}
+    if op.longest is not None:
+        out["q_scale"] = Param((n, h), query[1:], fill=1.0)
+    if op.relative is not None:
+        out["relative"] = Param((dim, n, op.relative.dim), ("embed", "heads", None))
+        if op.relative.longest is not None:
+            out["relative_scale"] = Param((n, op.relative.dim), ("heads", None), fill=1.0)
+        out["profiles"] = Param((op.relative.dim, op.relative.extent), (None, None))
+    if op.apart is not None:
+        out |= {f"{name}_in": norm_params(op.apart, (dim,), ("embed",)) for name in "qkv"}
     if op.out_norm is not None:
         out["out_norm"] = norm_params(op.out_norm, (n, value), query[1:])
     if op.blocks is not None:
         out["index"] = blocks_params(op.blocks, dim)
     if op.sinks:
-        out["sinks"] = Param((n,), ("heads",), fill=0.0)
+        out["sinks"] = Param((n,), ("heads",), fill=0.0) if op.sinks is True else Param((dim, n), query[:2])
     return out | gate_params(op.gate, dim, n, value)
 
 
@@ -83,6 +98,8 @@ def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:
         out["down_bias"] = Param((dim,), ("embed",), fill=0.0)
     if op.norm is not None:
         out["norm"] = norm_params(op.norm, (op.dim,), (ff,))
+    if op.scalar:
+        out["scalar"] = Param((1,), (None,), fill=1.0)
     if op.act == "xielu":
         out["act"] = xielu_params()
     return out

@@ -8,22 +8,36 @@ architectures that want it and touches one place; a boolean that would touch two
 """
 
 from forge_jax.spec.compressed import Compressed, Compression
+from forge_jax.spec.conv_attention import ConvAttention
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.mlstm import Mlstm
-from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Streams, Sum, segments
-from forge_jax.spec.moe import Moe, Router
+from forge_jax.spec.model import (
+    AltUp,
+    Block,
+    Branch,
+    HeadTransform,
+    ModelSpec,
+    Op,
+    Recall,
+    Segment,
+    Streams,
+    Sum,
+    segments,
+)
+from forge_jax.spec.moe import Moe, Router, RouterMlp, SoftClamp
 from forge_jax.spec.ngrams import NgramInput
-from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm
+from forge_jax.spec.ops import Activation, Attention, Blocks, Clamp, Gate, Mlp, Norm, Relative, Smoothing
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import (
     Alibi,
     DynamicNtk,
     Linear,
     Llama3,
+    LogScaling,
     LongRope,
     Positions,
     PowerScaling,
@@ -51,6 +65,7 @@ __all__ = [
     "Clamp",
     "Compressed",
     "Compression",
+    "ConvAttention",
     "Constant",
     "Differential",
     "Decay",
@@ -67,6 +82,7 @@ __all__ = [
     "Linear",
     "LinearAttention",
     "Llama3",
+    "LogScaling",
     "LongRope",
     "Mamba",
     "Mamba2",
@@ -84,13 +100,18 @@ __all__ = [
     "Proportional",
     "QueryScaling",
     "RgLru",
+    "Recall",
+    "Relative",
     "Rope",
     "Router",
+    "RouterMlp",
     "Scaling",
     "Segment",
     "Selective",
     "Sinusoids",
     "Streams",
+    "Smoothing",
+    "SoftClamp",
     "Wkv",
     "ShortConv",
     "Sum",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from forge_jax.spec.compressed import Compressed
+from forge_jax.spec.conv_attention import ConvAttention
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
@@ -13,7 +14,7 @@ from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ngrams import NgramInput
-from forge_jax.spec.ops import Activation, Attention, Mlp, Norm
+from forge_jax.spec.ops import Activation, Attention, Mlp, Norm, Smoothing
 from forge_jax.spec.own import OwnInput, OwnInputs
 from forge_jax.spec.positions import Positions, Sinusoids
 from forge_jax.spec.recurrent import RgLru
@@ -25,6 +26,7 @@ Op = (
     Attention
     | ChannelMix
     | Compressed
+    | ConvAttention
     | Constant
     | DeltaNet
     | Differential
@@ -47,12 +49,29 @@ Op = (
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Attention over depth: what a branch sees is a mix of the streams that earlier ones have kept and of the present.
+
+    Streams are normalised (by their root mean square, no weights); they weigh as in a softmax of their products with a
+    learned query, divided by sqrt(D). `queries`: the mixes [B, T, queries, D]; 1: one [B, T, D]; 0: the present alone,
+    as it is. `keep`: the present is kept for later branches, of which `count` do so in all.
+    """
+
+    count: int
+    queries: int = 1
+    keep: bool = False
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
 class Branch:
     """One residual branch: keep * x + scale * post(op(in_scale * pre(x))), then `after` on the sum (post-norm models).
 
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
-    `keep` "learned": the stream is multiplied by a learned vector before the branch is added.
+    `keep` "learned": the stream is multiplied by a learned vector before the branch is added; a norm: goes through it.
+    `smooth`: what the op gives goes through it, before `post`.
+    `recall`: what comes before `pre`.
     `whole`: in a layer on several streams, the op sees all of them as they are, and says what is added to each.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     """
@@ -68,7 +87,9 @@ class Branch:
     late: bool = False
     whole: bool = False
     shared: str | None = None
-    keep: float | Literal["learned"] = 1.0
+    keep: float | Literal["learned"] | Norm = 1.0
+    smooth: Smoothing | None = None
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True)
@@ -172,10 +193,24 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    outputs: int | None = None
+    """How many ids, the first ones, have logits; None: all of them."""
+    head_padded: bool = False
+    """The head has rows for the other ids too."""
     own: OwnInputs | None = None
     """What every layer gets besides the stream, through an `OwnInput`."""
     streams: Streams | None = None
     """Several streams enter and leave the layers, each of which has the same value."""
+
+    @property
+    def logits(self) -> int:
+        """How many logits a token gets."""
+        return self.vocab_size if self.outputs is None else self.outputs
+
+    @property
+    def head_rows(self) -> int:
+        """The rows of the output head."""
+        return self.vocab_size if self.head_padded else self.logits
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,33 @@
 """Mixture of experts: who is chosen, and what the chosen do."""
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import Literal
 
 from forge_jax.spec.ops import Activation, Clamp, Mlp, Norm
+
+
+@dataclass(frozen=True)
+class SoftClamp:
+    """cap(gate) * sigmoid(gate) * cap(up), cap(x) = limit * tanh(x / limit), each with its limit."""
+
+    gate: float
+    up: float
+
+
+@dataclass(frozen=True)
+class RouterMlp:
+    """What a router's logits are a linear map of, instead of the stream: act(l2(act(l1(norm(h))))), all of width `dim`.
+
+    h is a linear map of the stream, plus the h of the router that has published one under the name `reads`, times a
+    learned vector. `publish`: the name under which a later router finds this one.
+    """
+
+    dim: int
+    norm: Norm
+    act: Activation = "gelu"
+    publish: str | None = None
+    reads: str | None = None
 
 
 @dataclass(frozen=True)
@@ -21,6 +45,10 @@ class Router:
     jitter: the tolerance of sparsemixer.
     norm: of what it sees. logit_scale: times the logits; softcap: cap * tanh(logits / cap).
     expert_scale: weights end as theirs times a learned number an expert.
+    mlp: what stands between the stream and the logits.
+    product: logit i * sqrt(experts) + j is the sum of one of i and one of j, each linear (arXiv:1907.05242, 3.1).
+    sinks: that many more logits, which cannot be chosen but count in the norm; they weigh the equal parts, as many, of
+    the expert that every token goes through. scalar: all weights are multiplied by one learned number.
 
     Raises:
         ValueError: more to choose than there are experts that can be chosen, or groups of unequal size.
@@ -44,6 +72,10 @@ class Router:
     logit_scale: float = 1.0
     softcap: float | None = None
     expert_scale: bool = False
+    mlp: RouterMlp | None = None
+    sinks: int = 0
+    scalar: bool = False
+    product: bool = False
 
     def __post_init__(self) -> None:
         """Check the counts."""
@@ -52,6 +84,10 @@ class Router:
             raise ValueError(f"router: {self.experts} experts in {count} groups, {kept} kept by {self.group_top} each")
         if not 1 <= self.top_k <= self.experts // count * kept:
             raise ValueError(f"router: {self.top_k} of {self.experts} experts, {kept} of {count} groups of them open")
+        if self.product and (isqrt(self.experts) ** 2 != self.experts or self.logit_bias or self.sinks):
+            raise ValueError(f"router: {self.experts} experts cannot be pairs, or their logits are more than sums")
+        if self.sinks and (self.renorm is None or self.score.startswith("chosen") or self.score == "sparsemixer"):
+            raise ValueError(f"router: {self.sinks} sinks need a norm of scores that are those of all experts")
 
 
 @dataclass(frozen=True)
@@ -59,7 +95,7 @@ class Moe:
     """A mixture of feed-forward experts of width `dim` (arXiv:1701.06538). No token is ever dropped.
 
     shared: an expert that every token goes through; shared_gate: times the sigmoid of a learned score.
-    identity: that many more experts, after the others, hand back the token itself.
+    identity: that many more experts, after the others, hand back the token itself; skip: after those, give nothing.
     scale_input: weights multiply what enters an expert, not what leaves it.
     latent: the routed experts work on a projection of the stream to this width; latent_bias: of it and of the way back.
     norm: of what the experts see, but not the router. out_bias: one for all experts together.
@@ -70,12 +106,18 @@ class Moe:
     act: Activation = "silu"
     gated: bool = True
     bias: bool = False
-    clamp: Clamp | None = None
+    clamp: Clamp | SoftClamp | None = None
     shared: Mlp | None = None
     shared_gate: bool = False
     identity: int = 0
+    skip: int = 0
     scale_input: bool = False
     latent: int | None = None
     latent_bias: bool = False
     norm: Norm | None = None
     out_bias: bool = False
+
+    @property
+    def choices(self) -> int:
+        """How many experts there are to choose from, with those that have no weights."""
+        return self.router.experts + self.identity + self.skip

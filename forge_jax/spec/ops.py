@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from forge_jax.spec.positions import Alibi, PowerScaling, QueryScaling, Rope
+from forge_jax.spec.positions import Alibi, LogScaling, PowerScaling, QueryScaling, Rope
 
 Activation = Literal[
     "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh", "sigmoid", "softplus", "identity"
@@ -14,11 +14,12 @@ Activation = Literal[
 class Norm:
     """Root-mean-square or layer normalisation: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b, in float32.
 
+    "affine" normalises nothing: y = (x + b) * (offset + w).
     `gate`: y is then multiplied by sigmoid(up(silu(down(y)))), a map through so many features.
     """
 
     eps: float = 1e-6
-    kind: Literal["rms", "layer"] = "rms"
+    kind: Literal["rms", "layer", "affine"] = "rms"
     offset: float = 0.0
     """Added to the stored weight: 1 where a checkpoint stores w - 1."""
     scale: bool = True
@@ -70,6 +71,32 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Smoothing:
+    """scale * (x + y), y a causal convolution of x over `taps` tokens, one filter a channel.
+
+    `dynamic`: to the filters of a head's channels is added one that is linear in what the op sees at that token. They
+    are then stored from the token itself backwards.
+    """
+
+    taps: int
+    scale: float = 1.0
+    dynamic: bool = False
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A bias on the scores: what a key gets at each distance below `extent`, a mix of `dim` learned profiles.
+
+    How a query mixes them is linear in its token. `query_scaling` makes the mix grow as it does the query.
+    `longest`: the mix times learned numbers is at most so long.
+    """
+
+    dim: int
+    extent: int
+    longest: float | None = None
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax attention with grouped heads.
 
@@ -77,9 +104,13 @@ class Attention:
     tokens, the first of which begins at position 0. `softcap`: cap * tanh(scores / cap).
     `qk_norm_over`: "head" shares one weight of H features among the heads, "heads" gives each head its own,
     "all" normalises over all heads and features together; `qk_norm_late`: after the rope instead of before it.
-    `clip`: queries, keys and values are cut at +-clip. `sinks`: one learned logit a head joins the softmax.
+    `longest`: queries, times learned numbers, and keys are at most so long. `clip`: queries, keys and values are cut at
+    +-clip. `sinks`: one logit a head joins the softmax, learned or ("token") linear in what the op sees. `apart`: it
+    normalises what it sees for queries, keys and values by themselves, and may see three streams [B, T, 3, D]; all else
+    is made of what queries are.
     `out_norm` normalises the outputs of all heads together; `gate` multiplies each of them, before that.
     `value_dim`: features of a value, where they are not as many as a key's.
+    `smooth`: keys and values go through it, before their norms. `relative`: added to the scaled scores.
     `values`: projected on their own, or what the keys are before norm and rope; `v_norm`: over a value's features.
     `publish`: the name under which later layers find the keys and values of this one; `reads`: the name of those that
     this layer looks at, having none of its own.
@@ -95,7 +126,7 @@ class Attention:
     chunk: int | None = None
     softcap: float | None = None
     alibi: Alibi | None = None
-    query_scaling: QueryScaling | PowerScaling | None = None
+    query_scaling: QueryScaling | PowerScaling | LogScaling | None = None
     qk_norm: Norm | None = None
     qk_norm_over: Literal["head", "heads", "all"] = "head"
     qk_norm_late: bool = False
@@ -103,7 +134,9 @@ class Attention:
     qkv_bias: bool = False
     o_bias: bool = False
     out_norm: Norm | None = None
-    sinks: bool = False
+    sinks: bool | Literal["token"] = False
+    apart: Norm | None = None
+    longest: float | None = None
     gate: Gate | None = None
     v_norm: Norm | None = None
     values: Literal["own", "keys"] = "own"
@@ -111,6 +144,13 @@ class Attention:
     reads: str | None = None
     value_dim: int | None = None
     blocks: Blocks | None = None
+    smooth: Smoothing | None = None
+    relative: Relative | None = None
+
+    def __post_init__(self) -> None:
+        """Check that what is smoothed is there."""
+        if self.smooth is not None and (self.reads is not None or self.values != "own"):
+            raise ValueError("attention: only keys and values that a layer projects on their own can be smoothed")
 
     @property
     def value_size(self) -> int:
@@ -133,7 +173,7 @@ class Mlp:
 
     `act` "xielu" has parameters of its own (arXiv:2411.13010). `sparsity`: of a gate's features only what exceeds this
     quantile of a normal distribution with their mean and variance is let through, the excess itself. `clamp` is in the
-    place of `act` where it is given.
+    place of `act` where it is given. `scalar`: in the end, times one learned number.
 
     Raises:
         ValueError: no such quantile.
@@ -147,6 +187,7 @@ class Mlp:
     gate_scale: float = 1.0
     sparsity: float = 0.0
     clamp: Clamp | None = None
+    scalar: bool = False
 
     def __post_init__(self) -> None:
         """Check the quantile."""

@@ -116,6 +116,14 @@ class QueryScaling:
 
 
 @dataclass(frozen=True)
+class LogScaling:
+    """Queries grow with the position: q * (1 + alpha * log(max(1, (position + 1) / original_len)))."""
+
+    alpha: float
+    original_len: int
+
+
+@dataclass(frozen=True)
 class PowerScaling:
     """Queries grow with the position: q * (1 + (position + 1) / original_len) ** power."""
 

@@ -33,7 +33,7 @@ def routing(spec: ModelSpec) -> Cache:
     """
     layers = tuple({} for _ in spec.layers)
     for i, branch, op in mixtures(spec):
-        layers[i][branch] = nothing_routed(op.router.experts + op.identity)
+        layers[i][branch] = nothing_routed(op.choices)
     if not any(layers):
         raise ValueError("routing: the model has no mixture of experts, so there is nothing to balance")
     return Cache({}, layers)

@@ -131,7 +131,7 @@ IDLE = (
         "rope_parameters.rope_theta rope_parameters.rope_type",
         "left over in published files, where each layer type has its own",
     ),
-    Idle("doge_old doge_window", "keep_window_size", "more than a query sees"),
+    Idle("doge_old doge_window doge_moe*", "keep_window_size", "more than a query sees"),
     Idle("mpt*", "*.attn_impl", "another way to compute the same"),
     Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),
     Idle("granite_swa granitemoe_swa", "*.rope_theta", "the list of bases of the layers says it"),
@@ -146,6 +146,7 @@ IDLE = (
         "n_routed_experts num_experts_per_tok moe_* n_group topk_group routed_scaling_factor",
         "no layer is a mixture",
     ),
+    Idle("zaya_window", "rope_parameters.rope_type", "left over in published files, beside one of each layer type"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, Golden, read_golden
 
-from converters.architectures import apertus, cwm, families, find, gemma4, gpt_oss, laguna, lfm3, ministral3
+from converters.architectures import apertus, cwm, families, find, gemma4, gpt_oss, laguna, lfm3, ministral3, zaya
 from converters.take import Take
 
 pytestmark = pytest.mark.torch
@@ -38,6 +38,7 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "ctrl": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4, "dff": 56},
     "lfm2_moe": SIZES | {"layer_types": ["conv", "full_attention"]},
     "gemma3n_text": SIZES | {"num_hidden_layers": 20},
+    "inkling2_text": {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | {"unpadded_vocab_size": 160},
 }
 # Defaults that are no field of the config class but stand in its code.
 IN_CODE = {
@@ -63,6 +64,7 @@ IN_CODE = {
     ("bailing_hybrid", "rope_theta"): 6000000.0,
     ("flint", "mlp_only_layers"): [0, 1],
     ("laguna", "rope_parameters"): laguna.DEFAULTS["rope_parameters"],
+    ("zaya", "rope_parameters"): zaya.ROPES,
     ("gemma3n_text", "rope_theta"): 1000000.0,
     ("gemma3n_text", "rope_local_base_freq"): 10000.0,
     ("gemma4_text", "global_head_dim"): 512,

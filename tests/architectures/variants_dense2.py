@@ -175,10 +175,23 @@ VARIANTS: dict[str, Config] = {
     | {"num_layers": 2, "layer_norm_epsilon": 1e-3, "activation_function": "silu"},
     "exaone_bare": model("exaone", SIZES, {"num_attention_heads": 8}),
     "apertus1p5_text": APERTUS1P5,
+    "apertus1p5_text_pruned": APERTUS1P5 | {"output_vocab_size": 142},
     "apertus1p5_text_bare": model("apertus1p5_text", SIZES),
     "doge": DOGE,
     "doge_bias_tied": DOGE | BIAS | TIED | {"mlp_bias": True, "hidden_act": "gelu", "keep_window_size": 3},
     "doge_window": DOGE | {"sliding_window": 8, "keep_window_size": 128},
     "doge_old": old(DOGE, rope_scaling=None, num_key_value_heads=None, keep_window_size=128, num_experts=16),
     "doge_bare": model("doge", SIZES),
+    "doge_moe": DOGE | {"is_moe": True, "num_experts": 36, "num_experts_per_tok": 5, "keep_window_size": 128},
+    "doge_moe_bias": DOGE
+    | BIAS
+    | {
+        "is_moe": True,
+        "mlp_bias": True,
+        "hidden_act": "gelu",
+        "num_experts": 25,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+        "keep_window_size": 128,
+    },
 }
