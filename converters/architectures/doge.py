@@ -46,7 +46,8 @@ def config(take: Take) -> ModelSpec:
         ValueError: experts that are no pairs of keys; or a rope that turns otherwise as the sequence grows.
     """
     take.assume(DEFAULTS)
-    take.ignore("norm_topk_prob", *TRAINING)  # weights sum to one anyway
+    take.ignore("num_experts", "num_experts_per_tok", *TRAINING)  # read where there are experts
+    take.ignore("norm_topk_prob")  # weights sum to one anyway
     norm, bias = Norm(take("rms_norm_eps")), take("attention_bias", False)
     op = replace(rotary_attention(take), qk_norm=norm, qkv_bias=bias, o_bias=bias, window=take("sliding_window", None))
     if op.rope is not None and op.rope.varies:
