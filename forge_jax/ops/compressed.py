@@ -39,12 +39,13 @@ def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, c
 
     look = functools.partial(attend, scale=op.scale, sinks_N=params["sinks"])
     y_BTNH = prompt(op, look, q_BTNH, near[0], far) if ctx.fresh else look(q_BTNH, [*near, *far])
-    if state is not None and slots is not None:
-        state = remember(state, slots, {"kv": kv_B1TH}, y_BTNH[:, :, 0, 0], ctx) | new
     y_BTNH = turned(op.rope, y_BTNH, -position_BT)
     y_BTNR = contract("BTNH,NHR->BTNR", y_BTNH, params["o_a"])
     y_BTGR = jnp.einsum("BTNR,NG->BTGR", y_BTNR, membership(op, ctx, y_BTNR.shape[2]).astype(x_BTD.dtype))
-    return ctx.psum(contract("BTGR,GRD->BTD", y_BTGR, params["o_b"])), state
+    out_BTD = ctx.psum(contract("BTGR,GRD->BTD", y_BTGR, params["o_b"]))
+    if state is not None and slots is not None:
+        state = remember(state, slots, {"kv": kv_B1TH}, out_BTD[:, :, 0], ctx) | new
+    return out_BTD, state
 
 
 def membership(op: Compressed, ctx: Context, held: int) -> Array:
