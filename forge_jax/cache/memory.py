@@ -9,10 +9,12 @@ from typing import Any
 
 from forge_jax.spec import (
     Attention,
+    Chain,
     ChannelMix,
     DeltaNet,
     Differential,
     Indexer,
+    Joined,
     Latent,
     Mamba,
     Mamba2,
@@ -23,6 +25,7 @@ from forge_jax.spec import (
     ShortConv,
     Sum,
     Wkv,
+    attention_of,
 )
 
 
@@ -117,6 +120,7 @@ def selective_memory(op: Selective) -> dict[str, Slab]:
 
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
+    Joined: lambda op, dim: attention_memory(op.attention),
     Selective: lambda op, dim: selective_memory(op),
     Differential: lambda op, dim: differential_memory(op),
     ChannelMix: lambda op, dim: shift_memory(dim),
@@ -137,8 +141,8 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    inner = op.attention if isinstance(op, Differential | Selective) else op
-    sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
+    inner = attention_of(op)
+    sizes = (inner.window, inner.chunk) if inner is not None else ()
     return min((size for size in sizes if size is not None), default=None)
 
 
@@ -152,7 +156,7 @@ def memories(spec: ModelSpec) -> Iterator[tuple[int, str, Op, dict[str, Slab]]]:
     """(layer, branch, op, slabs) of every op that remembers."""
     for i, block in enumerate(spec.layers):
         for branch in block.every():
-            if not isinstance(branch.op, Sum) and (slabs := memory(branch.op, spec.dim)):
+            if not isinstance(branch.op, Sum | Chain) and (slabs := memory(branch.op, spec.dim)):
                 yield i, branch.name, branch.op, slabs
 
 

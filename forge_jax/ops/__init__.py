@@ -10,6 +10,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
+from forge_jax.ops.joined import joined, project
 from forge_jax.ops.latent import latent_attention
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
@@ -30,6 +31,7 @@ from forge_jax.spec import (
     DeltaNet,
     Differential,
     Exchange,
+    Joined,
     Latent,
     Mamba,
     Mamba2,
@@ -38,6 +40,7 @@ from forge_jax.spec import (
     Moe,
     Op,
     OwnInput,
+    Project,
     Selective,
     ShortConv,
     Wkv,
@@ -53,6 +56,8 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Mamba2: mamba2,
     Latent: latent_attention,
     Constant: constant,
+    Joined: joined,
+    Project: project,
     Selective: selective,
     Differential: differential,
     Exchange: exchange,

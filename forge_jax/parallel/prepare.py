@@ -20,9 +20,11 @@ from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import (
     Attention,
+    Chain,
     ChannelMix,
     DeltaNet,
     Differential,
+    Joined,
     Latent,
     Mamba,
     Mamba2,
@@ -47,13 +49,13 @@ def padded(size: int, shards: int) -> np.ndarray:
     return np.where(slots < size, slots, -1)
 
 
-def op_slots(op: Op | Sum, shards: int) -> Slots:
+def op_slots(op: Op | Sum | Chain, shards: int) -> Slots:
     """The slots of the split axes of one op."""
     match op:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Differential():
+        case Differential() | Joined():
             return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
@@ -102,9 +104,9 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
-            case Differential(attention):
-                pairs = replace(attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
-                return replace(old, attention=pairs)
+            case Differential(attention) | Joined(attention):
+                wide = replace(attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
+                return replace(old, attention=wide)
             case Mamba():
                 return replace(old, dim=slots["ff"] * old.heads)
             case Mamba2() | Latent() | Mlstm():

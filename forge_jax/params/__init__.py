@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
+from forge_jax.params.joined import adapter_params, joined_params, project_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, mlstm_params, short_conv_params
@@ -25,11 +26,13 @@ from forge_jax.spec import (
     Attention,
     Block,
     Branch,
+    Chain,
     ChannelMix,
     Constant,
     DeltaNet,
     Differential,
     Exchange,
+    Joined,
     Latent,
     Mamba,
     Mamba2,
@@ -40,6 +43,7 @@ from forge_jax.spec import (
     Op,
     OwnInput,
     Positions,
+    Project,
     Selective,
     ShortConv,
     Sum,
@@ -65,6 +69,8 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Mamba2: mamba2_params,
     Latent: latent_params,
     Constant: constant_params,
+    Joined: joined_params,
+    Project: project_params,
     Selective: selective_params,
     Differential: differential_params,
     Exchange: lambda op, dim: {},
@@ -84,18 +90,26 @@ def op_params(op: Op, dim: int) -> Tree:
 
 
 def block_params(block: Block, dim: int) -> Tree:
-    """The parameters of one layer: an entry a branch that shares none, and what belongs to none."""
+    """The parameters of one layer: an entry a branch with what it does not share, and what belongs to none."""
     out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
     if block.streams is not None:
         out["streams"] = altup_params(block.streams, dim)
     if block.scalar:
         out["scalar"] = Param((1,), (None,), fill=1.0)
-    return out | {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
+    return out | {branch.name: own_params(branch, dim) for branch in block.every()}
+
+
+def own_params(branch: Branch, dim: int) -> Tree:
+    """The parameters that a branch has for itself."""
+    out = branch_params(branch, dim) if branch.shared is None else {}
+    if branch.adapters and not isinstance(branch.op, Sum | Chain):
+        out["adapters"] = adapter_params(branch.adapters, op_params(branch.op, dim))
+    return out
 
 
 def branch_params(branch: Branch, dim: int) -> Tree:
-    """The parameters of one branch: its op's, and those of its norms."""
-    out = {} if isinstance(branch.op, Sum) else op_params(branch.op, dim)
+    """The parameters of one branch that may be shared: its op's, and those of its norms."""
+    out = {} if isinstance(branch.op, Sum | Chain) else op_params(branch.op, dim)
     for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
         if norm is not None:
             out[place] = norm_params(norm, (dim,), ("embed",))
@@ -106,7 +120,7 @@ def branch_params(branch: Branch, dim: int) -> Tree:
 
 def shared_params(spec: ModelSpec) -> Tree:
     """The parameters that several branches use, by name."""
-    branches = (branch for block in spec.layers for branch in block.branches)
+    branches = (branch for block in spec.layers for branch in block.every())
     return {branch.shared: branch_params(branch, spec.dim) for branch in branches if branch.shared is not None}
 
 

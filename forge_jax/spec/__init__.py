@@ -9,10 +9,24 @@ architectures that want it and touches one place; a boolean that would touch two
 
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
+from forge_jax.spec.joined import Joined, Project
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, ShortConv
 from forge_jax.spec.mlstm import Mlstm
-from forge_jax.spec.model import AltUp, Block, Branch, HeadTransform, ModelSpec, Op, Segment, Sum, segments
+from forge_jax.spec.model import (
+    Adapter,
+    AltUp,
+    Block,
+    Branch,
+    Chain,
+    HeadTransform,
+    ModelSpec,
+    Op,
+    Segment,
+    Sum,
+    attention_of,
+    segments,
+)
 from forge_jax.spec.moe import Clamp, Moe, Router
 from forge_jax.spec.ops import Activation, Attention, Gate, Mlp, Norm
 from forge_jax.spec.own import OwnInput, OwnInputs
@@ -36,11 +50,13 @@ from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 
 __all__ = [
     "Activation",
+    "Adapter",
     "Alibi",
     "AltUp",
     "Attention",
     "Block",
     "Branch",
+    "Chain",
     "ChannelMix",
     "Clamp",
     "Constant",
@@ -51,6 +67,7 @@ __all__ = [
     "Exchange",
     "Gate",
     "Indexer",
+    "Joined",
     "Latent",
     "HeadTransform",
     "Linear",
@@ -68,6 +85,7 @@ __all__ = [
     "OwnInputs",
     "Positions",
     "PowerScaling",
+    "Project",
     "Proportional",
     "QueryScaling",
     "Rope",
@@ -80,5 +98,6 @@ __all__ = [
     "ShortConv",
     "Sum",
     "Yarn",
+    "attention_of",
     "segments",
 ]

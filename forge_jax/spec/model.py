@@ -6,6 +6,7 @@ from typing import Literal
 
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
+from forge_jax.spec.joined import Joined, Project
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, ShortConv
 from forge_jax.spec.mlstm import Mlstm
@@ -23,6 +24,7 @@ Op = (
     | DeltaNet
     | Differential
     | Exchange
+    | Joined
     | Latent
     | Mamba
     | Mamba2
@@ -30,10 +32,19 @@ Op = (
     | Mlstm
     | Moe
     | OwnInput
+    | Project
     | Selective
     | ShortConv
     | Wkv
 )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank update of an op's parameters `names`, base + a b each: they have one `a`, and each a `b`."""
+
+    names: tuple[str, ...]
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,11 @@ class Branch:
     `late`: what it gives joins the stream after the layer's last branch.
     `keep` "learned": the stream is multiplied by a learned vector before the branch is added.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
+    `adapters`: updates of the op's parameters; they are the branch's own even where those are shared.
     """
 
     name: str
-    op: "Op | Sum"
+    op: "Op | Sum | Chain"
     pre: Norm | None = None
     post: Norm | None = None
     after: Norm | None = None
@@ -57,6 +69,7 @@ class Branch:
     late: bool = False
     shared: str | None = None
     keep: float | Literal["learned"] = 1.0
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,16 @@ class Sum:
 
     branches: tuple[Branch, ...]
     keep: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chain:
+    """In the place of an op: branches one after another, each on what the one before it gave, with nothing added to it.
+
+    Their parameters and memory stand in the layer under their own names, like those of any branch.
+    """
+
+    branches: tuple[Branch, ...]
 
 
 @dataclass(frozen=True)
@@ -98,29 +121,46 @@ class Block:
     scalar: bool = False
 
     def every(self) -> Iterator[Branch]:
-        """All branches, those of sums and of streams too."""
+        """All branches, those of sums, of chains and of streams too."""
         yield from flat(self.branches)
         if self.streams is not None:
             yield from flat((self.streams.side,))
 
     def with_ops(self, change: Callable[[Op], Op]) -> "Block":
         """The same with every op replaced by what `change` makes of it."""
+        return self.with_branches(
+            lambda branch: branch if isinstance(branch.op, Sum | Chain) else replace(branch, op=change(branch.op))
+        )
+
+    def with_branches(self, change: Callable[[Branch], Branch]) -> "Block":
+        """The same with every branch replaced by what `change` makes of it, the branches in it first."""
 
         def changed(branch: Branch) -> Branch:
-            if isinstance(branch.op, Sum):
-                return replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
-            return replace(branch, op=change(branch.op))
+            if isinstance(branch.op, Sum | Chain):
+                branch = replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
+            return change(branch)
 
         streams = self.streams and replace(self.streams, side=changed(self.streams.side))
         return replace(self, branches=tuple(map(changed, self.branches)), streams=streams)
 
 
 def flat(branches: tuple[Branch, ...]) -> Iterator[Branch]:
-    """The branches, each sum followed by those that it is of."""
+    """The branches, each sum and chain followed by those that it is of."""
     for branch in branches:
         yield branch
-        if isinstance(branch.op, Sum):
+        if isinstance(branch.op, Sum | Chain):
             yield from flat(branch.op.branches)
+
+
+def attention_of(op: "Op | Sum | Chain") -> Attention | None:
+    """The softmax attention that an op is, or is made of."""
+    match op:
+        case Attention():
+            return op
+        case Differential(attention) | Joined(attention) | Selective(attention):
+            return attention
+        case _:
+            return None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "codegen": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4},
     "ctrl": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4, "dff": 56},
     "lfm2_moe": SIZES | {"layer_types": ["conv", "full_attention"]},
+    "zamba2": SIZES | {"layers_block_type": ["mamba", "hybrid"]},
+    "zamba": SIZES | {"num_hidden_layers": 8},
     "gemma3n_text": SIZES | {"num_hidden_layers": 20},
 }
 # Defaults that are no field of the config class but stand in its code.
