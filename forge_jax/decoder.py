@@ -27,6 +27,7 @@ from forge_jax.spec import (
     AltUp,
     Block,
     Branch,
+    Chain,
     HeadTransform,
     ModelSpec,
     Norm,
@@ -36,7 +37,7 @@ from forge_jax.spec import (
     Sum,
     segments,
 )
-from forge_jax.tensor import contract, dense, take
+from forge_jax.tensor import Lora, contract, dense, take
 
 Driver = Literal["loop", "scan"]
 
@@ -132,12 +133,16 @@ def pre(branch: Branch, params: Tree, x_BTD: Array, call: Call) -> Array:
 def added(branch: Branch, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx: Context) -> Array:
     """What a branch adds to the stream, of an x that `pre` has made."""
     p = params.get(branch.name, {})
-    if isinstance(branch.op, Sum):
+    if isinstance(branch.op, Chain):
+        y = x_BTD
+        for part in branch.op.branches:
+            y = added(part, params, pre(part, params, y, call), memory, call, ctx)
+    elif isinstance(branch.op, Sum):
         parts = [added(part, params, pre(part, params, x_BTD, call), memory, call, ctx) for part in branch.op.branches]
         y = reduce(jnp.add, parts if branch.op.keep == 0.0 else [x_BTD * branch.op.keep, *parts])
     else:
         x_BTD = x_BTD if branch.in_scale == 1.0 else x_BTD * branch.in_scale
-        y, new = ops.apply(branch.op, p, x_BTD, memory.get(branch.name), call, ctx)
+        y, new = ops.apply(branch.op, adapted(branch, p), x_BTD, memory.get(branch.name), call, ctx)
         if new is not None:
             memory[branch.name] = new
     if branch.smooth is not None:
@@ -150,18 +155,29 @@ def added(branch: Branch, params: Tree, x_BTD: Array, memory: Tree, call: Call, 
     return y if branch.scale == 1.0 else y * branch.scale
 
 
+def adapted(branch: Branch, params: Tree) -> Tree:
+    """The parameters of an op, updated by the adapters of its branch."""
+    updates = {
+        name: Lora(params[name], params["adapters"][adapter.names[0]]["a"], params["adapters"][name]["b"])
+        for adapter in branch.adapters
+        for name in adapter.names
+    }
+    return params | updates
+
+
 # ------------------------------------------------------------------------------------------------ drivers
 jitted_block = partial(jax.jit, static_argnums=(0, 5))(block)
 
 
 def whole(block: Block, own: Tree, params: Tree) -> Tree:
     """The parameters of a layer: its own, and those of the model that its branches share."""
-    return own | {branch.name: params["shared"].get(branch.shared, {}) for branch in block.branches if branch.shared}
+    shares = [branch for branch in block.every() if branch.shared]
+    return own | {each.name: params["shared"].get(each.shared, {}) | own.get(each.name, {}) for each in shares}
 
 
 def unshared(block: Block) -> Block:
     """The layer without the names of what it shares: layers that compute the same are traced once."""
-    return replace(block, branches=tuple(replace(branch, shared=None) for branch in block.branches))
+    return block.with_branches(lambda branch: replace(branch, shared=None))
 
 
 def run_loop(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):

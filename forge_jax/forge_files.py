@@ -15,7 +15,7 @@ from forge_jax.config import QUANTIZATION_MODES, ForgeConfig
 from forge_jax.loading import Model
 from forge_jax.params import init
 from forge_jax.quantization import quantize_int8
-from forge_jax.spec import Attention, Compressed, Latent, Mlp, ModelSpec
+from forge_jax.spec import Attention, Compressed, Latent, Mlp, ModelSpec, attention_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Summary:
 def summarise(spec: ModelSpec) -> Summary:
     """The sizes of the first attention and the first feed-forward layer stand for all."""
     ops = [branch.op for block in spec.layers for branch in block.every()]
-    attention = next((op for op in ops if isinstance(op, Attention | Compressed | Latent)), None)
+    looking = (op if isinstance(op, Compressed | Latent) else attention_of(op) for op in ops)
+    attention = next((op for op in looking if op is not None), None)
     mlp = next((op for op in ops if isinstance(op, Mlp)), None)
     heads = attention.heads if attention else 0
     return Summary(

@@ -10,6 +10,7 @@ from typing import Any
 from forge_jax.spec import (
     Attention,
     Branch,
+    Chain,
     ChannelMix,
     Compressed,
     ConvAttention,
@@ -17,6 +18,7 @@ from forge_jax.spec import (
     Differential,
     HeadMixture,
     Indexer,
+    Joined,
     Latent,
     LinearAttention,
     Mamba,
@@ -30,6 +32,7 @@ from forge_jax.spec import (
     ShortConv,
     Sum,
     Wkv,
+    attention_of,
 )
 
 
@@ -179,6 +182,7 @@ def conv_attention_memory(op: ConvAttention) -> dict[str, Slab]:
 
 OPS: dict[type, Callable[[Any, int], dict[str, Slab]]] = {
     Attention: lambda op, dim: attention_memory(op),
+    Joined: lambda op, dim: attention_memory(op.attention),
     Selective: lambda op, dim: selective_memory(op),
     HeadMixture: lambda op, dim: attention_memory(op.attention),
     ConvAttention: lambda op, dim: conv_attention_memory(op),
@@ -207,8 +211,8 @@ def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
     if isinstance(op, Compressed):
         return op.window
-    inner = op.attention if isinstance(op, ConvAttention | Differential | HeadMixture | Selective) else op
-    sizes = (inner.window, inner.chunk) if isinstance(inner, Attention) else ()
+    inner = attention_of(op)
+    sizes = (inner.window, inner.chunk) if inner is not None else ()
     return min((size for size in sizes if size is not None), default=None)
 
 
@@ -227,7 +231,7 @@ def memories(spec: ModelSpec) -> Iterator[tuple[int, str, "Op | Sum", dict[str, 
     """(layer, name, op, slabs) of every op and every smoothing that remembers; a smoothing's has no slots."""
     for i, block in enumerate(spec.layers):
         for branch in block.every():
-            if not isinstance(branch.op, Sum) and (slabs := memory(branch.op, spec.dim)):
+            if not isinstance(branch.op, Sum | Chain) and (slabs := memory(branch.op, spec.dim)):
                 yield i, branch.name, branch.op, slabs
             if branch.smooth is not None:
                 tail = Slab((spec.dim, branch.smooth.taps - 1), ("embed", None), slots=False)

@@ -26,7 +26,7 @@ from forge_jax.inspection import report
 from forge_jax.loading import caster, check_vocabulary, read_text_side
 from forge_jax.ops.rope import explain
 from forge_jax.params import abstract, flatten
-from forge_jax.spec import ModelSpec, Norm, Rope, segments
+from forge_jax.spec import ModelSpec, Norm, Rope, attention_of, segments
 
 # Storage types that are decoded to themselves; all others, the packed ones, to float32.
 PLAIN: Mapping[str, np.dtype] = MappingProxyType(
@@ -258,7 +258,12 @@ def find_ropes(spec: ModelSpec) -> dict[Rope, tuple[int, ...]]:
     """Every kind of rotary positions, with the layers that have it."""
     out: dict[Rope, list[int]] = defaultdict(list)
     for i, block in enumerate(spec.layers):
-        for rope in {v for branch in block.every() for v in vars(branch.op).values() if isinstance(v, Rope)}:
+        for rope in {
+            v
+            for branch in block.every()
+            for v in vars(attention_of(branch.op) or branch.op).values()
+            if isinstance(v, Rope)
+        }:
             out[rope].append(i)
     return {rope: tuple(layers) for rope, layers in out.items()}
 

@@ -13,6 +13,7 @@ from forge_jax.ops.delta import delta_net
 from forge_jax.ops.differential import differential
 from forge_jax.ops.exchange import constant, exchange
 from forge_jax.ops.head_mixture import head_mixture
+from forge_jax.ops.joined import joined, project
 from forge_jax.ops.latent import latent_attention
 from forge_jax.ops.linear import linear_attention
 from forge_jax.ops.mamba import mamba
@@ -39,6 +40,7 @@ from forge_jax.spec import (
     Differential,
     Exchange,
     HeadMixture,
+    Joined,
     Latent,
     LinearAttention,
     Mamba,
@@ -49,6 +51,7 @@ from forge_jax.spec import (
     NgramInput,
     Op,
     OwnInput,
+    Project,
     RgLru,
     Selective,
     ShortConv,
@@ -68,6 +71,8 @@ OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
     Latent: latent_attention,
     ConvAttention: conv_attention,
     Constant: constant,
+    Joined: joined,
+    Project: project,
     Selective: selective,
     Differential: differential,
     Exchange: exchange,

@@ -20,12 +20,14 @@ from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
 from forge_jax.spec import (
     Attention,
+    Chain,
     ChannelMix,
     Compressed,
     ConvAttention,
     DeltaNet,
     Differential,
     HeadMixture,
+    Joined,
     Latent,
     LinearAttention,
     Mamba,
@@ -52,13 +54,13 @@ def padded(size: int, shards: int) -> np.ndarray:
     return np.where(slots < size, slots, -1)
 
 
-def op_slots(op: Op | Sum, shards: int) -> Slots:
+def op_slots(op: Op | Sum | Chain, shards: int) -> Slots:
     """The slots of the split axes of one op."""
     match op:
         case Attention():
             heads = head_slots(op.heads, op.kv_heads, shards)
             return {"heads": np.asarray(heads.queries), "kv_heads": np.asarray(heads.kvs)}
-        case Differential() | HeadMixture() | ConvAttention():
+        case Differential() | HeadMixture() | ConvAttention() | Joined():
             return op_slots(op.attention, shards)
         case Mamba():
             return {"ff": padded(op.dim // op.heads, shards)}
@@ -109,7 +111,7 @@ def widened(spec: ModelSpec, shards: int) -> ModelSpec:
         match old:
             case Attention():
                 return replace(old, heads=slots["heads"], kv_heads=slots["kv_heads"])
-            case ConvAttention() | Differential() | HeadMixture():
+            case ConvAttention() | Differential() | HeadMixture() | Joined():
                 inner = replace(old.attention, heads=slots["heads"], kv_heads=slots["kv_heads"])
                 return replace(old, attention=inner)
             case Mamba():

@@ -16,6 +16,7 @@ from forge_jax.params.conv_attention import conv_attention_params
 from forge_jax.params.differential import differential_params
 from forge_jax.params.exchange import constant_params
 from forge_jax.params.head_mixture import head_mixture_params
+from forge_jax.params.joined import adapter_params, joined_params, project_params
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, linear_attention_params, mlstm_params, short_conv_params
@@ -31,6 +32,7 @@ from forge_jax.spec import (
     Attention,
     Block,
     Branch,
+    Chain,
     ChannelMix,
     Compressed,
     Constant,
@@ -41,6 +43,7 @@ from forge_jax.spec import (
     GatedStreams,
     HeadMixture,
     Hyper,
+    Joined,
     Latent,
     LinearAttention,
     Mamba,
@@ -54,6 +57,7 @@ from forge_jax.spec import (
     Op,
     OwnInput,
     Positions,
+    Project,
     RgLru,
     Selective,
     ShortConv,
@@ -82,6 +86,8 @@ OPS: dict[type, Callable[[Any, int], Tree]] = {
     Latent: latent_params,
     ConvAttention: conv_attention_params,
     Constant: constant_params,
+    Joined: joined_params,
+    Project: project_params,
     Selective: selective_params,
     Differential: differential_params,
     Exchange: lambda op, dim: {},
@@ -105,22 +111,30 @@ def op_params(op: Op, dim: int) -> Tree:
 
 
 def block_params(block: Block, dim: int) -> Tree:
-    """The parameters of one layer: an entry a branch that shares none, and what belongs to none."""
+    """The parameters of one layer: an entry a branch with what it does not share, and what belongs to none."""
     out: Tree = {"pre": norm_params(block.pre, (dim,), ("embed",))} if block.pre else {}
     if isinstance(block.streams, AltUp):
         out["streams"] = altup_params(block.streams, dim)
     if block.scalar:
         out["scalar"] = Param((1,), (None,), fill=1.0)
-    out |= {branch.name: branch_params(branch, dim) for branch in block.every() if branch.shared is None}
+    out |= {branch.name: own_params(branch, dim) for branch in block.every()}
     if isinstance(block.streams, GatedStreams | Hyper):
         for branch in (branch for branch in block.branches if not branch.whole):
             out[branch.name]["streams"] = mixing_params(block.streams, dim)
     return out
 
 
+def own_params(branch: Branch, dim: int) -> Tree:
+    """The parameters that a branch has for itself."""
+    out = branch_params(branch, dim) if branch.shared is None else {}
+    if branch.adapters and not isinstance(branch.op, Sum | Chain):
+        out["adapters"] = adapter_params(branch.adapters, op_params(branch.op, dim))
+    return out
+
+
 def branch_params(branch: Branch, dim: int) -> Tree:
-    """The parameters of one branch: its op's, and those of its norms."""
-    out = {} if isinstance(branch.op, Sum) else op_params(branch.op, dim)
+    """The parameters of one branch that may be shared: its op's, and those of its norms."""
+    out = {} if isinstance(branch.op, Sum | Chain) else op_params(branch.op, dim)
     if branch.recall is not None and branch.recall.queries:
         several = (branch.recall.queries,) if branch.recall.queries > 1 else ()
         out["recall"] = Param((*several, dim), (*(None for _ in several), "embed"), fill=0.0)
@@ -138,7 +152,7 @@ def branch_params(branch: Branch, dim: int) -> Tree:
 
 def shared_params(spec: ModelSpec) -> Tree:
     """The parameters that several branches use, by name."""
-    branches = (branch for block in spec.layers for branch in block.branches)
+    branches = (branch for block in spec.layers for branch in block.every())
     return {branch.shared: branch_params(branch, spec.dim) for branch in branches if branch.shared is not None}
 
 

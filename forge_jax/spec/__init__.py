@@ -12,13 +12,16 @@ from forge_jax.spec.conv_attention import ConvAttention
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
+from forge_jax.spec.joined import Joined, Project
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.model import (
+    Adapter,
     AltUp,
     Block,
     Branch,
+    Chain,
     HeadTransform,
     ModelSpec,
     Op,
@@ -26,6 +29,7 @@ from forge_jax.spec.model import (
     Segment,
     Streams,
     Sum,
+    attention_of,
     segments,
 )
 from forge_jax.spec.moe import Moe, Router, RouterMlp, SoftClamp
@@ -55,12 +59,14 @@ from forge_jax.spec.streams import GatedStreams, Hyper
 
 __all__ = [
     "Activation",
+    "Adapter",
     "Alibi",
     "AltUp",
     "Attention",
     "Block",
     "Blocks",
     "Branch",
+    "Chain",
     "ChannelMix",
     "Clamp",
     "Compressed",
@@ -76,6 +82,7 @@ __all__ = [
     "HeadMixture",
     "GatedStreams",
     "Indexer",
+    "Joined",
     "Latent",
     "HeadTransform",
     "Hyper",
@@ -97,6 +104,7 @@ __all__ = [
     "OwnInputs",
     "Positions",
     "PowerScaling",
+    "Project",
     "Proportional",
     "QueryScaling",
     "RgLru",
@@ -116,5 +124,6 @@ __all__ = [
     "ShortConv",
     "Sum",
     "Yarn",
+    "attention_of",
     "segments",
 ]

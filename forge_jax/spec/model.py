@@ -9,6 +9,7 @@ from forge_jax.spec.conv_attention import ConvAttention
 from forge_jax.spec.differential import Differential
 from forge_jax.spec.exchange import Constant, Exchange
 from forge_jax.spec.head_mixture import HeadMixture
+from forge_jax.spec.joined import Joined, Project
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
 from forge_jax.spec.mlstm import Mlstm
@@ -32,6 +33,7 @@ Op = (
     | Differential
     | Exchange
     | HeadMixture
+    | Joined
     | Latent
     | LinearAttention
     | Mamba
@@ -42,6 +44,7 @@ Op = (
     | NgramInput
     | OwnInput
     | RgLru
+    | Project
     | Selective
     | ShortConv
     | Wkv
@@ -64,6 +67,14 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A low-rank update of an op's parameters `names`, base + a b each: they have one `a`, and each a `b`."""
+
+    names: tuple[str, ...]
+    rank: int
+
+
+@dataclass(frozen=True)
 class Branch:
     """One residual branch: keep * x + scale * post(op(in_scale * pre(x))), then `after` on the sum (post-norm models).
 
@@ -74,10 +85,11 @@ class Branch:
     `recall`: what comes before `pre`.
     `whole`: in a layer on several streams, the op sees all of them as they are, and says what is added to each.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
+    `adapters`: updates of the op's parameters; they are the branch's own even where those are shared.
     """
 
     name: str
-    op: "Op | Sum"
+    op: "Op | Sum | Chain"
     pre: Norm | None = None
     post: Norm | None = None
     after: Norm | None = None
@@ -90,6 +102,7 @@ class Branch:
     keep: float | Literal["learned"] | Norm = 1.0
     smooth: Smoothing | None = None
     recall: Recall | None = None
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,16 @@ class Sum:
 
     branches: tuple[Branch, ...]
     keep: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chain:
+    """In the place of an op: branches one after another, each on what the one before it gave, with nothing added to it.
+
+    Their parameters and memory stand in the layer under their own names, like those of any branch.
+    """
+
+    branches: tuple[Branch, ...]
 
 
 @dataclass(frozen=True)
@@ -137,18 +160,24 @@ class Block:
     scalar: bool = False
 
     def every(self) -> Iterator[Branch]:
-        """All branches, those of sums and of streams too."""
+        """All branches, those of sums, of chains and of streams too."""
         yield from flat(self.branches)
         if isinstance(self.streams, AltUp):
             yield from flat((self.streams.side,))
 
     def with_ops(self, change: Callable[[Op], Op]) -> "Block":
         """The same with every op replaced by what `change` makes of it."""
+        return self.with_branches(
+            lambda branch: branch if isinstance(branch.op, Sum | Chain) else replace(branch, op=change(branch.op))
+        )
+
+    def with_branches(self, change: Callable[[Branch], Branch]) -> "Block":
+        """The same with every branch replaced by what `change` makes of it, the branches in it first."""
 
         def changed(branch: Branch) -> Branch:
-            if isinstance(branch.op, Sum):
-                return replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
-            return replace(branch, op=change(branch.op))
+            if isinstance(branch.op, Sum | Chain):
+                branch = replace(branch, op=replace(branch.op, branches=tuple(map(changed, branch.op.branches))))
+            return change(branch)
 
         streams = self.streams
         if isinstance(streams, AltUp):
@@ -157,11 +186,22 @@ class Block:
 
 
 def flat(branches: tuple[Branch, ...]) -> Iterator[Branch]:
-    """The branches, each sum followed by those that it is of."""
+    """The branches, each sum and chain followed by those that it is of."""
     for branch in branches:
         yield branch
-        if isinstance(branch.op, Sum):
+        if isinstance(branch.op, Sum | Chain):
             yield from flat(branch.op.branches)
+
+
+def attention_of(op: "Op | Sum | Chain") -> Attention | None:
+    """The softmax attention that an op is, or is made of."""
+    match op:
+        case Attention():
+            return op
+        case ConvAttention() | Differential() | HeadMixture() | Joined() | Selective():
+            return op.attention
+        case _:
+            return None
 
 
 @dataclass(frozen=True)

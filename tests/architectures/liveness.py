@@ -149,4 +149,5 @@ IDLE = (
     Idle("zaya_window", "rope_parameters.rope_type", "left over in published files, beside one of each layer type"),
     Idle("gpt_neo_global", "window_size", "no layer is local"),
     Idle("gpt_neo_layers", "attention_types", "the list of layers says it"),
+    Idle("zamba2 zamba2_old", "num_mem_blocks", "no more blocks than layers that are fed, however many there may be"),
 )

@@ -38,6 +38,8 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "ctrl": {"vocab_size": 160, "n_embd": 2048, "n_layer": 2, "n_head": 4, "dff": 56},
     "lfm2_moe": SIZES | {"layer_types": ["conv", "full_attention"]},
     "deepseek_v4": {key: value for key, value in SIZES.items() if key != "intermediate_size"},
+    "zamba2": SIZES | {"layers_block_type": ["mamba", "hybrid"]},
+    "zamba": SIZES | {"num_hidden_layers": 8},
     "gemma3n_text": SIZES | {"num_hidden_layers": 20},
     "inkling2_text": {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | {"unpadded_vocab_size": 160},
 }

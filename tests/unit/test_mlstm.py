@@ -1,6 +1,7 @@
 """The matrix memory: all its forms against the formula in float64, without a stabiliser."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +54,9 @@ def test_every_form_is_the_formula(scale: float, size: int) -> None:
 
 
 def test_padding_leaves_the_state_alone() -> None:
-    piece = tuple(map(jnp.asarray, pieces(3.0)))
+    piece: Any = tuple(map(jnp.asarray, pieces(3.0)))
     whole, _ = recur(EPS, start(), piece)
-    short, _ = recur(EPS, start(), tuple(part[:, :8] for part in piece))
+    part: Any = tuple(leaf[:, :8] for leaf in piece)
+    short, _ = recur(EPS, start(), part)
     for name, value in short.items():
         np.testing.assert_allclose(whole[name][1], value[1], rtol=1e-6, err_msg=name)
