@@ -204,7 +204,7 @@ def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, ca
     k, v = part("k"), part("v")
     if op.rope is None or not op.rope.varies:
         k = turned(op, params, "k", k, call.coords_BTC[..., 0], None, kvs, ctx)
-    return Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT), tails
+    return (Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT),), tails
 
 
 def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
@@ -228,7 +228,7 @@ def growth(scaling: QueryScaling | PowerScaling | LogScaling, position_BT: Array
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state with the new keys and values)."""
-    new, tails = (None, {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
+    new, tails = ((), {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
     x_BTD = entering(op, params, "q", x_BTD)
     q_BTNH = queries(op, params, x_BTD, call, length(op, call), ctx)
     y_BTD, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx)
@@ -269,12 +269,12 @@ def attended(
     params: Tree,
     x_BTD: Array,
     q: Array,
-    new: Tokens | None,
+    new: tuple[Tokens, ...],
     state: Tree | None,
     call: Call,
     ctx: Context,
 ):
-    """What the op makes of its queries [B, T, N, H] and new tokens. Returns (y_BTD, state).
+    """What the op makes of its queries [B, T, N, H] and new tokens, none where it reads others'. Returns (y_BTD, state).
 
     The past is read from the cache and the present from the call, then the present is written. A layer that reads the
     keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
@@ -296,12 +296,9 @@ def attended(
         return Keys(k_BKSH, v_BKSH, seen, bias, Mix(mix_BTNR, profiles_RE.astype(mix_BTNR.dtype), distance_BTS))
 
     slots = call.slots[place_key(op)] if state is not None and op.reads is None else None
-    if new is None:
-        parts = call.bus[op.reads]
-    else:
-        parts = (new,)
-        if state is not None and slots is not None and not ctx.fresh:
-            parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
+    parts = new if op.reads is None else call.bus[op.reads]
+    if state is not None and slots is not None and not ctx.fresh:
+        parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
     look = functools.partial(
         attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks is True else None
     )
