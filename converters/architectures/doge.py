@@ -6,7 +6,7 @@ The feed-forward layer may have experts of one feature beside it, chosen by pair
 from dataclasses import replace
 from math import isqrt
 
-from converters.architectures.common import COMMON, LAYER, TRANSPOSED, decoder, gated_mlp, rotary_attention
+from converters.architectures.common import COMMON, LAYER, TRANSPOSED, activation, decoder, gated_mlp, rotary_attention
 from converters.architectures.experts import OURS as MOE
 from converters.architectures.experts import TRAINING, pre_norm_rules, shared_rules
 from converters.architectures.family import Family
@@ -36,7 +36,7 @@ def experts(take: Take, shared: Mlp) -> Moe:
     if isqrt(count) ** 2 != count:
         raise ValueError(f"{take.where}: num_experts = {count}; expected a square, for pairs of keys")
     router = Router(count, take("num_experts_per_tok"), "chosen_softmax", product=True)
-    return Moe(router, 1, shared.act, gated=False, shared=shared)
+    return Moe(router, 1, activation(take, "hidden_act"), gated=False, shared=shared)
 
 
 def config(take: Take) -> ModelSpec:

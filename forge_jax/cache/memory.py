@@ -227,7 +227,7 @@ def smooth_name(branch: Branch) -> str:
     return f"{branch.name}_smooth"
 
 
-def memories(spec: ModelSpec) -> Iterator[tuple[int, str, "Op | Sum", dict[str, Slab]]]:
+def memories(spec: ModelSpec) -> Iterator[tuple[int, str, Any, dict[str, Slab]]]:
     """(layer, name, op, slabs) of every op and every smoothing that remembers; a smoothing's has no slots."""
     for i, block in enumerate(spec.layers):
         for branch in block.every():

@@ -209,7 +209,7 @@ def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, ca
     k, v = part("k"), part("v")
     if op.rope is None or not op.rope.varies:
         k = turned(op, params, "k", k, call.coords_BTC[..., 0], None, kvs, ctx)
-    return Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT), tails
+    return (Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT),), tails
 
 
 def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
@@ -272,12 +272,14 @@ def attended(
     params: Tree,
     x_BTD: Array,
     q: Array,
-    new: Tokens | None,
+    new: tuple[Tokens, ...],
     state: Tree | None,
     call: Call,
     ctx: Context,
 ) -> tuple[Array, Tree | None]:
     """What queries find [B, T, N, H], and the state with the new tokens; N is any multiple of the kv heads.
+
+    `new`: the tokens of this call, none where the layer reads others'.
 
     The past is read from the cache and the present from the call, then the present is written. A layer that reads the
     keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
@@ -299,10 +301,10 @@ def attended(
         return Keys(k_BKSH, v_BKSH, seen, bias, Mix(mix_BTNR, profiles_RE.astype(mix_BTNR.dtype), distance_BTS))
 
     slots = call.slots[place_key(op)] if state is not None and op.reads is None else None
-    if new is None:
+    if op.reads is not None:
         parts = call.bus[op.reads]
     else:
-        parts = (new,)
+        parts = new
         if state is not None and slots is not None and not ctx.fresh:
             parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
     look = functools.partial(
@@ -336,7 +338,7 @@ def left(op: Attention, params: Tree, x_BTD: Array, y_BTNH: Array, ctx: Context)
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state with the new keys and values)."""
-    new, tails = (None, {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
+    new, tails = ((), {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
     x_BTD = entering(op, params, "q", x_BTD)
     q_BTNH = queries(op, params, x_BTD, call, query_length(op, call), ctx)
     y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx)

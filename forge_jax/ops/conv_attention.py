@@ -92,5 +92,5 @@ def conv_attention(op: ConvAttention, params: Tree, x_BTD: Array, state: Tree | 
         for name, y, slots in (("q", sized(q_BTNH), heads.queries), ("k", k_BTKH, heads.kvs))
     )
     new = Tokens(k.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3), call.order_BT, call.span_BT)
-    y_BTNH, state = attended(base, params, x_BTD, q, new, state, call, ctx)
+    y_BTNH, state = attended(base, params, x_BTD, q, (new,), state, call, ctx)
     return left(base, params, x_BTD, y_BTNH, ctx), None if state is None else state | kept
