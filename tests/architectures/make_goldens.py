@@ -58,6 +58,10 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
         # the eager path of falcon adds ALiBi twice, in the mask and to the scores; its default does not
         attention = "sdpa" if config.get("alibi") else "eager"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+    with torch.no_grad():  # zaya overwrites one that it has loaded, see notes.md
+        for key, buffer in model.named_buffers():
+            if key in shapes:
+                buffer.copy_(torch.from_numpy(weight(key, shapes[key])))
     tokens = token_ids()
     logits = (one_by_one if config.get("is_moe") else together)(model, torch.from_numpy(tokens).long())
     return Golden(name, config, shapes, tokens, np.ascontiguousarray(logits[:, list(TOKENS), VOCABULARY]))
