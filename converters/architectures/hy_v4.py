@@ -61,11 +61,11 @@ def attentions(take: Take, eps: float, count: int) -> list[Latent]:
     attention = replace(latent_attention(take, interleaved=False), sinks=True, gate=Gate())
     if attention.rope is None or attention.q_rank is None:
         raise ValueError(f"{take.where}: q_lora_rank is None; expected a latent, which the indexer reads")
-    if not take.has("indexer_types"):
-        take.config["indexer_types"] = ["shared" if i and (i - 1) % 4 else "full" for i in range(count)]
+    every_fourth = [i > 0 and (i - 1) % 4 != 0 for i in range(count)]
+    shares = sharing(take, count) if take.has("indexer_types") else every_fourth
     indexer = read_indexer(take, attention.rope)
     indexer = replace(indexer, norm=replace(indexer.norm, eps=eps), last=True)
-    return [replace(attention, indexer="shared" if again else indexer) for again in sharing(take, count)]
+    return [replace(attention, indexer="shared" if again else indexer) for again in shares]
 
 
 def config(take: Take) -> ModelSpec:
