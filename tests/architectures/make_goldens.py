@@ -53,15 +53,16 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         shapes |= published(shapes)
-        save_file({key: filled(tensors[key], key, shape) for key, shape in shapes.items()}, file, {"format": "pt"})
+        stored = {key: filled(tensors[key], key, shape) for key, shape in shapes.items()}
+        save_file(stored, file, {"format": "pt"})
         (path / "config.json").write_text(json.dumps(config))
         # the eager path of falcon adds ALiBi twice, in the mask and to the scores; its default does not
         attention = "sdpa" if config.get("alibi") else "eager"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
     with torch.no_grad():  # zaya overwrites one that it has loaded, see notes.md
         for key, buffer in model.named_buffers():
-            if key in shapes:
-                buffer.copy_(torch.from_numpy(weight(key, shapes[key])))
+            if key in stored:
+                buffer.copy_(stored[key])
     tokens = token_ids()
     logits = (one_by_one if config.get("is_moe") else together)(model, torch.from_numpy(tokens).long())
     return Golden(name, config, shapes, tokens, np.ascontiguousarray(logits[:, list(TOKENS), VOCABULARY]))
