@@ -11,14 +11,12 @@ from jax import Array
 
 from forge_jax.cache import Slots, put
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.indexer import BLOCK, UNSEEN, top
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Blocks
 from forge_jax.tensor import contract
-
-ROWS = 128  # queries that are scored together
-UNSEEN = -1e30  # a score below that of any token that is seen
 
 Chosen = Callable[[Array], Array]
 """order_BS of some tokens -> [B, I, T, S]: which of them each query chose; I is 1 where all queries choose together."""
@@ -98,14 +96,6 @@ def blockwise(
         return (picked_BTC | behind_BTC)[:, None]
 
     choose = best if op.score == "best" else mean
-    cuts = [slice(start, start + ROWS) for start in range(0, q_BTIH.shape[1], ROWS)]
+    cuts = [slice(start, start + BLOCK) for start in range(0, q_BTIH.shape[1], BLOCK)]
     picked = [choose(q_BTIH[:, rows], call.order_BT[:, rows], call.span_BT[:, rows]) for rows in cuts]
     return jnp.repeat(jnp.concatenate(picked, 2), op.size, axis=-1)
-
-
-def top(score: Array, count: int) -> Array:
-    """Which are the `count` largest along the last axis, of those that can be seen; the earliest of equals."""
-    if score.shape[-1] <= count:
-        return score > UNSEEN
-    _, ids = jax.lax.top_k(score, count)
-    return jnp.put_along_axis(jnp.zeros(score.shape, bool), ids, True, -1, inplace=False) & (score > UNSEEN)

@@ -10,9 +10,10 @@ from jax import Array
 from forge_jax.cache import place_key, put
 from forge_jax.ops.attention import BLOCK, Keys, attend, earliest, remember, visible
 from forge_jax.ops.call import Call, Context
-from forge_jax.ops.compression import Entries, compress, turned
+from forge_jax.ops.compression import Entries, compress
 from forge_jax.ops.indexer import pick
 from forge_jax.ops.norm import norm
+from forge_jax.ops.rope import rotate_last
 from forge_jax.params import Tree
 from forge_jax.spec import Compressed
 from forge_jax.tensor import contract
@@ -23,9 +24,9 @@ def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, c
     position_BT = call.coords_BTC[..., 0]
     latent_BTQ = norm(op.norm, params.get("q_norm", {}), contract("BTD,DQ->BTQ", x_BTD, params["q_a"]))
     q_BTNH = norm(replace(op.norm, scale=False), {}, contract("BTQ,QNH->BTNH", latent_BTQ, params["q"]))
-    q_BTNH = turned(op.rope, q_BTNH, position_BT)
+    q_BTNH = rotate_last(op.rope, q_BTNH, position_BT)
     kv_BTH = norm(op.norm, params.get("kv_norm", {}), contract("BTD,DH->BTH", x_BTD, params["kv"]))
-    kv_B1TH = turned(op.rope, kv_BTH[:, :, None], position_BT).transpose(0, 2, 1, 3)
+    kv_B1TH = rotate_last(op.rope, kv_BTH[:, :, None], position_BT).transpose(0, 2, 1, 3)
 
     def keys(kv_B1SH: Array, order_BS: Array, span_BS: Array) -> Keys:
         seen_BTS = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window)
@@ -39,7 +40,7 @@ def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, c
 
     look = functools.partial(attend, scale=op.scale, sinks_N=params["sinks"])
     y_BTNH = prompt(op, look, q_BTNH, near[0], far) if ctx.fresh else look(q_BTNH, [*near, *far])
-    y_BTNH = turned(op.rope, y_BTNH, -position_BT)
+    y_BTNH = rotate_last(op.rope, y_BTNH, -position_BT)
     y_BTNR = contract("BTNH,NHR->BTNR", y_BTNH, params["o_a"])
     y_BTGR = jnp.einsum("BTNR,NG->BTGR", y_BTNR, membership(op, ctx, y_BTNR.shape[2]).astype(x_BTD.dtype))
     out_BTD = ctx.psum(contract("BTGR,GRD->BTD", y_BTGR, params["o_b"]))
@@ -84,7 +85,7 @@ def entries(
     if (indexer := op.compression.indexer) is not None:
         p = params["index"]
         made = compress(op.compression, indexer.norm, indexer.rope, p, x_BTD, ring("index"), call)
-        q_BTNH = turned(indexer.rope, contract("BTQ,QNH->BTNH", latent_BTQ, p["q"]), call.coords_BTC[..., 0])
+        q_BTNH = rotate_last(indexer.rope, contract("BTQ,QNH->BTNH", latent_BTQ, p["q"]), call.coords_BTC[..., 0])
         (seen_BTS,) = pick(indexer, p, q_BTNH, x_BTD, [kept("index", made)[0]], [seen_BTS])
     return [Keys(entry_B1SH, entry_B1SH, seen_BTS)], new
 
@@ -93,14 +94,11 @@ def prompt(op: Compressed, look: functools.partial, q_BTNH: Array, near: Keys, f
     """A prompt from its beginning, block by block of queries: keys that no query of a block sees cost nothing."""
     length = q_BTNH.shape[1]
 
-    def cut(part: Keys, rows: slice, keys: slice) -> Keys:
-        return Keys(part.k_BKSH[:, :, keys], part.v_BKSH[:, :, keys], part.seen_BTS[:, rows, keys])
-
     def block(start: int) -> Array:
         rows = slice(start, min(start + BLOCK, length))
-        parts = [cut(near, rows, slice(earliest(start, op.window, None), rows.stop))]
+        parts = [near.cut(rows, slice(earliest(start, op.window, None), rows.stop))]
         if op.compression is not None and (whole := rows.stop // op.compression.every):
-            parts += [cut(part, rows, slice(whole)) for part in far]
+            parts += [part.cut(rows, slice(whole)) for part in far]
         return look(q_BTNH[:, rows], parts)
 
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.ops.attention import HIDDEN
 from forge_jax.ops.call import Call
 from forge_jax.ops.norm import norm
-from forge_jax.ops.rope import rotate
+from forge_jax.ops.rope import rotate_last
 from forge_jax.params import Tree
 from forge_jax.spec import Compression, Norm, Rope
 from forge_jax.tensor import contract, dense
 
 LATER = 1 << 30  # than any token, and far from what an int32 holds
-EXCLUDED = -1e30  # a weight before the softmax that is 0 after it
 
 
 class Entries(NamedTuple):
@@ -27,12 +27,6 @@ class Entries(NamedTuple):
     entry_BWH: Array
     which_BW: Array
     ring_BRC: Array
-
-
-def turned(rope: Rope, x_BTNH: Array, position_BT: Array) -> Array:
-    """The last features rotated."""
-    still = x_BTNH.shape[-1] - rope.dim
-    return jnp.concatenate([x_BTNH[..., :still], rotate(rope, x_BTNH[..., still:], position_BT)], -1)
 
 
 def compress(
@@ -65,14 +59,14 @@ def compress(
     which_BW = base_B1 + 1 + jnp.arange(count)[None]
     if op.overlap:
         features = kv.shape[-1] // 2
-        before = jnp.where((which_BW > 0)[..., None, None], gate[:, :-1, :, :features], EXCLUDED)
+        before = jnp.where((which_BW > 0)[..., None, None], gate[:, :-1, :, :features], HIDDEN)
         gate = jnp.concatenate([before, gate[:, 1:, :, features:]], 2)
         kv = jnp.concatenate([kv[:, :-1, :, :features], kv[:, 1:, :, features:]], 2)
     else:
         kv, gate = kv[:, 1:], gate[:, 1:]
     entry_BWH = (kv * jax.nn.softmax(gate, axis=2)).sum(2).astype(x_BTD.dtype)
     entry_BWH = norm(norm_spec, params.get("norm", {}), entry_BWH)
-    entry_BWH = turned(rope, entry_BWH[:, :, None], which_BW * every)[:, :, 0]
+    entry_BWH = rotate_last(rope, entry_BWH[:, :, None], which_BW * every)[:, :, 0]
 
     last_B1 = order_BT.max(1, keepdims=True)
     lasting = (order_BT >= 0) & (order_BT > last_B1 - places)

@@ -13,7 +13,7 @@ from jax import Array
 from forge_jax.ops.attention import attended, new_tokens, query_length
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.heads import turned
-from forge_jax.ops.moe import block_size, places
+from forge_jax.ops.moe import blocks
 from forge_jax.ops.router import route
 from forge_jax.params import Tree
 from forge_jax.spec import HeadMixture
@@ -22,12 +22,8 @@ from forge_jax.tensor import Weight, contract, dense, pick
 
 def grouped(x_RI: Array, w_EIO: Weight, ids_R: Array, split: str) -> Array:
     """Each row through its expert, a block of rows at a time."""
-    rows, experts = ids_R.shape[0], w_EIO.shape[0]
-    size = block_size(rows, experts)
-    count, place_R, expert_C = rows, jnp.arange(rows), ids_R
-    if size > 1:
-        count = rows // size + experts  # each expert leaves at most one block that is not full
-        place_R, expert_C, _ = places(ids_R, experts, size, count)
+    size, place_R, expert_C, _ = blocks(ids_R, w_EIO.shape[0])
+    count = expert_C.shape[0]
     x_CMI = jnp.zeros((count * size, *x_RI.shape[1:]), x_RI.dtype).at[place_R].set(x_RI)
     x_CMI = x_CMI.reshape(count, size, *x_RI.shape[1:])
     y_CMO = jax.lax.map(lambda block: contract(split, block[0], pick(w_EIO, block[1])), (x_CMI, expert_C))

@@ -1,13 +1,13 @@
 """Sparse attention's indexer: a cheap score of every token for every query, of which the best are looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.ops.norm import norm
-from forge_jax.ops.rope import rotate
+from forge_jax.ops.rope import rotate, rotate_last
 from forge_jax.params import Tree
 from forge_jax.spec import Indexer
 from forge_jax.tensor import contract
@@ -21,11 +21,17 @@ def index_keys(op: Indexer, params: Tree, x_BTD: Array) -> Array:
     return norm(op.norm, params["k_norm"], contract("BTD,DH->BTH", x_BTD, params["k"]))[:, :, None]
 
 
-def index_turned(op: Indexer, x_BTNH: Array, position_BT: Array, length_B: Array | None) -> Array:
-    """Queries or keys, of which some features rotate."""
-    still = x_BTNH.shape[-1] - op.rope.dim if op.last else 0
-    rotated = rotate(op.rope, x_BTNH[..., still:], position_BT, length_B)
-    return jnp.concatenate([x_BTNH[..., :still], rotated], -1) if still else rotated
+def turn_of(op: Indexer) -> Callable[..., Array]:
+    """How its queries and keys are rotated."""
+    return rotate_last if op.last else rotate
+
+
+def top(score: Array, count: int) -> Array:
+    """Which are the `count` largest along the last axis, of those that can be seen; the earliest of equals."""
+    if score.shape[-1] <= count:
+        return score > UNSEEN
+    _, ids = jax.lax.top_k(score, count)
+    return jnp.put_along_axis(jnp.zeros(score.shape, bool), ids, True, -1, inplace=False) & (score > UNSEEN)
 
 
 def pick(
@@ -48,13 +54,7 @@ def pick(
             parts.append(jnp.where(visible[:, rows], z, UNSEEN))
         return jnp.concatenate(parts, -1)
 
-    def best(rows: slice) -> Array:
-        z = score(rows)
-        _, ids = jax.lax.top_k(z, op.top_k)
-        b, t = (jnp.arange(n) for n in z.shape[:2])
-        return jnp.zeros(z.shape, bool).at[b[:, None, None], t[None, :, None], ids].set(True)
-
-    length = q_BTNH.shape[1]
-    picked = jnp.concatenate([best(slice(start, start + BLOCK)) for start in range(0, length, BLOCK)], 1)
+    runs = (slice(start, start + BLOCK) for start in range(0, q_BTNH.shape[1], BLOCK))
+    picked = jnp.concatenate([top(score(rows), op.top_k) for rows in runs], 1)
     cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return [mask & part for mask, part in zip(seen, jnp.split(picked, cuts, -1), strict=True)]

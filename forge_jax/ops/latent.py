@@ -15,7 +15,7 @@ from forge_jax.cache import place_key
 from forge_jax.ops.attention import Keys, attend, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
-from forge_jax.ops.indexer import index_keys, index_turned, pick
+from forge_jax.ops.indexer import index_keys, pick, turn_of
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
@@ -99,7 +99,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     if past is not None:
         seen.insert(0, visible(call.order_BT, call.span_BT, past.order_BS, past.span_BS))
     if isinstance(op.indexer, Indexer):
-        p, turn = params["index"], functools.partial(index_turned, op.indexer)
+        p, turn = params["index"], functools.partial(turn_of(op.indexer), op.indexer.rope)
         keys, new["index"] = parts("index", index_keys(op.indexer, p, x_BTD), turn)
         q_BTNH = turn(contract("BTQ,QNH->BTNH", index_source, p["q"]), call.coords_BTC[..., 0], length_B)
         call.bus["picked"] = seen = pick(op.indexer, p, q_BTNH, x_BTD, keys, seen)

@@ -20,7 +20,7 @@ from forge_jax.ops.chunks import EXACT, over_chunks
 from forge_jax.ops.gate import gated
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
-from forge_jax.spec import Gate, Mlstm
+from forge_jax.spec import Mlstm
 from forge_jax.tensor import contract
 
 CHUNK = 64  # tokens that look at each other in one product
@@ -92,7 +92,7 @@ def mlstm(op: Mlstm, params: Tree, x_BTD: Array, state: Tree | None, call: Call,
         start, length = state, x_BTD.shape[1]
     after, y_BTNV = over_chunks(partial(step if length == 1 else recur, op.eps), start, piece, CHUNK)
     y_BTNV = norm(op.norm, params["norm"], y_BTNV)
-    y_BTNV = gated(Gate(bias="feature" if op.bias else None), params, x_BTD, y_BTNV)
+    y_BTNV = gated(op.gate, params, x_BTD, y_BTNV)
     out = ctx.psum(contract("BTNV,NVD->BTD", y_BTNV.astype(x_BTD.dtype), params["o"]))
     out = out + params["o_bias"].astype(out.dtype)[None, None] if op.bias else out
     return out, after if state is not None else None

@@ -67,15 +67,9 @@ def block_size(rows: int, experts: int) -> int:
 def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
     """Each expert on the tokens that chose it. An id past the last expert stands for none."""
     x, experts, ids_R = ids_NX.shape[1], params["up"].shape[0], ids_NX.reshape(-1)
-    rows = ids_R.shape[0]
-    size = block_size(rows, experts)
     x_RD = entering(op, jnp.repeat(x_ND, x, axis=0), weight_NX.reshape(-1, 1))
-    if size == 1:
-        count, place_R, expert_C = rows, jnp.arange(rows), jnp.minimum(ids_R, experts - 1)
-        used_C = ids_R < experts
-    else:
-        count = rows // size + experts  # each expert leaves at most one block that is not full
-        place_R, expert_C, used_C = places(ids_R, experts, size, count)
+    size, place_R, expert_C, used_C = blocks(ids_R, experts)
+    count = expert_C.shape[0]
     x_CMD = jnp.zeros((count * size, x_RD.shape[1]), x_RD.dtype).at[place_R].set(x_RD, mode="drop")
 
     def block(inputs: tuple[Array, Array, Array]) -> Array:
@@ -126,6 +120,15 @@ def gathered(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array
     y_RD = jnp.einsum("RF,RFD->RD", hidden(op, linear), take(params["down"], ids_R).astype(x_RD.dtype))
     y_RD = jnp.where((ids_NX.reshape(-1) < held)[:, None], y_RD, jnp.zeros((), y_RD.dtype))
     return leaving(op, y_RD, weight_NX)
+
+
+def blocks(ids_R: Array, experts: int) -> tuple[int, Array, Array, Array]:
+    """How many rows a block has, and what `places` gives of blocks of that size."""
+    rows = ids_R.shape[0]
+    size = block_size(rows, experts)
+    if size == 1:
+        return size, jnp.arange(rows), jnp.minimum(ids_R, experts - 1), ids_R < experts
+    return size, *places(ids_R, experts, size, rows // size + experts)  # an expert leaves one that is not full at most
 
 
 def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Array, Array]:

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.ops.attention import HIDDEN
 from forge_jax.ops.norm import norm
 from forge_jax.spec import Norm, Recall
 from forge_jax.tensor import Weight, dense
-
-FAR = -1e30  # the score of a place where nothing is kept yet
 
 
 def recall(op: Recall, query: Weight | None, x_BTD: Array, bus: dict[str, Any]) -> Array:
@@ -30,6 +29,6 @@ def recall(op: Recall, query: Weight | None, x_BTD: Array, bus: dict[str, Any]) 
     query_QD = dense(query).astype(jnp.float32).reshape(-1, dim)
     score_BTQS = jnp.einsum("BTSD,QD->BTQS", states_BTSD, query_QD) * dim**-0.5
     there_S = (jnp.arange(op.count + 1) < used) | (jnp.arange(op.count + 1) == op.count)
-    weight_BTQS = jax.nn.softmax(jnp.where(there_S[None, None, None], score_BTQS, FAR))
+    weight_BTQS = jax.nn.softmax(jnp.where(there_S[None, None, None], score_BTQS, HIDDEN))
     mix_BTQD = jnp.einsum("BTQS,BTSD->BTQD", weight_BTQS, states_BTSD).astype(x_BTD.dtype)
     return mix_BTQD if query_QD.shape[0] > 1 else mix_BTQD[:, :, 0]

@@ -126,6 +126,13 @@ def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None
     return y if rope.dim == x_BTNH.shape[-1] else jnp.concatenate([y, x_BTNH[..., rope.dim :]], -1)
 
 
+def rotate_last(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None = None) -> Array:
+    """`rotate`, of the last features where not all of them turn."""
+    still = x_BTNH.shape[-1] - rope.dim
+    rotated = rotate(rope, x_BTNH[..., still:], position_BT, length_B)
+    return jnp.concatenate([x_BTNH[..., :still], rotated], -1) if still else rotated
+
+
 def sinusoids(position_BT: Array, dim: int, theta: float) -> Array:
     """The sines, then the cosines, of every angle that a rope of `dim` features has at a position: [B, T, dim]."""
     freq_F = jnp.asarray(base_frequencies(dim, theta))

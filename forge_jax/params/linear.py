@@ -2,7 +2,7 @@
 
 from forge_jax.params.layers import gate_params, norm_params
 from forge_jax.params.tree import Param, Tree
-from forge_jax.spec import DeltaNet, Gate, LinearAttention, Mlstm, ShortConv
+from forge_jax.spec import DeltaNet, LinearAttention, Mlstm, ShortConv
 
 
 def short_conv_params(op: ShortConv, dim: int) -> Tree:
@@ -61,4 +61,4 @@ def mlstm_params(op: Mlstm, dim: int) -> Tree:
     out["o"] = Param((*values, dim), (*axes, "embed"), inputs=2)
     if op.bias:
         out["o_bias"] = Param((dim,), ("embed",), fill=0.0)
-    return out | gate_params(Gate(bias="feature" if op.bias else None), dim, *values)
+    return out | gate_params(op.gate, dim, *values)

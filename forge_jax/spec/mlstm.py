@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from forge_jax.spec.ops import Norm
+from forge_jax.spec.ops import Gate, Norm
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,8 @@ class Mlstm:
     eps: float = 1e-6
     cap: float | None = None
     bias: bool = False
+
+    @property
+    def gate(self) -> Gate:
+        """What multiplies the outputs of each head."""
+        return Gate(bias="feature" if self.bias else None)
