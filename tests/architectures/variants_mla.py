@@ -170,13 +170,21 @@ VARIANTS: dict[str, Config] = {
         hidden_act="gelu",
         rope_scaling=without(MSCALES, "rope_theta", "rope_type") | {"type": "yarn"},
     ),
+    # the default of index_topk is more than the tokens there are
     "deepseek_v32_bare": model(
-        "deepseek_v32", SIZES, HEADS, {"moe_intermediate_size": 8, "num_hidden_layers": 4, "head_dim": 8}
+        "deepseek_v32",
+        SIZES,
+        HEADS,
+        {"moe_intermediate_size": 8, "num_hidden_layers": 4, "head_dim": 8, "index_topk": 6},
     ),
     "glm_moe_dsa": GLM_MOE_DSA,
     "glm_moe_dsa_every": without(GLM_MOE_DSA, "indexer_types") | {"index_topk_freq": 2, "index_skip_topk_offset": 1},
     "glm_moe_dsa_pattern": without(GLM_MOE_DSA, "indexer_types") | {"index_topk_pattern": "FSS"},
+    # the default of index_topk is more than the tokens there are
     "glm_moe_dsa_bare": model(
-        "glm_moe_dsa", SIZES, HEADS, {"moe_intermediate_size": 8, "num_hidden_layers": 4, "head_dim": 8}
+        "glm_moe_dsa",
+        SIZES,
+        HEADS,
+        {"moe_intermediate_size": 8, "num_hidden_layers": 4, "head_dim": 8, "index_topk": 6},
     ),
 }
