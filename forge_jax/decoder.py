@@ -35,6 +35,7 @@ from forge_jax.spec import (
     Segment,
     Sinusoids,
     Sum,
+    Toward,
     segments,
 )
 from forge_jax.tensor import Lora, contract, dense, take
@@ -110,16 +111,24 @@ def wired(spec: Block, params: Tree, x_BTD: Array, memory: Tree, call: Call, ctx
             late.append(y)
             continue
         base = read if spec.residual == "normed" and not branch.beside else x_BTD
-        if isinstance(branch.keep, Norm):
-            base = norm(branch.keep, params[branch.name].get("keep", {}), base)
-        elif branch.keep == "learned":
-            base = base * dense(params[branch.name]["keep"]).astype(base.dtype)[None, None]
-        elif branch.keep != 1.0:
-            base = base * branch.keep
-        x_BTD = base + y
+        x_BTD = joined(branch, params.get(branch.name, {}), base, y)
         if branch.after:
             x_BTD = norm(branch.after, params[branch.name].get("after", {}), x_BTD)
     return sum(late, x_BTD)
+
+
+def joined(branch: Branch, params: Tree, x_BTD: Array, y_BTD: Array) -> Array:
+    """The stream with what a branch gave."""
+    match branch.keep:
+        case Norm():
+            return norm(branch.keep, params.get("keep", {}), x_BTD) + y_BTD
+        case "learned":
+            return x_BTD * dense(params["keep"]).astype(x_BTD.dtype)[None, None] + y_BTD
+        case Toward(gain):
+            part_D = jnp.abs(gain * dense(params["keep"])).astype(x_BTD.dtype)
+            return x_BTD + part_D[None, None] * (y_BTD - x_BTD)
+        case factor:
+            return (x_BTD if factor == 1.0 else x_BTD * factor) + y_BTD
 
 
 def pre(branch: Branch, params: Tree, x_BTD: Array, call: Call) -> Array:
@@ -289,6 +298,8 @@ def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context(
     z = z.astype(jnp.float32)
     if spec.head_bias:
         z = z + dense(params["head_bias"]).astype(jnp.float32)[None, None]
+    if spec.token_gain is not None:
+        z = z * (spec.token_gain * dense(params["token_gain"]).astype(jnp.float32))[None, None]
     if ctx.axis is not None:
         # "invarying": every device has the same logits, which shard_map can then prove of what follows
         z = jax.lax.all_gather(z, ctx.axis, axis=2, tiled=True, to="invarying")

@@ -17,7 +17,7 @@ from forge_jax.cache import Slots, place_key, put
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
-from forge_jax.ops.gate import gated
+from forge_jax.ops.gate import gated, squared
 from forge_jax.ops.heads import finished, linear, over_heads, project, shortened, turned
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
@@ -217,6 +217,7 @@ def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Arr
     position_BT, heads = call.coords_BTC[..., 0], ctx.heads(op).queries
     q = project(op, params, "q", x_BTD, heads, ctx)
     q = turned(op, params, "q", q, position_BT, length_B, heads, ctx)
+    q = q if op.q_gain is None else q * squared(params["q_gain"], op.q_gain).astype(q.dtype)
     return q if op.query_scaling is None else q * growth(op.query_scaling, position_BT).astype(q.dtype)[..., None, None]
 
 

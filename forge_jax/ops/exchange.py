@@ -16,7 +16,7 @@ def constant(op: Constant, params: Tree, x_BTD: Array, state: Tree | None, call:
 
 
 def exchange(op: Exchange, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """Take what an earlier layer left, and leave what a later one takes."""
-    y_BTD = call.bus[op.fetch]
-    call.bus[op.leave] = x_BTD
-    return y_BTD, state
+    """Leave what a later layer takes, and take what this or an earlier one left."""
+    if op.leave is not None:
+        call.bus[op.leave] = x_BTD
+    return call.bus[op.fetch], state

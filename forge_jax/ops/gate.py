@@ -6,7 +6,12 @@ from jax import Array
 from forge_jax.ops.mlp import activate
 from forge_jax.params import Tree
 from forge_jax.spec import Gate
-from forge_jax.tensor import contract
+from forge_jax.tensor import Weight, contract, dense
+
+
+def squared(learned_NH: Weight, gain: float) -> Array:
+    """[1, 1, N, H]: the squares of learned numbers times a fixed one, float32."""
+    return jnp.square(gain * dense(learned_NH).astype(jnp.float32))[None, None]
 
 
 def gated(gate: Gate | None, params: Tree, x_BTD: Array, y_BTNH: Array) -> Array:
@@ -20,4 +25,6 @@ def gated(gate: Gate | None, params: Tree, x_BTD: Array, y_BTNH: Array) -> Array
     if gate.bias is not None:
         bias_NH = params["gate_bias"].astype(z_BTNH.dtype)
         z_BTNH = z_BTNH + (bias_NH if bias_NH.ndim == 2 else bias_NH[:, None])[None, None]
+    if gate.gain is not None:
+        z_BTNH = z_BTNH * squared(params["gate_gain"], gate.gain).astype(z_BTNH.dtype)
     return y_BTNH * activate(gate.act, z_BTNH.astype(jnp.float32)).astype(y_BTNH.dtype)

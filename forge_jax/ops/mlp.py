@@ -71,7 +71,8 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context, gain_BTX: Ar
 
     def linear(name: str) -> Array:
         y = contract("BTD,DF->BTF", x_BTD, params[name])
-        return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
+        y = y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
+        return y if op.gain is None else y * (op.gain * dense(params[f"{name}_gain"]).astype(y.dtype))[None, None]
 
     first = linear("gate" if op.gated else "up")
     first = first if op.gate_scale == 1.0 else first * op.gate_scale

@@ -43,7 +43,8 @@ def norm(
         return (y * (spec.offset + widen(params["scale"], x.ndim)) if spec.scale else y).astype(x.dtype)
     if spec.kind == "layer":
         y = y - mean(y)
-    y = y * jax.lax.rsqrt(mean(y * y) + spec.eps)
+    power = mean(y * y) * (size if spec.kind == "unit" else 1)
+    y = y * jax.lax.rsqrt(power + spec.eps)
     if spec.scale:
         y = y * (spec.offset + widen(params["scale"], x.ndim))
     if spec.bias:

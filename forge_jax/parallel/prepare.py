@@ -93,7 +93,7 @@ def path_slots(spec: ModelSpec, path: str, shards: int) -> Slots:
             return op_slots(ops[0], shards)
         case ["own", *_] if spec.own is not None:
             return {"vocab": padded(spec.own.vocab_size, shards)}
-        case ["head" | "head_bias"]:
+        case ["head" | "head_bias" | "token_gain"]:
             return {"vocab": padded(spec.head_rows, shards)}
         case _:
             return {"vocab": padded(spec.vocab_size, shards)}

@@ -62,6 +62,7 @@ from forge_jax.spec import (
     Selective,
     ShortConv,
     Sum,
+    Toward,
     Wkv,
 )
 
@@ -76,6 +77,8 @@ __all__ = [
     "op_params",
     "unflatten",
 ]
+
+TOWARD = 0.05  # which part of the way to a branch a new model moves, as in arXiv:2410.01131
 
 OPS: dict[type, Callable[[Any, int], Tree]] = {
     Attention: attention_params,
@@ -147,6 +150,8 @@ def branch_params(branch: Branch, dim: int) -> Tree:
         out["keep"] = norm_params(branch.keep, (dim,), ("embed",))
     elif branch.keep == "learned":
         out["keep"] = Param((dim,), ("embed",), fill=1.0)
+    elif isinstance(branch.keep, Toward):
+        out["keep"] = Param((dim,), ("embed",), fill=TOWARD / branch.keep.gain)
     return out
 
 
@@ -181,6 +186,8 @@ def abstract(spec: ModelSpec) -> Tree:
         out["head"] = Param((width, spec.head_rows), ("embed", "vocab"))
     if spec.head_bias:
         out["head_bias"] = Param((spec.head_rows,), ("vocab",), fill=0.0)
+    if spec.token_gain is not None:
+        out["token_gain"] = Param((spec.head_rows,), ("vocab",), fill=1 / spec.token_gain)
     return prune(out)
 
 

@@ -27,6 +27,8 @@ def gate_params(gate: Gate | None, dim: int, heads: int, head_dim: int) -> Tree:
     out: Tree = {"gate": Param((dim, *shape), ("embed", *axes))}
     if gate.bias is not None:
         out["gate_bias"] = Param(*shapes[gate.bias], fill=0.0)
+    if gate.gain is not None:
+        out["gate_gain"] = Param(*shapes["feature"], fill=1 / gate.gain)
     return out
 
 
@@ -63,6 +65,8 @@ def attention_params(op: Attention, dim: int) -> Tree:
             out |= {f"{name}_taps": Param((dim, k, op.smooth.taps), (*key[:2], None)) for name in "kv"}
     if op.longest is not None:
         out["q_scale"] = Param((n, h), query[1:], fill=1.0)
+    if op.q_gain is not None:
+        out["q_gain"] = Param((n, h), query[1:], fill=1 / op.q_gain)
     if op.relative is not None:
         out["relative"] = Param((dim, n, op.relative.dim), ("embed", "heads", None))
         if op.relative.longest is not None:
@@ -96,6 +100,8 @@ def mlp_params(op: Mlp, dim: int, ff: str = "ff") -> Tree:
     if op.bias:
         out |= {f"{name}_bias": Param((op.dim,), (ff,), fill=0.0) for name in names}
         out["down_bias"] = Param((dim,), ("embed",), fill=0.0)
+    if op.gain is not None:
+        out |= {f"{name}_gain": Param((op.dim,), (ff,), fill=1 / op.gain) for name in names}
     if op.norm is not None:
         out["norm"] = norm_params(op.norm, (op.dim,), (ff,))
     if op.scalar:

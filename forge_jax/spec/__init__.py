@@ -29,6 +29,7 @@ from forge_jax.spec.model import (
     Segment,
     Streams,
     Sum,
+    Toward,
     attention_of,
     segments,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "Wkv",
     "ShortConv",
     "Sum",
+    "Toward",
     "Yarn",
     "attention_of",
     "segments",

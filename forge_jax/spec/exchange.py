@@ -10,7 +10,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Gives what lies on the bus under `fetch`, and leaves there what it sees under `leave`."""
+    """Leaves on the bus what it sees, under `leave`, and gives what lies there under `fetch`."""
 
     fetch: str
-    leave: str
+    leave: str | None = None

@@ -67,6 +67,15 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Toward:
+    """The stream moves part of the way towards what a branch gives: the absolute value of `gain` times a learned
+    number, for each feature (arXiv:2410.01131).
+    """
+
+    gain: float
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A low-rank update of an op's parameters `names`, base + a b each: they have one `a`, and each a `b`."""
 
@@ -81,6 +90,7 @@ class Branch:
     `beside`: the op gets what the branch before it got, that one's norm included; it has no `pre` of its own.
     `late`: what it gives joins the stream after the layer's last branch.
     `keep` "learned": the stream is multiplied by a learned vector before the branch is added; a norm: goes through it.
+    `Toward`: it is not added to, but moves.
     `smooth`: what the op gives goes through it, before `post`.
     `recall`: what comes before `pre`.
     `whole`: in a layer on several streams, the op sees all of them as they are, and says what is added to each.
@@ -99,7 +109,7 @@ class Branch:
     late: bool = False
     whole: bool = False
     shared: str | None = None
-    keep: float | Literal["learned"] | Norm = 1.0
+    keep: float | Literal["learned"] | Norm | Toward = 1.0
     smooth: Smoothing | None = None
     recall: Recall | None = None
     adapters: tuple[Adapter, ...] = ()
@@ -233,6 +243,8 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    token_gain: float | None = None
+    """Logits are multiplied by learned numbers, one an id, times this one."""
     outputs: int | None = None
     """How many ids, the first ones, have logits; None: all of them."""
     head_padded: bool = False

@@ -14,12 +14,12 @@ Activation = Literal[
 class Norm:
     """Root-mean-square or layer normalisation: y = (x - [mean]) / sqrt(var + eps) * (offset + w) + b, in float32.
 
-    "affine" normalises nothing: y = (x + b) * (offset + w).
+    "unit" divides by the length of x, sqrt(sum + eps). "affine" normalises nothing: y = (x + b) * (offset + w).
     `gate`: y is then multiplied by sigmoid(up(silu(down(y)))), a map through so many features.
     """
 
     eps: float = 1e-6
-    kind: Literal["rms", "layer", "affine"] = "rms"
+    kind: Literal["rms", "layer", "unit", "affine"] = "rms"
     offset: float = 0.0
     """Added to the stored weight: 1 where a checkpoint stores w - 1."""
     scale: bool = True
@@ -32,11 +32,13 @@ class Gate:
     """What the output of each head is multiplied by: act of a linear map of what the op sees.
 
     `over`: one number a head, or one a feature of it. `bias`: what is added before act, as many or one a head.
+    `gain`: the map is multiplied by the square of learned numbers, one a feature of a head, times this one.
     """
 
     over: Literal["head", "feature"] = "feature"
     act: Activation = "sigmoid"
     bias: Literal["head", "feature"] | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Attention:
     `publish`: the name under which later layers find the keys and values of this one; `reads`: the name of those that
     this layer looks at, having none of its own.
     `blocks`: a query sees only the tokens of those that it picks.
+    `q_gain`: queries, turned, are multiplied by the square of learned numbers, one a feature of a head, times this one.
     """
 
     heads: int
@@ -146,6 +149,7 @@ class Attention:
     blocks: Blocks | None = None
     smooth: Smoothing | None = None
     relative: Relative | None = None
+    q_gain: float | None = None
 
     def __post_init__(self) -> None:
         """Check that what is smoothed is there."""
@@ -173,7 +177,8 @@ class Mlp:
 
     `act` "xielu" has parameters of its own (arXiv:2411.13010). `sparsity`: of a gate's features only what exceeds this
     quantile of a normal distribution with their mean and variance is let through, the excess itself. `clamp` is in the
-    place of `act` where it is given. `scalar`: in the end, times one learned number.
+    place of `act` where it is given. `scalar`: in the end, times one learned number. `gain`: gate and up are multiplied
+    by learned numbers, one a feature each, times this one.
 
     Raises:
         ValueError: no such quantile.
@@ -188,6 +193,7 @@ class Mlp:
     sparsity: float = 0.0
     clamp: Clamp | None = None
     scalar: bool = False
+    gain: float | None = None
 
     def __post_init__(self) -> None:
         """Check the quantile."""

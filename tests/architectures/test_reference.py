@@ -40,6 +40,7 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v4": {key: value for key, value in SIZES.items() if key != "intermediate_size"},
     "zamba2": SIZES | {"layers_block_type": ["mamba", "hybrid"]},
     "zamba": SIZES | {"num_hidden_layers": 8},
+    "dory": SIZES | {"num_hidden_layers": 18},
     "gemma3n_text": SIZES | {"num_hidden_layers": 20},
     "inkling2_text": {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | {"unpadded_vocab_size": 160},
 }
