@@ -60,13 +60,20 @@ def config(take: Take) -> ModelSpec:
     rename(take, ALIASES)
     take.assume(DEFAULTS)
     take.ignore(*IDLE, *TRAINING, "kda_lower_bound", "layer_group_size", "first_k_dense_replace")
-    norm, count, width = Norm(take("rms_norm_eps")), take("num_hidden_layers"), take("head_dim")
+    norm, count = Norm(take("rms_norm_eps")), take("num_hidden_layers")
+    # the reference saves head_dim as that of the rotated features, and the size of the others beside it
+    heads, width, taps = (
+        take.either(f"linear_{linear}", plain, default=None)
+        for linear, plain in (
+            ("num_heads", "num_attention_heads"),
+            ("head_dim", "head_dim"),
+            ("conv_kernel_dim", "short_conv_kernel_size"),
+        )
+    )
     decay = Decay("feature", floor=take("kda_lower_bound") if take("kda_safe_gate", False) else None)
     mixers = {
         "full_attention": replace(latent_attention(take), gate=Gate("head")),
-        "linear_attention": delta(
-            take, take("num_attention_heads"), width, take("short_conv_kernel_size"), decay, None
-        ),
+        "linear_attention": delta(take, heads, width, taps, decay, None),
     }
     group = count if take.has("layer_types") else take("layer_group_size")
     kinds = layer_types(

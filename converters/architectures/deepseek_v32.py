@@ -47,6 +47,7 @@ def sharing(take: Take, count: int) -> list[bool]:
     if kinds is None:
         every, offset = max(take("index_topk_freq", 1), 1), take("index_skip_topk_offset", 2)
         return [max(i - offset + 1, 0) % every != 0 for i in range(count)]
+    take.ignore("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")  # the list goes first
     known = {"full": False, "F": False, "shared": True, "S": True}
     if len(kinds) != count or not {*kinds} <= {*known} or known[kinds[0]]:
         raise ValueError(f"{take.where}: indexer types {kinds}; expected {count} times full or shared, full first")

@@ -138,6 +138,7 @@ def config(take: Take) -> ModelSpec:
     take.assume(DEFAULTS)
     take.ignore(*IDLE)
     take.require("shared_expert_sink", True)
+    take.require("number_of_conv_states", 4)
     count, norm, smooth = take("num_hidden_layers"), Norm(take("rms_norm_eps")), Smoothing(take("conv_kernel_size"))
     dense = take("dense_mlp_idx", 0)
     sparse = mixed_layers(take, [i >= dense for i in range(count)])

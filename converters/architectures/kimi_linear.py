@@ -114,6 +114,7 @@ def feed_forwards(take: Take, dense: int) -> list[Mlp | Moe]:
     if kinds is None:
         first = take("first_k_dense_replace", dense)
         kinds = ["dense" if i < first else "sparse" for i in range(count)]
+    take.ignore("first_k_dense_replace")  # the list goes first
     known: dict[str, Mlp | Moe] = {"dense": gated_mlp(take), "sparse": grouped_moe(take, "num_local_experts")}
     if len(kinds) != count or set(kinds) - set(known):
         raise ValueError(f"{take.where}: mlp_layer_types {kinds}; expected dense or sparse for each of {count} layers")
@@ -127,6 +128,7 @@ def config(take: Take) -> ModelSpec:
     take.ignore(*IDLE, *TRAINING, "linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim")
     take.require("mla_use_nope", True)
     take.require("moe_layer_freq", 1)
+    take.require("qk_head_dim", take("qk_nope_head_dim") + take("qk_rope_head_dim"))
     take.require("moe_router_activation_func", "sigmoid")
     inner, norm, count = take.sub("linear_attn_config"), Norm(take("rms_norm_eps")), take("num_hidden_layers")
     width = inner("head_dim", None) or take("linear_head_dim")

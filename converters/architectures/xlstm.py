@@ -43,7 +43,9 @@ add_forward_backend_padding igate_bias_init_range
 
 def config(take: Take) -> ModelSpec:
     """Pre-norm; weights are stored apart ("single") or some of them together ("fused")."""
-    rename(take, {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"})
+    rename(take, {"hidden_size": "embedding_dim"})
+    if (blocks := take("num_blocks", None)) is not None:
+        take.config["num_hidden_layers"] = blocks  # as in the reference, which saves its default for the other name
     take.assume(DEFAULTS)
     take.ignore(*IDLE, "weight_mode")  # the names of the tensors say it
     take.require("add_out_norm", True)
