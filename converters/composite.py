@@ -17,6 +17,7 @@ from converters.source import TensorInfo, TensorSource
 TYPES: Mapping[str, str] = {
     "apertus1p5": "apertus1p5_text",
     "aya_vision": "cohere2",
+    "emu3": "emu3_text_model",
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
@@ -56,6 +57,9 @@ PREFIXES = (
     ("language_model.", ""),
     ("model.language_model.", "model."),
     ("model.text_model.", "model."),
+    ("text_model.model.", "model."),
+    ("text_model.lm_head.", "lm_head."),
+    ("text_model.", "model."),
 )
 TOWERS = (
     "audio.",
@@ -71,8 +75,9 @@ TOWERS = (
     "vision_tokenizer.",
     "vision_tower.",
     "visual.",
+    "vqmodel.",
 )
-NESTED = ("vision_config", "audio_config")  # of the parts that are left out
+NESTED = ("vision_config", "audio_config", "vq_config")  # of the parts that are left out
 MARKERS = (
     "audio_token_index",
     "image_token_id",

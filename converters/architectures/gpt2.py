@@ -65,7 +65,7 @@ def fused_rules(layer: str) -> tuple[Rule, ...]:
 
 
 FAMILY = Family(
-    ("gpt2",),
+    ("gpt2", "gpt-sw3"),
     config,
     (
         *end_rules("transformer.wte", "transformer.ln_f"),

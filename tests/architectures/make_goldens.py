@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Emu3ForCausalLM
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,6 +32,9 @@ def filled(saved: torch.Tensor, key: str, shape: tuple[int, ...]) -> torch.Tenso
     return saved if whole or key.endswith(FIXED) else torch.from_numpy(weight(key, shape))
 
 
+CLASSES = {"emu3_text_model": Emu3ForCausalLM}  # the automatic choice knows only the composite
+
+
 def published(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes of convolutions over projections, which transformers joins on reading and saves as equal thirds."""
     mine = {key: key.replace("_conv1d.", "_proj.") for key in shapes if "_conv1d." in key}
@@ -47,7 +50,9 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
         path = Path(folder)
         (path / "config.json").write_text(json.dumps(config))
         parsed = AutoConfig.from_pretrained(folder)
-        AutoModelForCausalLM.from_config(parsed, dtype=torch.float32).save_pretrained(folder)
+        class_: Any = CLASSES.get(config["model_type"])
+        build, class_ = class_ or AutoModelForCausalLM.from_config, class_ or AutoModelForCausalLM
+        build(parsed).float().save_pretrained(folder)
         file = path / "model.safetensors"
         with safe_open(file, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
@@ -58,7 +63,7 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
         (path / "config.json").write_text(json.dumps(config))
         # the eager path of falcon adds ALiBi twice, in the mask and to the scores; its default does not
         attention = "sdpa" if config.get("alibi") else "eager"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+        model = class_.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
     with torch.no_grad():  # zaya overwrites one that it has loaded, see notes.md
         for key, buffer in model.named_buffers():
             if key in stored:

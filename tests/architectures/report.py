@@ -1,10 +1,11 @@
 """Writes docs/architectures.md: what each architecture has, and how near its numbers are, measured now.
 
-    python tests/architectures/report.py
+    python tests/architectures/report.py [model type ...]
 
-Every figure is of this run: parity and round trip over all goldens of a model type, sharding for its plainest.
+With model types, only their rows are measured again. Every figure is of this run: parity and round trip over all goldens of a model type, sharding for its plainest.
 """
 
+import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -128,11 +129,23 @@ def line(kind: str, row: Row) -> str:
     return "| " + " | ".join(map(str, cells)) + " |\n"
 
 
+def kept() -> dict[str, str]:
+    """The rows of the page as it is, by model type."""
+    lines = PAGE.read_text().splitlines(keepends=True) if PAGE.exists() else []
+    found = [(re.match(r"\| `(\S+)` \|", text), text) for text in lines]
+    return {match[1]: text for match, text in found if match}
+
+
 def main() -> None:
-    """Measure everything and write the page."""
+    """Measure what is asked for and write the page."""
+    asked = set(sys.argv[1:])
+    table = {kind: text for kind, text in kept().items() if asked and kind in forge.architectures()}
     rows: dict[str, Row] = defaultdict(Row)
-    for path in sorted(GOLDENS.glob("*.npz")):
-        golden = read_golden(path.stem)
+    names = sorted(path.stem for path in GOLDENS.glob("*.npz"))
+    for name in names:
+        golden = read_golden(name)
+        if asked and golden.config["model_type"] not in asked:
+            continue
         row = rows[golden.config["model_type"]]
         row.goldens.append(golden)
         row.parity = max(row.parity, parity(golden))
@@ -141,14 +154,14 @@ def main() -> None:
     for kind, row in rows.items():
         row.sharded = sharded(row.goldens[0])
         jax.clear_caches()
-        print(line(kind, row), end="", flush=True)
+        table[kind] = line(kind, row)
+        print(table[kind], end="", flush=True)
     composites = "\n".join(
         f"- `{known.model_type}`: `{known.text_of}`" for known in forge.architectures().values() if known.text_of
     )
-    total = sum(len(row.goldens) for row in rows.values())
-    head = HEAD.format(count=len(rows), goldens=total, jax=jax.__version__, shards=SHARDS)
-    table = "".join(line(kind, row) for kind, row in sorted(rows.items()))
-    PAGE.write_text(head + table + TAIL.format(composites=composites) + NOTES.read_text())
+    head = HEAD.format(count=len(table), goldens=len(names), jax=jax.__version__, shards=SHARDS)
+    body = "".join(text for _, text in sorted(table.items()))
+    PAGE.write_text(head + body + TAIL.format(composites=composites) + NOTES.read_text())
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ GROUPED: Config = {
 }
 GLM4_MOE = model("glm4_moe", COMMON, GROUPED, {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}})
 SOLAR_OPEN = model("solar_open", without(COMMON, "intermediate_size"), GROUPED)
+SARVAM = model("sarvam_moe", COMMON, GROUPED, {"first_k_dense_replace": 1, "num_hidden_layers": 3})
 DOTS1 = model("dots1", without(COMMON, "head_dim"), GROUPED, {"first_k_dense_replace": 1, "sliding_window": None})
 OLMOE = model("olmoe", without(COMMON, "head_dim"), {"num_experts": 6, "num_experts_per_tok": 3})
 DBRX = model(
@@ -270,6 +271,12 @@ VARIANTS: dict[str, Config] = {
     "solar_open_bare": model(
         "solar_open", SIZES, {"num_key_value_heads": 2, "moe_intermediate_size": 24, "n_routed_experts": 10}
     ),
+    "sarvam_moe": SARVAM,
+    "sarvam_moe_bias": SARVAM | BIAS | TIED | {"use_qk_norm": False, "norm_topk_prob": False},
+    "sarvam_moe_old": old(
+        without(SARVAM, "n_routed_experts", "n_shared_experts"), rope_scaling=None, num_experts=8, num_shared_experts=2
+    ),
+    "sarvam_moe_bare": model("sarvam_moe", SIZES, {"moe_intermediate_size": 24, "n_routed_experts": 10}),
     "dots1": DOTS1,
     "dots1_bias": DOTS1
     | BIAS

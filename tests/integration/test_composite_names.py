@@ -30,6 +30,10 @@ COMPOSITES: dict[str, dict[str, Any]] = {
         "image_token_offset": 100,
         "audio_token_offset": 116,
     },
+    "emu3": {
+        "vq_config": CONVOLVED | {"channel_multiplier": [1, 1], "attn_resolutions": [], "hidden_size": 32},
+        "vocabulary_map": {"<image>": 150},
+    },
     "inkling2": {
         "vision_config": VISION | {"posemb_grid_size": 4, "projection_hidden_dim": 32, "text_hidden_size": 64},
         "image_token_id": 150,
@@ -55,7 +59,7 @@ COMPOSITES: dict[str, dict[str, Any]] = {
         "video_token_id": 151,
     },
 }
-TEXT = {"inkling_mm_model": "inkling_text"}
+TEXT = {"inkling_mm_model": "inkling_text", "emu3": "emu3_text_model"}
 IDS = token_ids(vocabulary=98)  # none that stands for what a tower gives
 
 

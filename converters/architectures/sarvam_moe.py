@@ -1,0 +1,59 @@
+"""Sarvam-30B: GLM 4.5 whose heads are rotated whole, with names of its own."""
+
+from dataclasses import replace
+
+from converters.architectures.common import HEADS_IN, LAYER, norm_rules, rename, rotary_attention
+from converters.architectures.experts import OURS, grouped_moe
+from converters.architectures.family import Family
+from converters.architectures.glm4_moe import DEFAULTS as GLM
+from converters.architectures.glm4_moe import RULES, assemble, beyond
+from converters.rules import Rule
+from converters.take import Take
+from forge_jax.spec import ModelSpec, Norm
+
+DEFAULTS = GLM | {
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "moe_intermediate_size": 1024,
+    "num_experts_per_tok": 6,
+    "routed_scaling_factor": 2.5,
+    "rope_theta": 8000000.0,
+    "use_qk_norm": True,
+}
+
+
+def config(take: Take) -> ModelSpec:
+    """Rotary; queries and keys normalised over a head."""
+    rename(take, {"n_routed_experts": "num_local_experts", "n_shared_experts": "num_shared_experts"})
+    rename(take, {"n_routed_experts": "num_experts", "attention_bias": "use_qkv_bias"})
+    take.assume(DEFAULTS)
+    norm = Norm(take("rms_norm_eps")) if take("use_qk_norm") else None
+    attention = replace(rotary_attention(take), qk_norm=norm, qkv_bias=take("attention_bias", False))
+    return assemble(take, (attention,) * take("num_hidden_layers"), beyond(take), grouped_moe(take))
+
+
+ATTENTION, THEIRS = "layers.{l}.attention", f"{LAYER}.attention"
+PARTS = ("n h", "k h", "k h")
+
+PUBLISHED = (
+    Rule("embed", "model.word_embeddings.weight"),
+    Rule(
+        tuple(f"{ATTENTION}.{part}" for part in "qkv"),
+        f"{THEIRS}.query_key_value.weight",
+        tuple(f"({part}) d -> d {part}" for part in PARTS),
+        cat="c d",
+    ),
+    Rule(
+        tuple(f"{ATTENTION}.{part}_bias" for part in "qkv"),
+        f"{THEIRS}.query_key_value.bias",
+        tuple(f"({part}) -> {part}" for part in PARTS),
+        cat="c",
+    ),
+    Rule(f"{ATTENTION}.o", f"{THEIRS}.dense.weight", HEADS_IN),
+    *norm_rules(f"{ATTENTION}.q_norm", f"{THEIRS}.query_layernorm"),
+    *norm_rules(f"{ATTENTION}.k_norm", f"{THEIRS}.key_layernorm"),
+    Rule(f"{OURS}.choice_bias", f"{LAYER}.mlp.gate.expert_bias"),
+)
+
+FAMILY = Family(("sarvam_moe",), config, (*PUBLISHED, *RULES), drafts=("model.layers.{l}.",))
