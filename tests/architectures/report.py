@@ -2,7 +2,8 @@
 
     python tests/architectures/report.py [model type ...]
 
-With model types, only their rows are measured again. Every figure is of this run: parity and round trip over all goldens of a model type, sharding for its plainest.
+With model types, only their rows are measured again. Every figure is of this run: parity and round trip over all
+goldens of a model type, sharding for its plainest.
 """
 
 import re
