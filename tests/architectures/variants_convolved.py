@@ -82,7 +82,7 @@ LARA_MINI = model(
 
 VARIANTS: dict[str, Config] = {
     "zaya": ZAYA,
-    "zaya_bias_untied": ZAYA | BIAS | UNTIED | {"lm_head_bias": True, "hidden_act": "gelu"},
+    "zaya_bias_untied": ZAYA | BIAS | UNTIED | {"lm_head_bias": True, "hidden_act": "gelu", "num_experts": 3},
     "zaya_window": ZAYA
     | {
         "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
@@ -91,7 +91,7 @@ VARIANTS: dict[str, Config] = {
         "cca_time1": 4,
         "rope_parameters": HYBRID | {"hybrid_sliding": SLIDING, "rope_type": "default"},
     },
-    "zaya_odd": ZAYA | {"num_attention_heads": 6, "num_key_value_heads": 3, "cca_time0": 1},
+    "zaya_odd": ZAYA | {"num_attention_heads": 6, "num_key_value_heads": 3, "cca_time0": 1, "num_experts": 3},
     "zaya_bare": without(
         ZAYA, "rope_parameters", "head_dim", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"
     )
