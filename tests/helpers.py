@@ -14,7 +14,7 @@ import numpy as np
 
 from converters.checkpoint import Checkpoint, understand
 from converters.source import TensorInfo
-from forge_jax.params import Tree
+from forge_jax.params import Tree, flatten
 from forge_jax.spec import ModelSpec
 
 GOLDENS = Path(__file__).parent / "architectures" / "goldens"
@@ -114,6 +114,17 @@ class Golden:
     def params(self) -> Tree:
         """Its parameters on the device, float32."""
         return self.checkpoint.read(lambda _, values: jnp.asarray(values))
+
+    def written(self) -> dict[str, np.ndarray]:
+        """Every tensor, written again from the parameters."""
+        leaves = {path: np.asarray(leaf) for path, leaf in flatten(self.params)}
+        return {instance.theirs: instance.write(leaves.__getitem__) for instance in self.checkpoint.found}
+
+    def to_write(self) -> set[str]:
+        """The names of the tensors that are to be written: all but buffers and draft modules that are left unread."""
+        used = {instance.theirs for instance in self.checkpoint.found}
+        unread = self.checkpoint.family.unread
+        return {name for name in self.shapes if name in used or not unread(self.spec, name)}
 
 
 def write_golden(golden: Golden) -> Path:

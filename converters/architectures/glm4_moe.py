@@ -51,14 +51,19 @@ def beyond(take: Take) -> list[bool]:
     return [i >= dense for i in range(take("num_hidden_layers"))]
 
 
-def config(take: Take) -> ModelSpec:
-    """Rotary; queries and keys may be normalised over a head."""
-    rename(take, {"n_routed_experts": "num_local_experts"})
-    take.assume(DEFAULTS)
+def rotated(take: Take, partial: float) -> ModelSpec:
+    """Layers whose heads are rotated in this part; queries and keys may be normalised over a head."""
     norm = Norm(take("rms_norm_eps")) if take("use_qk_norm", False) else None
-    attention = grouped_attention(take, read_rope(take, head_dim(take), partial=0.5))
+    attention = grouped_attention(take, read_rope(take, head_dim(take), partial=partial))
     attention = replace(attention, qk_norm=norm, qkv_bias=take("attention_bias", False))
     return assemble(take, (attention,) * take("num_hidden_layers"), beyond(take), grouped_moe(take))
+
+
+def config(take: Take) -> ModelSpec:
+    """Half of each head is rotated, unless the config says otherwise."""
+    rename(take, {"n_routed_experts": "num_local_experts"})
+    take.assume(DEFAULTS)
+    return rotated(take, 0.5)
 
 
 RULES = (

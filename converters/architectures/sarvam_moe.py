@@ -1,15 +1,13 @@
 """Sarvam-30B: GLM 4.5 whose heads are rotated whole, with names of its own."""
 
-from dataclasses import replace
-
-from converters.architectures.common import HEADS_IN, LAYER, norm_rules, rename, rotary_attention
-from converters.architectures.experts import OURS, grouped_moe
+from converters.architectures.common import HEADS_IN, LAYER, norm_rules, rename
+from converters.architectures.experts import OURS
 from converters.architectures.family import Family
 from converters.architectures.glm4_moe import DEFAULTS as GLM
-from converters.architectures.glm4_moe import RULES, assemble, beyond
+from converters.architectures.glm4_moe import RULES, rotated
 from converters.rules import Rule
 from converters.take import Take
-from forge_jax.spec import ModelSpec, Norm
+from forge_jax.spec import ModelSpec
 
 DEFAULTS = GLM | {
     "num_key_value_heads": 4,
@@ -24,13 +22,11 @@ DEFAULTS = GLM | {
 
 
 def config(take: Take) -> ModelSpec:
-    """Rotary; queries and keys normalised over a head."""
+    """Whole heads are rotated."""
     rename(take, {"n_routed_experts": "num_local_experts", "n_shared_experts": "num_shared_experts"})
     rename(take, {"n_routed_experts": "num_experts", "attention_bias": "use_qkv_bias"})
     take.assume(DEFAULTS)
-    norm = Norm(take("rms_norm_eps")) if take("use_qk_norm") else None
-    attention = replace(rotary_attention(take), qk_norm=norm, qkv_bias=take("attention_bias", False))
-    return assemble(take, (attention,) * take("num_hidden_layers"), beyond(take), grouped_moe(take))
+    return rotated(take, 1.0)
 
 
 ATTENTION, THEIRS = "layers.{l}.attention", f"{LAYER}.attention"

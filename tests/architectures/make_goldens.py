@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, token_ids, weight, write_golden
 from variants import VARIANTS
 
+CLASSES = {"emu3_text_model": Emu3ForCausalLM}  # the automatic choice knows only the composite
 # buffers that checkpoints hold, although they follow from the config: they stay as they are
 FIXED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 
@@ -30,9 +31,6 @@ def filled(saved: torch.Tensor, key: str, shape: tuple[int, ...]) -> torch.Tenso
     """Our weights in the place of a saved tensor, unless a config says what it holds, as it does of whole numbers."""
     whole = not saved.is_floating_point() and not key.endswith("tid2eid")  # a table of experts, which is learned
     return saved if whole or key.endswith(FIXED) else torch.from_numpy(weight(key, shape))
-
-
-CLASSES = {"emu3_text_model": Emu3ForCausalLM}  # the automatic choice knows only the composite
 
 
 def published(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -50,9 +48,9 @@ def reference(name: str, config: dict[str, Any]) -> Golden:
         path = Path(folder)
         (path / "config.json").write_text(json.dumps(config))
         parsed = AutoConfig.from_pretrained(folder)
-        class_: Any = CLASSES.get(config["model_type"])
-        build, class_ = class_ or AutoModelForCausalLM.from_config, class_ or AutoModelForCausalLM
-        build(parsed).float().save_pretrained(folder)
+        class_: Any = CLASSES.get(config["model_type"], AutoModelForCausalLM)
+        build = class_.from_config if class_ is AutoModelForCausalLM else class_._from_config
+        build(parsed, dtype=torch.float32).save_pretrained(folder)
         file = path / "model.safetensors"
         with safe_open(file, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118

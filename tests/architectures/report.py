@@ -25,7 +25,6 @@ from parallel_check import QUICK, distance, plain, two_pieces
 from test_sharded import one_layer_of_each_kind
 
 import forge_jax as forge
-from converters.architectures import find
 from forge_jax import cache as caches
 from forge_jax import parallel
 from forge_jax.decoder import forward, inputs
@@ -84,11 +83,10 @@ def parity(golden: Golden) -> float:
 
 def comes_back(golden: Golden) -> bool:
     """Whether its tensors are written as they were read."""
-    leaves = {path: np.asarray(leaf) for path, leaf in flatten(golden.params)}
-    written = {i.theirs: i.write(leaves.__getitem__) for i in golden.checkpoint.found}
-    family = find(golden.config["model_type"], golden.name)
-    kept = {name for name in golden.shapes if name in written or not family.unread(golden.spec, name)}
-    return written.keys() == kept and all(np.array_equal(array, golden.arrays[name]) for name, array in written.items())
+    written = golden.written()
+    return written.keys() == golden.to_write() and all(
+        np.array_equal(array, golden.arrays[name]) for name, array in written.items()
+    )
 
 
 def sharded(golden: Golden) -> float:

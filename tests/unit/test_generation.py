@@ -157,13 +157,14 @@ def test_logprobs_are_those_of_the_model(params):
 
 
 # ------------------------------------------------------------------------------------------------ compilation
-def test_one_program_for_every_length(params):
-    generate(SPEC, params, [prompt(17)], max_new_tokens=3)
+@pytest.mark.parametrize("bucket", [range(17, 33), range(33, 65)], ids=str)
+def test_one_program_for_every_length(params, bucket):
+    generate(SPEC, params, [prompt(bucket[0])], max_new_tokens=3)
     with compilations() as seen:
-        for length in range(17, 33):
+        for length in bucket:
             generate(SPEC, params, [prompt(length)], max_new_tokens=length % 7 + 2)
         for count in (1, 2, 31, 33, 64, 100):
-            generate(SPEC, params, [prompt(20)], max_new_tokens=count)
+            generate(SPEC, params, [prompt(bucket[3])], max_new_tokens=count)
     assert seen == []
 
 
