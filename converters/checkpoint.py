@@ -143,7 +143,8 @@ def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allo
     """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
     left_out: tuple[str, ...] = ()
     if is_composite(config):
-        config, source = text_config(config, str(path)), Part(source)
+        source = Part(source)
+        config = text_config(config, str(path), any(name.endswith("lm_head.weight") for name in source.tensors))
         left_out = source.left_out
     family, spec = interpret(config, str(path / "config.json" if path.is_dir() else path), allow)
     described = abstract(spec)

@@ -17,11 +17,14 @@ from converters.source import TensorInfo, TensorSource
 TYPES: Mapping[str, str] = {
     "apertus1p5": "apertus1p5_text",
     "aya_vision": "cohere2",
+    "dots3_note": "dots3_note_text",
     "emu3": "emu3_text_model",
+    "fuyu": "persimmon",
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
+    "got_ocr2": "qwen2",
     "idefics3": "llama",
     "inkling2": "inkling2_text",
     "inkling_mm_model": "inkling_text",
@@ -32,6 +35,7 @@ TYPES: Mapping[str, str] = {
     "llava_next": "llama",
     "minimax_m3_vl": "minimax_m3_vl_text",
     "mistral3": "mistral",
+    "phi4_multimodal": "phi3",
     "qwen2_5_vl": "qwen2",
     "qwen2_audio": "qwen2",
     "qwen2_vl": "qwen2",
@@ -50,6 +54,7 @@ SAME = {
     "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3",
 }
+TIE = "tie_word_embeddings"
 AXES = ("mrope_section", "mrope_interleaved")
 
 # how the language model's names begin in the composite -> in a checkpoint of its own; the first that fits is taken
@@ -63,14 +68,19 @@ PREFIXES = (
 )
 TOWERS = (
     "audio.",
+    "audio_adapter.",
+    "audio_encoder.",
     "audio_tokenizer.",
     "audio_tower.",
     "connector.",
     "embed_audio.",
+    "embed_tokens_extend.",
     "embed_vision.",
     "image_newline",
     "multi_modal_projector.",
     "patch_merge_mlp.",
+    "vision_embed_tokens.",
+    "vision_encoder.",
     "vision_model.",
     "vision_tokenizer.",
     "vision_tower.",
@@ -131,11 +141,11 @@ def own_name(name: str) -> str | None:
     return next((own + name.removeprefix(prefix) for prefix, own in PREFIXES if name.startswith(prefix)), name)
 
 
-def text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def text_config(config: Mapping[str, Any], where: str, head: bool = True) -> dict[str, Any]:
     """The config of the language model in a composite, as if it stood alone.
 
-    What is said of the other parts is not read. A flag that ties the head may stand on either level. Ropes over several
-    axes are those of one axis for text.
+    What is said of the other parts is not read. A flag that ties the head may stand on either level; where the two
+    differ, `head` decides: whether the checkpoint has one. Ropes over several axes are those of one axis for text.
 
     Raises:
         ValueError: text_config is no dict.
@@ -146,8 +156,10 @@ def text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(text, Mapping):
         raise ValueError(f"{where}: text_config is {type(text).__name__}, expected a dict")
     kind = text.get("model_type") or TYPES[config["model_type"]]
-    outer = {key: config[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in config}
+    outer = {key: config[key] for key in (TIE, "dtype", "torch_dtype") if key in config}
     out: dict[str, Any] = outer | dict(text) | {"model_type": SAME.get(kind, kind)}
+    if out.get(TIE) != outer.get(TIE, out.get(TIE)):
+        out[TIE] = not head
     for key in ("rope_parameters", "rope_scaling"):
         if isinstance(rope := out.get(key), Mapping):
             out[key] = {k: v for k, v in rope.items() if k not in AXES} or None

@@ -39,9 +39,16 @@ def sandwich(attention: Attention, feed_forward: Mlp | Moe, norm: Norm) -> Block
 
 
 def sparse_layers(take: Take) -> tuple[bool, ...]:
-    """Which layers are mixtures: as they are listed, or every so many behind the first few."""
+    """Which layers are mixtures: as they are listed, or every so many behind the first few, or those marked there.
+
+    Raises:
+        ValueError: the marks are not as many as the layers.
+    """
     count, first, every = take("num_hidden_layers"), take("first_k_dense_replace"), take("moe_layer_freq", 1)
-    return mixed_layers(take, [i >= first and i % every == 0 for i in range(count)])
+    marks = every if isinstance(every, list) else [i % every == 0 for i in range(count)]
+    if len(marks) != count:
+        raise ValueError(f"{take.where}: moe_layer_freq has {len(marks)} entries for {count} layers")
+    return mixed_layers(take, [i >= first and bool(mark) for i, mark in enumerate(marks)])
 
 
 def mlp_layer_types(take: Take, count: int, dense: int) -> tuple[str, ...]:

@@ -209,7 +209,7 @@ def memory(op: Op, dim: int) -> dict[str, Slab]:
 
 def window(op: Op) -> int | None:
     """How many tokens back an op with slots looks, itself included; None: all of them."""
-    if isinstance(op, Compressed):
+    if isinstance(op, Compressed | Latent):
         return op.window
     inner = attention_of(op)
     sizes = (inner.window, inner.chunk) if inner is not None else ()

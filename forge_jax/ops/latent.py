@@ -45,7 +45,10 @@ def entries(op: Latent, params: Tree, x_BTD: Array) -> Array:
     latent = norm(op.norm, params.get("kv_norm", {}), entry[..., : op.rank])
     if op.latent_scale != 1.0:
         latent = latent * op.latent_scale
-    return jnp.concatenate([latent, entry[..., op.rank :]], -1)
+    shared = entry[..., op.rank :]
+    if op.shared_norm is not None:
+        shared = norm(op.shared_norm, params.get("shared_norm", {}), shared)
+    return jnp.concatenate([latent, shared], -1)
 
 
 def turned(op: Latent, x_BTNH: Array, position_BT: Array, length_B: Array | None) -> Array:
@@ -95,9 +98,9 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     q = turned(op, contract("BTQ,QNH->BTNH", source, params["q"]), call.coords_BTC[..., 0], length_B)
     entry, kept = parts("entry", entries(op, params, x_BTD)[:, :, None], functools.partial(turned, op))
     new = {"entry": kept}
-    seen = [visible(call.order_BT, call.span_BT, call.order_BT, call.span_BT)]
+    seen = [visible(call.order_BT, call.span_BT, call.order_BT, call.span_BT, op.window)]
     if past is not None:
-        seen.insert(0, visible(call.order_BT, call.span_BT, past.order_BS, past.span_BS))
+        seen.insert(0, visible(call.order_BT, call.span_BT, past.order_BS, past.span_BS, op.window))
     if isinstance(op.indexer, Indexer):
         p, turn = params["index"], functools.partial(turn_of(op.indexer), op.indexer.rope)
         keys, new["index"] = parts("index", index_keys(op.indexer, p, x_BTD), turn)
@@ -109,7 +112,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     look = functools.partial(attend, scale=op.scale, sinks_N=params["sinks"] if op.sinks else None)
     if past is None:
         expansion = Keys(*expanded(op, params, entry[0][:, 0]), seen[0])
-        y = triangle(look, q, expansion) if ctx.fresh else look(q, [expansion])
+        y = triangle(look, q, expansion, op.window) if ctx.fresh else look(q, [expansion])
     else:
         # the whole entry serves as the value: cutting the shared key off would copy the cache
         views = [Keys(part, part, mask) for part, mask in zip(entry, seen, strict=True)]

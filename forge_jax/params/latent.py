@@ -20,6 +20,8 @@ def latent_params(op: Latent, dim: int) -> Tree:
     out["q"] = Param((read, n, op.nope_dim + op.rope_dim), ("embed", "heads", "head"))
     out["kv_a"] = Param((dim, entry), ("embed", None))
     out["kv_norm"] = norm_params(op.norm, (op.rank,), (None,))
+    if op.shared_norm is not None:
+        out["shared_norm"] = norm_params(op.shared_norm, (op.rope_dim,), (None,))
     out["k"] = Param((op.rank, n, op.nope_dim), (None, "heads", "head"))
     out["v"] = Param((op.rank, n, op.value_dim), (None, "heads", "head"))
     out["o"] = Param((n, op.value_dim, dim), ("heads", "head", "embed"), inputs=2)

@@ -60,14 +60,24 @@ class Latent:
     """It multiplies what each head reads."""
     sinks: bool = False
     """One learned logit a head joins the softmax."""
+    window: int | None = None
+    """How many tokens back a query looks, itself included."""
+    shared_norm: Norm | None = None
+    """Of the shared key, before it is turned."""
     q_raw: bool = False
     """Queries are read out of their latent as it is, beside the normed one; so is the gate, not out of the stream."""
     indexer: Indexer | Literal["shared"] | None = None
     """Queries look only at the tokens that it picks; "shared": at those that the last one before picked."""
 
     def __post_init__(self) -> None:
-        """Check that an indexer has what it reads."""
+        """Check that an indexer has what it reads.
+
+        Raises:
+            ValueError: it reads, or queries read, a latent that is not there; or it has only a window to pick from.
+        """
         if isinstance(self.indexer, Indexer) and self.q_rank is None:
             raise ValueError("latent attention: an indexer reads the query latent; q_rank is None")
         if self.q_raw and self.q_rank is None:
             raise ValueError("latent attention: queries cannot read their latent; q_rank is None")
+        if self.window is not None and self.indexer is not None:
+            raise ValueError("latent attention: an indexer picks among all tokens; window is not None")

@@ -131,6 +131,7 @@ IDLE = (
         "rope_parameters.rope_theta rope_parameters.rope_type",
         "left over in published files, where each layer type has its own",
     ),
+    Idle("dots3_note_text*", "*.partial_rotary_factor", "follows from the sizes of a head, whatever it says"),
     Idle("doge_old doge_window doge_moe*", "keep_window_size", "more than a query sees"),
     Idle("mpt*", "*.attn_impl", "another way to compute the same"),
     Idle("modernbert_decoder_old", "local_attention", "sliding_window says it"),

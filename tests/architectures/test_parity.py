@@ -131,10 +131,14 @@ def logits_of(spec: ModelSpec, params: Tree, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(loop(spec, params, inputs(jnp.asarray(tokens)))[0])
 
 
-def assert_close(found: Any, expected: np.ndarray) -> None:
+# in float64, with states in float32, both ways agree within 3e-6; in float32 they are 6e-6 and 13e-6 from that
+ROUNDED = {"zamba2_bare": 2.0}
+
+
+def assert_close(found: Any, expected: np.ndarray, times: float = 1.0) -> None:
     """Compare, relative to the largest value expected."""
     assert np.isfinite(expected).all()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=times * TOLERANCE * float(np.abs(expected).max()))
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -159,7 +163,8 @@ def test_cached_in_chunks_and_compiled_is_plain(structure: Golden) -> None:
         )
         logits, cache = scan(structure.spec, structure.params, call, cache)
         found.append(np.asarray(logits))
-    assert_close(np.concatenate(found, 1)[:, :length], logits_of(structure.spec, structure.params, tokens))
+    found, expected = np.concatenate(found, 1)[:, :length], logits_of(structure.spec, structure.params, tokens)
+    assert_close(found, expected, ROUNDED.get(structure.name, 1.0))
 
 
 @pytest.mark.parametrize("name", ["gemma2_layer_types", "gpt_neo_mixed", "llama"])

@@ -57,6 +57,7 @@ IN_CODE = {
     ("cwm", "rope_parameters"): cwm.ROPE,
     ("gpt_oss", "rope_parameters"): gpt_oss.ROPE,
     ("gpt_neo", "attention_types"): [[["global", "local"], 12]],
+    ("dots3_note_text", "first_k_dense_replace"): 1,
     ("bloom", "max_position_embeddings"): 2048,
     ("cohere2", "sliding_window_pattern"): 4,
     ("mpt", "max_position_embeddings"): 2048,

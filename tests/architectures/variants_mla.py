@@ -59,8 +59,72 @@ GLM_MOE_DSA = model(
     INDEX,
     {"num_hidden_layers": 3, "indexer_types": ["full", "shared", "full"], "first_k_dense_replace": 1},
 )
+SMALLER: Config = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 28,
+    "head_dim": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 10,
+    "v_head_dim": 6,
+}
+# of a layer that slides, of one that picks, and of one that does neither
+DOTS3 = model(
+    "dots3_note_text",
+    COMMON,
+    EXPERTS,
+    INDEX,
+    {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "indexed_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "sliding_window": 6,
+        "shared_experts_intermediate_size": 12,
+        "head_dim": 20,
+        "per_layer_config": {"0": SMALLER},
+        "rope_parameters": {
+            "sliding_attention": ROPE | {"partial_rotary_factor": 0.5},
+            "indexed_attention": YARN | {"partial_rotary_factor": 0.4},
+            "full_attention": ROPE | {"rope_theta": 3000.0, "partial_rotary_factor": 0.4},
+        },
+    },
+)
 
 VARIANTS: dict[str, Config] = {
+    "dots3_note_text": DOTS3,
+    # as they were released: the layers with windows under names of their own
+    "dots3_note_text_old": old(
+        without(
+            DOTS3,
+            "layer_types",
+            "mlp_layer_types",
+            "per_layer_config",
+            "sliding_window",
+            "shared_experts_intermediate_size",
+        ),
+        **{f"swa_{key}": value for key, value in SMALLER.items()},
+        num_hidden_layers=4,
+        first_k_dense_replace=2,
+        use_sliding_window=True,
+        sliding_window_size=6,
+        rope_theta=7000.0,
+        swa_rope_theta=500.0,
+        attention_bias=True,
+        moe_shared_expert_intermediate_size=20,
+    ),
+    "dots3_note_text_flat": without(DOTS3, "per_layer_config", "layer_types", "mlp_layer_types")
+    | {
+        **{f"swa_{key}": value for key, value in SMALLER.items() if key != "qk_rope_head_dim"},
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "use_dsa": False,
+        "first_k_dense_replace": 0,
+        "moe_layer_freq": [1, 1, 0],
+        "rope_parameters": YARN,
+        "hidden_act": "gelu",
+        "norm_topk_prob": False,
+        "tie_word_embeddings": True,
+    },
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v3_direct_bias": DEEPSEEK_V3
     | BIAS
