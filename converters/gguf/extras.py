@@ -5,6 +5,7 @@ from typing import Any
 
 from converters.gguf.extras_common import Config, exaone4_windows, granite, hunyuan, kind, layer_kinds, quiet
 from converters.gguf.extras_experts import MIXED, deepseek_kind
+from converters.gguf.extras_hub import HUB
 from converters.gguf.extras_state import HYBRIDS
 from converters.gguf.reading import Reading
 
@@ -192,6 +193,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 """Architecture -> which entry of the tables its metadata are, where there are several."""
 
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    **HUB,
     **HYBRIDS,
     **MIXED,
     "mistral3": mistral3,
