@@ -17,7 +17,15 @@ from converters.architectures.family import Family
 from converters.take import Take
 from forge_jax.spec import Block, Branch, Mlp, ModelSpec, Moe, Norm, Router
 
-DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_experts_per_tok": 1}
+DEFAULTS = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "num_experts_per_tok": 1,
+    "rope_theta": 1000000.0,
+    "moe_layer_frequency": 2,
+    "parallel_attn_mlp_res": False,
+}
 # as in every release; other numbers are layers without a mixture, or without a feed-forward layer of their own
 FIXED = {"moe_layer_frequency": 1, "parallel_attn_mlp_res": True, "use_residual": True, "sliding_window": None}
 IDLE = ("moe_eval_capacity_factor", "moe_train_capacity_factor", "moe_min_capacity", "moe_token_dropping")

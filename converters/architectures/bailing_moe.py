@@ -1,7 +1,8 @@
-"""Ling (lite and plus, 1 and 1.5): DeepSeek-MoE with names of its own, q, k and v in one matrix."""
+"""Ling and Ring: up to 1.5 DeepSeek-MoE with names of its own, q, k and v in one matrix; 2 by the same name."""
 
 from dataclasses import replace
 
+from converters.architectures import bailing_moe_v2
 from converters.architectures.common import rename, rotary_attention
 from converters.architectures.deepseek import RULES, assemble
 from converters.architectures.family import Family
@@ -22,7 +23,9 @@ FIXED = {"use_bias": False, "multi_gate": False, "norm_softmax": False, "norm_he
 
 
 def config(take: Take) -> ModelSpec:
-    """Read a Ling config."""
+    """Read a Ling config; experts that are scored by sigmoids are those of the second."""
+    if take("score_function", "softmax") == "sigmoid":
+        return bailing_moe_v2.config(take)
     rename(take, {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"})
     take.assume(DEFAULTS)
     for key, value in FIXED.items():
@@ -31,4 +34,4 @@ def config(take: Take) -> ModelSpec:
     return assemble(take, replace(rotary_attention(take), qkv_bias=take("use_qkv_bias", False)))
 
 
-FAMILY = Family(("bailing_moe",), config, (*PUBLISHED, *RULES))
+FAMILY = Family(("bailing_moe",), config, (*PUBLISHED, *RULES), drafts=("model.layers.{l}.",))

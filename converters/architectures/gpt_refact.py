@@ -22,8 +22,13 @@ from converters.take import Take
 from forge_jax.spec import Alibi, Mlp, ModelSpec, Norm
 
 DEFAULTS = {"layer_norm_epsilon": 1e-5, "max_position_embeddings": 1024}
-# how precisely the same operations are done
-IDLE = ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "attention_bias_in_fp32")
+# how precisely the same operations are done; the activation is silu, whatever the inherited key says
+IDLE = (
+    "activation_function",
+    "attention_softmax_in_fp32",
+    "scale_attention_softmax_in_fp32",
+    "attention_bias_in_fp32",
+)
 STEP = 256
 
 
@@ -31,6 +36,7 @@ def config(take: Take) -> ModelSpec:
     """Pre-norm, gated by silu; the feed-forward layers have 8/3 of the width, rounded up to a multiple of 256."""
     rename(take, GPT_NAMES)
     take.assume(DEFAULTS)
+    take.require("scale_attn_weights", True)
     take.ignore(*IDLE)
     norm, width = Norm(take("layer_norm_epsilon")), int(8 * take("hidden_size") / 3)
     take.config["num_key_value_heads"] = 1 if take("multi_query", True) else take("num_attention_heads")

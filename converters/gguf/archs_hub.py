@@ -81,6 +81,7 @@ HUB: Mapping[str, Arch] = {
     "arctic": Arch(
         "arctic",
         RMS | LOCAL_EXPERTS,
+        fixed={"moe_layer_frequency": 1, "parallel_attn_mlp_res": True},
         permuted=True,
         square=True,
         # one that sees what the layer began with

@@ -175,7 +175,9 @@ def qkv(t: Tensors, name: str, x: Array, c: Config, bias: bool) -> list[Array]:
 
 
 def bailing_moe(c: Config, t: Tensors, tokens: Array) -> Array:
-    """Every layer is a mixture."""
+    """Every layer is a mixture; the second generation goes by the same name."""
+    if c.get("score_function") == "sigmoid":
+        return bailing_moe_v2(c, t, tokens)
     x, eps = t("model.word_embeddings.weight", c["vocab_size"], c["hidden_size"])[tokens], c["rms_norm_eps"]
     for i in range(c["num_hidden_layers"]):
         name = f"model.layers.{i}"

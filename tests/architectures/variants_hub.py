@@ -98,6 +98,7 @@ VARIANTS: dict[str, Config] = {
     "deepseek_renorm": DEEPSEEK | {"norm_topk_prob": True, "first_k_dense_replace": 0},
     "bailing_moe": BAILING | {"norm_topk_prob": True},
     "bailing_moe_bias": BAILING | {"use_qkv_bias": True},
+    "bailing_moe_second": model("bailing_moe", GROUPED, EXPERTS, LING2),
     "bailing_moe_v2": model("bailing_moe_v2", GROUPED, EXPERTS, LING2),
     "jais": JAIS,
     "jais_mup": without(JAIS, "embeddings_scale", "width_scale", "scale_qk_dot_by_d")

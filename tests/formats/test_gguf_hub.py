@@ -95,6 +95,17 @@ def test_layers_without_windows(tmp_path: Path) -> None:
     assert read(path)[0] == spec_from(config)
 
 
+def test_the_second_ling_goes_by_the_name_of_the_first(tmp_path: Path) -> None:
+    config = CASES["bailing_moe_v2"]["config"]
+    spec = spec_from(config | {"model_type": "bailing_moe"})
+    assert spec == spec_from(config)
+    export_gguf(tmp_path / "m.gguf", spec, parameters(spec).__getitem__, "bailing_moe")
+    source = open_gguf(tmp_path / "m.gguf")
+    assert source.metadata["general.architecture"] == "bailingmoe2"
+    source.close()
+    assert read(tmp_path / "m.gguf")[0] == spec
+
+
 UNSAID = [
     ("jais", {"embeddings_scale": 3.0}, "spec.embed_scale is 3.0, and would be read as 1.0"),
     ("plm", {"tie_word_embeddings": False}, "spec.tied is False, and llama.cpp takes no tensor output.weight"),
