@@ -42,8 +42,10 @@ def assemble(take: Take, attention: Attention) -> ModelSpec:
     renorm = 1.0 if take("norm_topk_prob", False) else None
     router = Router(take("n_routed_experts"), take("num_experts_per_tok"), renorm=renorm, renorm_eps=1e-20)
     width, count = take("moe_intermediate_size"), take("n_shared_experts", None) or 0
-    moe, mlp = Moe(router, width, act, shared=Mlp(width * count, act) if count else None), gated_mlp(take)
-    return decoder(take, (pre_norm(attention, moe if mixed else mlp, norm) for mixed in sparse_layers(take)), norm)
+    moe = Moe(router, width, act, shared=Mlp(width * count, act) if count else None)
+    take.ignore("intermediate_size")  # read below if a layer is dense
+    layers = (pre_norm(attention, moe if mixed else gated_mlp(take), norm) for mixed in sparse_layers(take))
+    return decoder(take, layers, norm)
 
 
 def config(take: Take) -> ModelSpec:

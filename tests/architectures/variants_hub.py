@@ -67,7 +67,7 @@ OPENELM: Config = {
     "head_dim": 16,
     "num_query_heads": [4, 4, 6],
     "num_kv_heads": [2, 2, 3],
-    "ffn_multipliers": [0.5, 1.3, 1.8],
+    "ffn_multipliers": [0.5, 1.3, 1.6],
     "ffn_dim_divisor": 8,
     "ffn_with_glu": True,
     "max_context_length": 128,
