@@ -22,7 +22,8 @@ class Arch:
     present: config key -> the tensors of which one must be there to make it true.
     fixed: config keys that the architecture implies.
     act: the activation of its feed-forward layers, and the config key that names it (None: the family has no choice).
-    attention: whether any layer has it, with keys and values of its own or out of a latent.
+    attention: whether any layer has it, with keys and values of its own or out of a latent; "layered": each layer has
+        a number of heads of its own.
     rope: whether heads are rotated; rope_tensors: the tensors that may change the frequencies.
     period: every how many layers one has no window, where the metadata does not say; None: no windows by layer.
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
@@ -31,7 +32,7 @@ class Arch:
     fused_kv: the ways out of a latent are one tensor.
     tiled: value heads of the delta rule lie so that every so many of them begin again with the first key head.
     hybrid: only some layers have attention, those with a head count in the list of key-value heads.
-    swapped_norms: of two norms before parallel branches, attn_norm is the feed-forward layer's.
+    norms: our norm of a layer, "mlp.pre" -> its tensor's name here, where that is not the usual one.
     names: the usual name of a tensor -> its name here.
     whole_ramp: YaRN's ramp goes from whole feature to whole feature, as in llama.cpp; the models themselves may differ.
     What llama.cpp's loader insists on, so that an export keeps to it:
@@ -49,7 +50,7 @@ class Arch:
     present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, object] = field(default_factory=dict)
     act: tuple[Activation, str | None] = ("silu", "hidden_act")
-    attention: Literal["grouped", "latent", "never"] = "grouped"
+    attention: Literal["grouped", "layered", "latent", "never"] = "grouped"
     rope: bool = True
     rope_tensors: frozenset[str] = frozenset()
     period: int | None = None
@@ -60,7 +61,7 @@ class Arch:
     fused_kv: bool = False
     tiled: bool = False
     hybrid: bool = False
-    swapped_norms: bool = False
+    norms: Keys = field(default_factory=dict)
     names: Keys = field(default_factory=dict)
     whole_ramp: bool = True
     square: bool = False

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from converters.gguf.arch import Arch
 from converters.gguf.archs_dense import ALIASES, DENSE
 from converters.gguf.archs_experts import MIXTURES
+from converters.gguf.archs_hub import HUB
 from converters.gguf.archs_state import STATES
 
-ARCHS: Mapping[str, Arch] = {**DENSE, **ALIASES, **MIXTURES, **STATES}
+ARCHS: Mapping[str, Arch] = {**DENSE, **ALIASES, **MIXTURES, **STATES, **HUB}
 """The value of general.architecture, or "that:kind" where several kinds of models go by it -> its entry."""

@@ -78,7 +78,15 @@ DENSE: Mapping[str, Arch] = {
     ),
     # a reserved name: the format describes it, but llama.cpp does not run it and nothing converts to it
     "gptj": Arch("gptj", GPT2, act=TANH_GPT2, square=True, partial=True, biases="optional", head="always"),
-    "falcon": Arch("falcon", FALCON, act=("gelu", "activation"), fused_qkv=True, swapped_norms=True, square=True),
+    "falcon": Arch(
+        "falcon",
+        FALCON,
+        act=("gelu", "activation"),
+        fused_qkv=True,
+        # where parallel branches have a norm each, the first is the feed-forward layer's
+        norms={"attention.pre": "attn_norm_2", "mlp.pre": "attn_norm"},
+        square=True,
+    ),
     "starcoder2": Arch(
         "starcoder2",
         GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"},

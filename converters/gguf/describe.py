@@ -288,6 +288,24 @@ def delta(spec: ModelSpec) -> Metadata:
     return {"ssm.inner_size": inner_size(spec), "full_attention_interval": VALUES["full_attention_interval"](spec)}
 
 
+def openelm(spec: ModelSpec) -> Metadata:
+    """Heads and widths layer by layer."""
+    ops = attentions(spec)
+    return {
+        "attention.head_count": [op.heads for op in ops],
+        "attention.head_count_kv": [op.kv_heads for op in ops],
+        "attention.layer_norm_rms_epsilon": eps(spec),
+        "attention.value_length": ops[0].head_dim,
+        "feed_forward_length": [op.dim for op in feed_forward(spec)],
+    }
+
+
+def bailing2(spec: ModelSpec) -> Metadata:
+    """The width of one shared expert, which is that of any."""
+    moe = mixture(spec)
+    return SIGMOIDS | {"expert_shared_feed_forward_length": moe.dim if moe else None}
+
+
 def mistral3(spec: ModelSpec) -> Metadata:
     """How queries grow."""
     scaling = attention_of(spec).query_scaling
@@ -310,6 +328,14 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek2,
     "minicpm3": minicpm3,
+    "plm": minicpm3,
+    "plamo3": lambda spec: {"attention.sliding_window": window(spec), "rope.freq_base_swa": local_theta(spec)},
+    "deepseek": lambda spec: {"expert_weights_scale": 1.0},
+    "bailingmoe": lambda spec: {"expert_weights_scale": 1.0},
+    "bailingmoe2": bailing2,
+    "arctic": lambda spec: {"feed_forward_length": moe.dim if (moe := mixture(spec)) else None},
+    "openelm": openelm,
+    "jais": lambda spec: {"attention.max_alibi_bias": 8.0},
     "dots1": lambda spec: SIGMOIDS,
     "exaone-moe": lambda spec: SIGMOIDS | {"expert_shared_feed_forward_length": shared_width(spec)},
     "glm4moe": lambda spec: SIGMOIDS,

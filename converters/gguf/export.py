@@ -26,7 +26,7 @@ from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
 from converters.source import TensorInfo
 from forge_jax.params import abstract
-from forge_jax.spec import ModelSpec
+from forge_jax.spec import ModelSpec, Moe
 
 Type = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 FILE_TYPES: Mapping[str, int] = {
@@ -53,6 +53,9 @@ PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.
 WITHOUT_EXPERTS = {"nemotron_h_moe": "nemotron_h"}
 """Architectures that have another name without experts."""
 
+BY_SIGMOIDS = {"bailingmoe": "bailingmoe2"}
+"""Architectures that have another name where experts are scored by sigmoids."""
+
 SHARED = {
     "forge": "llama",
     "mistral": "llama",
@@ -77,6 +80,13 @@ def architecture(model_type: str) -> str:
             f"instead; GGUF can hold {', '.join(sorted(known))}"
         )
     return known[model_type]
+
+
+def variant(arch: str, moe: Moe | None) -> str:
+    """The architecture of a model of a family, where that is not always the same."""
+    if moe is None:
+        return WITHOUT_EXPERTS.get(arch, arch)
+    return BY_SIGMOIDS.get(arch, arch) if moe.router.score == "sigmoid" else arch
 
 
 def export_gguf(
@@ -108,8 +118,7 @@ def export_gguf(
     """
     if type not in FILE_TYPES:
         raise ValueError(f"type {type!r} is not written; expected one of {', '.join(FILE_TYPES)}")
-    arch = architecture(model_type)
-    arch = arch if mixture(spec) else WITHOUT_EXPERTS.get(arch, arch)
+    arch = variant(architecture(model_type), mixture(spec))
     said, vectors = describe(arch, spec)
     found = rules.instances(names.rules(arch, spec), abstract(spec))
     metadata: dict[str, Any] = {"general.architecture": prefix(arch), "general.type": "model"}

@@ -5,6 +5,7 @@ from typing import Any
 
 from converters.gguf.extras_common import Config, exaone4_windows, granite, hunyuan, kind, layer_kinds, quiet
 from converters.gguf.extras_experts import MIXED, deepseek_kind
+from converters.gguf.extras_hub import HUB, baichuan_kind
 from converters.gguf.extras_state import HYBRIDS
 from converters.gguf.reading import Reading
 
@@ -124,18 +125,6 @@ def exaone4(reading: Reading, config: Config) -> Config:
     return {"sliding_window": None}
 
 
-def baichuan(reading: Reading, config: Config) -> Config:
-    """The 13B, known by its depth, has ALiBi instead of a rope, which this family has not.
-
-    Raises:
-        ValueError: it is that one.
-    """
-    reading.take.ignore("tensor_data_layout")
-    if config["num_hidden_layers"] == 40:
-        raise ValueError(f"{reading.take.where}: Baichuan with 40 layers has ALiBi, which is not implemented")
-    return {}
-
-
 def minicpm(reading: Reading, config: Config) -> Config:
     """Granite's multipliers, with the values that files without them mean."""
     width, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -184,6 +173,7 @@ def olmo(reading: Reading, config: Config) -> Config:
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "llama": kind("llama", "mixtral", "expert_count"),
     "deepseek2": deepseek_kind,
+    "baichuan": baichuan_kind,
     "granitemoe": kind("granitemoe", "shared", "expert_shared_feed_forward_length"),
     "exaone4": kind("exaone4", "windows", "attention.sliding_window"),
     "olmo2": kind("olmo2", "olmo3", "attention.sliding_window"),
@@ -192,6 +182,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 """Architecture -> which entry of the tables its metadata are, where there are several."""
 
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
+    **HUB,
     **HYBRIDS,
     **MIXED,
     "mistral3": mistral3,
@@ -204,7 +195,7 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "falcon": falcon,
     "stablelm": stablelm,
     "granite": granite,
-    "baichuan": baichuan,
+    "baichuan": quiet("tensor_data_layout"),
     "minicpm": minicpm,
     "mpt": mpt,
     "orion": orion,

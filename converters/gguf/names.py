@@ -5,7 +5,7 @@ layouts that `archs.Arch` lists and in what can be read off the spec. A model th
 gate and up, is read either way; the one that llama.cpp's converter writes comes first. Knows no metadata.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from converters.gguf.arch import Arch
@@ -31,9 +31,6 @@ NORMS = (
 )
 """Our norm -> theirs."""
 
-# where parallel branches have a norm each and the first is the feed-forward layer's
-SWAPPED = ((f"{LAYER}.attention.pre", f"{BLOCK}.attn_norm_2"), (f"{LAYER}.mlp.pre", f"{BLOCK}.attn_norm"))
-
 HEAD, HALVES = ("h", "h"), ("(j two)", "(two j)")
 """A head's features (theirs, ours): as they are, or with the two halves interleaved."""
 
@@ -41,16 +38,32 @@ BUFFERS = (f"{BLOCK}.attn_rot_embd.weight",)
 """Tensors of old files that repeat what the metadata says."""
 
 
-def norms(spec: ModelSpec) -> Iterator[Norm]:
-    """Every norm of a spec that works on the stream or on heads."""
-    found = [spec.embed_norm, spec.final_norm]
+def offsets(spec: ModelSpec) -> Mapping[str, float]:
+    """What is added to the stored weight of each norm on the stream or on heads, by our name; GGUF stores the sum.
+
+    Raises:
+        ValueError: it differs from layer to layer.
+    """
+    found: dict[str, set[float]] = {}
+
+    def add(ours: str, norm: Norm | None) -> None:
+        if norm is not None:
+            found.setdefault(ours, set()).add(norm.offset)
+
+    add("embed_norm", spec.embed_norm)
+    add("final_norm", spec.final_norm)
     for block in spec.layers:
-        found.append(block.pre)
+        add(f"{LAYER}.pre", block.pre)
         for branch in block.branches:
-            found += [branch.pre, branch.post, branch.after]
+            add(f"{LAYER}.{branch.name}.pre", branch.pre)
+            add(f"{LAYER}.{branch.name}.post", branch.post)
             if isinstance(branch.op, Attention):
-                found.append(branch.op.qk_norm)
-    return (norm for norm in found if norm is not None)
+                for part in ("q_norm", "k_norm"):
+                    add(f"{LAYER}.{branch.name}.{part}", branch.op.qk_norm)
+    for ours, values in found.items():
+        if len(values) > 1:
+            raise ValueError(f"GGUF: {ours} with different offsets {sorted(values)} is not implemented")
+    return {ours: values.pop() for ours, values in found.items()}
 
 
 def latents(spec: ModelSpec) -> list[Latent]:
@@ -76,20 +89,16 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
     """The table for one architecture.
 
     Raises:
-        ValueError: norms that store different offsets, of which GGUF, which stores the factors themselves, knows none.
+        ValueError: a norm whose offset differs from layer to layer.
     """
-    facts = ARCHS[arch]
-    offsets = {norm.offset for norm in norms(spec)}
-    if len(offsets) > 1:
-        raise ValueError(f"GGUF: norms with different offsets {sorted(offsets)} are not implemented")
-    offset = offsets.pop() if offsets else 0.0
-    named = (*SWAPPED, *NORMS) if facts.swapped_norms else NORMS
+    facts, added = ARCHS[arch], offsets(spec)
+    named = (*((f"{LAYER}.{ours}", f"{BLOCK}.{theirs}") for ours, theirs in facts.norms.items()), *NORMS)
     table = (
         Rule("embed", "token_embd.weight"),
         Rule("positions", "position_embd.weight"),
         *linear("head", "output", "v d -> d v"),
-        *(rule for ours, theirs in named for rule in norm(ours, theirs, offset)),
-        *(attention_rules(facts, attention_of(spec), offset) if facts.attention == "grouped" else ()),
+        *(rule for ours, theirs in named for rule in norm(ours, theirs, added.get(ours, 0.0))),
+        *(attention_rules(facts, attention_of(spec), added) if facts.attention in ("grouped", "layered") else ()),
         *(latent_rules(latents(spec)[0].q_rank is not None, facts.fused_kv) if facts.attention == "latent" else ()),
         *mlp_rules(facts),
         *moe_rules(),
@@ -119,7 +128,7 @@ def norm(ours: str, theirs: str, offset: float, layout: str = "") -> tuple[Rule,
     )
 
 
-def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[Rule, ...]:
+def attention_rules(facts: Arch, attention: Attention, added: Mapping[str, float]) -> tuple[Rule, ...]:
     """q, k, v apart and as one tensor (all of q, then all of k, then all of v), o, and norms of q and k."""
     turned = HALVES if facts.permuted else HEAD
     parts = (("q", "n", *turned), ("k", "k", *turned), ("v", "m", *HEAD))
@@ -154,8 +163,11 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
     per_head = "(n h) -> n h" if attention.qk_norm_over == "all" else ""
     rest = (
         *linear(f"{ours}.o", f"{BLOCK}.attn_output", "d (n h) -> n h d"),
-        *norm(f"{ours}.q_norm", f"{BLOCK}.attn_q_norm", offset, per_head),
-        *norm(f"{ours}.k_norm", f"{BLOCK}.attn_k_norm", offset, per_head),
+        *(
+            rule
+            for part in ("q_norm", "k_norm")
+            for rule in norm(f"{ours}.{part}", f"{BLOCK}.attn_{part}", added.get(f"{ours}.{part}", 0.0), per_head)
+        ),
         Rule(f"{ours}.sinks", f"{BLOCK}.attn_sinks.weight"),
         Rule(f"{ours}.gate", f"{BLOCK}.attn_gate.weight", "(n h) d -> d n h"),
     )

@@ -85,7 +85,7 @@ class Idle:
 IDLE = (
     Idle(
         "*",
-        "max_position_embeddings max_seq_len n_positions seq_length context_length",
+        "max_position_embeddings max_seq_len n_positions seq_length context_length max_context_length",
         "how long a context may be, not what it says",
     ),
     Idle("*longrope* phi3_old_*", "*.short_factor", "the golden is longer than the original length"),

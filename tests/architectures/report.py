@@ -42,7 +42,8 @@ Written by `python tests/architectures/report.py`; do not edit.
 {count} model types, {goldens} goldens, JAX {jax} on a CPU.
 
 - **parity**: the largest difference of a logit from transformers' in float32, relative to the largest logit, over all
-  goldens of the type (config, ids and logits that transformers made; weights are a function of their names).
+  goldens of the type (config, ids and logits that transformers made; weights are a function of their names). Models
+  whose code lives on the hub are compared with the float64 forwards of tests/architectures/hub_models.py instead.
 - **round trip**: whether every tensor of every golden comes back bit for bit.
 - **sharded**: the same difference between {shards} devices and one, prompt and continuation, for the plainest golden;
   "split" names the axes that are split over the devices besides the vocabulary. An op without any is computed whole on
