@@ -46,6 +46,13 @@ _NEMOTRON = Arch(
     permuted=True,
     hybrid=True,
 )
+_LFM2 = Arch(
+    "lfm2",
+    GROUPED | {"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
+    act=("silu", None),
+    names={"output_norm": "token_embd_norm"},
+    hybrid=True,
+)
 HYBRID = {
     "ssm.conv_kernel": "mamba_d_conv",
     "ssm.state_size": "mamba_d_state",
@@ -124,11 +131,11 @@ STATES: Mapping[str, Arch] = {
         tiled=True,
         hybrid=True,
     ),
-    "lfm2": Arch(
-        "lfm2",
-        GROUPED | {"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
-        act=("silu", None),
-        names={"output_norm": "token_embd_norm"},
-        hybrid=True,
+    "lfm2": _LFM2,
+    "lfm2moe": replace(
+        _LFM2,
+        model_type="lfm2_moe",
+        keys=dict(_LFM2.keys) | EXPERTS | EXPERT_WIDTH | {"leading_dense_block_count": "num_dense_layers"},
+        fixed={"use_expert_bias": True, "norm_topk_prob": True},
     ),
 }

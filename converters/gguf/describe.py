@@ -300,6 +300,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "granitehybrid": granite_hybrid,
     "falcon-h1": lambda spec: {"ssm.inner_size": inner_size(spec)},
     "lfm2": kv_heads,
+    "lfm2moe": lambda spec: kv_heads(spec) | SIGMOIDS,
     "nemotron_h": nemotron_h,
     "nemotron_h_moe": nemotron_h,
     "qwen3next": delta,

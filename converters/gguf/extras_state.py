@@ -1,12 +1,10 @@
 """What the tables of `archs` leave open for models of which only some layers have attention."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from converters.gguf.extras_common import SIGMOID, Config
 from converters.gguf.reading import Reading
 from converters.gguf.rope import read_rope
-
-Config = dict[str, Any]
 
 
 def per_layer(reading: Reading, key: str, layers: int) -> list[int]:
@@ -163,6 +161,12 @@ def lfm2(reading: Reading, config: Config) -> Config:
     return {"layer_types": kinds(reading, "conv"), "block_auto_adjust_ff_dim": False}
 
 
+def lfm2_moe(reading: Reading, config: Config) -> Config:
+    """Experts are scored by sigmoids."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    return {"layer_types": kinds(reading, "conv")}
+
+
 HYBRIDS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "jamba": jamba,
     "granitehybrid": granite_hybrid,
@@ -173,4 +177,5 @@ HYBRIDS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "qwen35": qwen35,
     "qwen35moe": qwen35,
     "lfm2": lfm2,
+    "lfm2moe": lfm2_moe,
 }
