@@ -50,6 +50,16 @@ MIXTURES: Mapping[str, Arch] = {
     ),
     "qwen3moe": Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True}),
     "olmoe": Arch("olmoe", RMS | EXPERTS, fixed={"norm_topk_prob": False}, square=True, head="always"),
+    "phimoe": Arch(
+        "phimoe",
+        RMS | LOCAL_EXPERTS,
+        WINDOW,
+        fixed={"attention_bias": True, "lm_head_bias": True},
+        rope_tensors=FACTORS,
+        square=True,
+        biases="optional",
+        head="always",
+    ),
     "granitemoe": _GRANITE,
     "granitemoe:shared": replace(
         _GRANITE,

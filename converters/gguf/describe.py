@@ -324,6 +324,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "mistral3": mistral3,
     "granite": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "phi3": lambda spec: {"attention.sliding_window": window(spec) or 0},
+    "phimoe": lambda spec: {"attention.sliding_window": window(spec) or 0},
     "falcon": lambda spec: {"tensor_data_layout": "jploski"},
     "mamba": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.dt_b_c_rms": False},
     "mamba:falcon": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.dt_b_c_rms": True},

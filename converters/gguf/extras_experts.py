@@ -7,7 +7,7 @@ import numpy as np
 
 from converters.gguf.extras_common import SIGMOID, SOFTMAX, Config, exaone4_windows, granite, hunyuan, layer_kinds
 from converters.gguf.reading import Reading, shortest
-from converters.gguf.rope import read_rope
+from converters.gguf.rope import read_rope, usual_amplitude
 
 
 def deepseek2(reading: Reading, config: Config) -> Config:
@@ -155,11 +155,22 @@ def llama4(reading: Reading, config: Config) -> Config:
     }
 
 
+def phimoe(reading: Reading, config: Config) -> Config:
+    """One amplitude of a rope for all lengths; llama.cpp's own norms and router are none of this model's."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] != "longrope":
+        return {}
+    reach = usual_amplitude(config["max_position_embeddings"], rope["original_max_position_embeddings"])
+    amplitude = rope.pop("attention_factor", reach)
+    return {"rope_parameters": rope | dict.fromkeys(("short_mscale", "long_mscale"), amplitude)}
+
+
 MIXED: Mapping[str, Callable[[Reading, Config], Config]] = {
     "dbrx": dbrx,
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek_v2,
     "minicpm3": minicpm3,
+    "phimoe": phimoe,
     "gpt-oss": gpt_oss,
     "llama4": llama4,
     "afmoe": afmoe,

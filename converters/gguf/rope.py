@@ -84,9 +84,13 @@ def read_factors(reading: Reading, theta: float, dim: int, length: int, original
     out: dict[str, Any] = {key: [shortest(x) for x in reading.vector(name, dim // 2)] for key, name in names.items()}
     out |= {"rope_type": "longrope"} | original_len(original)
     given = reading.number("rope.scaling.attn_factor", 1.0)
-    ratio = length / original
-    usual = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    usual = usual_amplitude(length, original)
     return out if np.float32(given) == np.float32(usual) else out | {"attention_factor": given}
+
+
+def usual_amplitude(length: int, original: int) -> float:
+    """The amplitude of a rope that was stretched from the original length to this one by factors."""
+    return math.sqrt(1 + math.log(length / original) / math.log(original)) if length > original else 1.0
 
 
 def recognise_llama3(factors: np.ndarray, theta: float, dim: int, lengths: Sequence[int]) -> Llama3 | None:
