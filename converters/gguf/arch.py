@@ -33,6 +33,7 @@ class Arch:
     hybrid: only some layers have attention, those with a head count in the list of key-value heads.
     swapped_norms: of two norms before parallel branches, attn_norm is the feed-forward layer's.
     names: the usual name of a tensor -> its name here.
+    numbers: metadata keys, of no architecture's own, that hold a parameter of every layer -> its shape here.
     whole_ramp: YaRN's ramp goes from whole feature to whole feature, as in llama.cpp; the models themselves may differ.
     What llama.cpp's loader insists on, so that an export keeps to it:
     square: heads * head size = width.
@@ -62,6 +63,7 @@ class Arch:
     hybrid: bool = False
     swapped_norms: bool = False
     names: Keys = field(default_factory=dict)
+    numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     whole_ramp: bool = True
     square: bool = False
     partial: bool = False

@@ -138,6 +138,17 @@ DENSE: Mapping[str, Arch] = {
     "exaone4": Arch("exaone4", RMS, rope_tensors=FREQS),
     "exaone4:windows": Arch("exaone4", RMS | WINDOW, period=4, rope_tensors=FREQS),
     "arcee": Arch("arcee", RMS, present=ATTENTION_BIAS | MLP_BIAS, act=("relu2", "hidden_act"), permuted=True),
+    "apertus": Arch(
+        "apertus",
+        RMS,
+        present=ATTENTION_BIAS,
+        fixed={"hidden_act": "xielu"},
+        act=("silu", None),
+        rope_tensors=FREQS,
+        numbers={"xielu.alpha_p": (1,), "xielu.alpha_n": (1,), "xielu.beta": (), "xielu.eps": ()},
+        biases="optional",
+        head="always",
+    ),
     "seed_oss": Arch("seed_oss", RMS, present=ATTENTION_BIAS, names={"ffn_norm": "post_attention_norm"}),
     "nemotron": Arch(
         "nemotron",

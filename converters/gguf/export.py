@@ -21,6 +21,7 @@ from converters.gguf import names
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix
 from converters.gguf.describe import describe, mixture
+from converters.gguf.numbers import lists
 from converters.gguf.proof import check
 from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
@@ -60,6 +61,7 @@ SHARED = {
     "iquestcoder": "llama",
     "glm4_moe_lite": "deepseek2",
     "solar_open": "glm4moe",
+    "apertus1p5_text": "apertus",
 }
 """Families that another's architecture can say."""
 
@@ -111,10 +113,12 @@ def export_gguf(
     arch = architecture(model_type)
     arch = arch if mixture(spec) else WITHOUT_EXPERTS.get(arch, arch)
     said, vectors = describe(arch, spec)
-    found = rules.instances(names.rules(arch, spec), abstract(spec))
+    every = rules.instances(names.rules(arch, spec), abstract(spec))
+    found, numbers = lists(every, ARCHS[arch].numbers, len(spec.layers), partial(values, fetch=fetch))
     metadata: dict[str, Any] = {"general.architecture": prefix(arch), "general.type": "model"}
     metadata |= {"general.name": name} if name else {}
-    metadata |= said | {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
+    metadata |= said | numbers
+    metadata |= {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
     head = "token_embd.weight" if spec.tied else "output.weight"
     tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
     for instance in found:

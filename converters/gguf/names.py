@@ -188,7 +188,7 @@ def rows(heads: str, features: str) -> str:
 
 
 def mlp_rules(facts: Arch) -> tuple[Rule, ...]:
-    """gate, up and down; or gate and up as one tensor (all of gate, then all of up)."""
+    """gate, up and down; or gate and up as one tensor (all of gate, then all of up); what an activation has learned."""
     ours = f"{LAYER}.mlp"
     apart = tuple(
         rule for name in ("gate", "up") for rule in linear(f"{ours}.{name}", f"{BLOCK}.ffn_{name}", "f d -> d f")
@@ -198,7 +198,8 @@ def mlp_rules(facts: Arch) -> tuple[Rule, ...]:
         Rule((f"{ours}.gate_bias", f"{ours}.up_bias"), f"{BLOCK}.ffn_up.bias", "(q f) -> q f"),
     )
     down = linear(f"{ours}.down", f"{BLOCK}.ffn_down", "d f -> f d")
-    return (*fused, *apart, *down) if facts.fused_gate else (*apart, *down)
+    act = tuple(Rule(f"{ours}.act.{key.partition('.')[2]}", f"{BLOCK}.{key}") for key in facts.numbers)
+    return (*fused, *apart, *down) if facts.fused_gate else (*apart, *down, *act)
 
 
 def moe_rules() -> tuple[Rule, ...]:
