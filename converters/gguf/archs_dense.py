@@ -149,6 +149,8 @@ DENSE: Mapping[str, Arch] = {
         biases="optional",
         head="always",
     ),
+    # the activation is that of the first models of this kind; a later one has another, which llama.cpp does not run
+    "bitnet": Arch("bitnet", RMS, square=True, head="never"),
     "seed_oss": Arch("seed_oss", RMS, present=ATTENTION_BIAS, names={"ffn_norm": "post_attention_norm"}),
     "nemotron": Arch(
         "nemotron",

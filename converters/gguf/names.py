@@ -24,6 +24,7 @@ NORMS = (
     (f"{LAYER}.attention.pre", f"{BLOCK}.attn_norm"),
     (f"{LAYER}.attention.post", f"{BLOCK}.post_attention_norm"),
     (f"{LAYER}.mlp.pre", f"{BLOCK}.ffn_norm"),
+    (f"{LAYER}.mlp.norm", f"{BLOCK}.ffn_sub_norm"),
     (f"{LAYER}.mlp.post", f"{BLOCK}.post_ffw_norm"),
     *((f"{LAYER}.{branch}.pre", f"{BLOCK}.attn_norm") for branch in ("mamba", "delta", "conv")),
     (f"{MOE}.pre", f"{BLOCK}.ffn_norm"),
@@ -156,6 +157,7 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
         *linear(f"{ours}.o", f"{BLOCK}.attn_output", "d (n h) -> n h d"),
         *norm(f"{ours}.q_norm", f"{BLOCK}.attn_q_norm", offset, per_head),
         *norm(f"{ours}.k_norm", f"{BLOCK}.attn_k_norm", offset, per_head),
+        *norm(f"{ours}.out_norm", f"{BLOCK}.attn_sub_norm", offset, "(n h) -> n h"),
         Rule(f"{ours}.sinks", f"{BLOCK}.attn_sinks.weight"),
         Rule(f"{ours}.gate", f"{BLOCK}.attn_gate.weight", "(n h) d -> d n h"),
     )
