@@ -7,6 +7,7 @@ from converters.gguf.arch import (
     ATTENTION_BIAS,
     BLOOM,
     CAPS,
+    EXPERT_WIDTH,
     FACTORS,
     FALCON,
     FREQS,
@@ -15,6 +16,8 @@ from converters.gguf.arch import (
     LAYER,
     MLP_BIAS,
     MULTIPLIERS,
+    OWN,
+    PAIRS,
     QKV_BIAS,
     RMS,
     TANH,
@@ -50,6 +53,35 @@ DENSE: Mapping[str, Arch] = {
         act=TANH_GEMMA,
         period=6,
         partial=True,
+    ),
+    "gemma3n": Arch(
+        "gemma3n_text",
+        RMS | WINDOW | OWN | {"altup.num_inputs": "altup_num_inputs", "altup.active_idx": "altup_active_idx"},
+        {"final_logit_softcapping": "final_logit_softcapping"},
+        act=TANH_GEMMA,
+        idle_keys=True,
+    ),
+    "gemma4": Arch(
+        "gemma4_text",
+        {
+            "context_length": "max_position_embeddings",
+            "embedding_length": "hidden_size",
+            "block_count": "num_hidden_layers",
+            "attention.head_count": "num_attention_heads",
+            "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        }
+        | WINDOW
+        | OWN,
+        EXPERT_WIDTH
+        | {
+            "expert_count": "num_experts",
+            "expert_used_count": "top_k_experts",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        act=TANH_GEMMA,
+        attention="mixed",
+        rope_tensors=PAIRS,
+        fused_experts=True,
     ),
     "phi2": Arch("phi", LAYER, act=TANH, square=True, partial=True, biases="always", head="always"),
     "phi3": Arch(

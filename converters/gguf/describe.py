@@ -13,106 +13,41 @@ import numpy as np
 
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import ACTIVATIONS, UNUSED, prefix
-from converters.gguf.extras_common import SIGMOID, SOFTMAX, slides
+from converters.gguf.describe_gemma import gemma3n, gemma4
+from converters.gguf.extras_common import SIGMOID, SOFTMAX
+from converters.gguf.facts import (
+    activation_of,
+    branches,
+    eps,
+    feed_forward,
+    has,
+    inner_size,
+    local_theta,
+    mixture,
+    mixtures,
+    pattern,
+    rope_of,
+    shared,
+    shared_width,
+    state_space,
+    step_rank,
+    window,
+)
 from converters.gguf.names import attention_of, latents
 from converters.gguf.names_state import named
 from converters.gguf.rope import write_rope
 from converters.rope import magnitude
 from forge_jax.spec import (
+    AltUp,
     Attention,
-    Block,
-    Branch,
-    Mamba,
-    Mamba2,
     Mlp,
     ModelSpec,
     Moe,
     QueryScaling,
-    Rope,
     Yarn,
 )
 
 Metadata = dict[str, Any]
-
-
-def branches(spec: ModelSpec) -> list[Branch]:
-    """The branches of every layer, in order."""
-    return [branch for block in spec.layers for branch in block.branches]
-
-
-def attentions(spec: ModelSpec) -> list[Attention]:
-    """The attention of every layer, in order."""
-    return [branch.op for branch in branches(spec) if isinstance(branch.op, Attention)]
-
-
-def feed_forward(spec: ModelSpec) -> list[Mlp | Moe]:
-    """The feed-forward layers, dense ones before mixtures."""
-    found = [branch.op for branch in branches(spec) if isinstance(branch.op, Mlp | Moe)]
-    return sorted(found, key=lambda op: isinstance(op, Moe))
-
-
-def mixture(spec: ModelSpec) -> Moe | None:
-    """The first mixture of experts."""
-    return next((branch.op for branch in branches(spec) if isinstance(branch.op, Moe)), None)
-
-
-def shared(op: Moe) -> int:
-    """The width of the expert that every token goes through, 0 if there is none."""
-    return op.shared.dim if op.shared else 0
-
-
-def shared_width(spec: ModelSpec) -> int:
-    """The same of a model."""
-    op = mixture(spec)
-    return shared(op) if op else 0
-
-
-def mixtures(spec: ModelSpec) -> list[int]:
-    """Which layers are mixtures of experts."""
-    return [i for i, block in enumerate(spec.layers) if any(isinstance(b.op, Moe) for b in block.branches)]
-
-
-def window(spec: ModelSpec) -> int | None:
-    """The window of the layers that have one."""
-    return next((op.window for op in attentions(spec) if op.window is not None), None)
-
-
-def state_space(spec: ModelSpec) -> Any:
-    """The first state space model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for branch in branches(spec):
-        if isinstance(branch.op, Mamba | Mamba2):
-            return branch.op
-    raise ValueError("GGUF: this architecture has state space models, the model has none")
-
-
-def has(block: Block, kind: type) -> bool:
-    """Whether a layer has an op of this kind."""
-    return any(isinstance(branch.op, kind) for branch in block.branches)
-
-
-def step_rank(spec: ModelSpec) -> int:
-    """The rank of the step size, or how many heads have one."""
-    if delta := named(spec, "delta"):
-        return delta.value_heads
-    op = state_space(spec)
-    return op.rank if isinstance(op, Mamba) else op.heads
-
-
-def inner_size(spec: ModelSpec) -> int:
-    """The width of what has a state."""
-    if delta := named(spec, "delta"):
-        return delta.value_heads * delta.value_dim
-    op = state_space(spec)
-    return op.dim if isinstance(op, Mamba) else op.heads * op.head_dim
-
-
-def eps(spec: ModelSpec) -> float | None:
-    """The epsilon of the norms."""
-    return spec.final_norm.eps if spec.final_norm else None
 
 
 VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
@@ -140,6 +75,9 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "logit_scale": lambda spec: spec.logit_scale,
     "leading_dense_block_count": lambda spec: mixtures(spec)[0],
     "interleave_moe_layer_step": lambda spec: m[1] - m[0] if len(m := mixtures(spec)) > 1 else m[0] + 1,
+    "altup.num_inputs": lambda spec: spec.streams.count if isinstance(spec.streams, AltUp) else None,
+    "altup.active_idx": lambda spec: spec.streams.active if isinstance(spec.streams, AltUp) else None,
+    "embedding_length_per_layer_input": lambda spec: spec.own.dim if spec.own else None,
     "attention.kv_lora_rank": lambda spec: latents(spec)[0].rank,
     "attention.q_lora_rank": lambda spec: latents(spec)[0].q_rank,
     "rope.dimension_count": lambda spec: latents(spec)[0].rope_dim,
@@ -195,39 +133,6 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
         rope, tensors = write_rope(rope_of(spec), facts, arch)
         out |= rope
     return {f"{prefix(arch)}.{key}": value for key, value in out.items() if value is not None}, tensors
-
-
-def activation_of(spec: ModelSpec) -> str:
-    """The activation of feed-forward layers, or else of state space models."""
-    found = feed_forward(spec)
-    return found[0].act if found else state_space(spec).act
-
-
-def rope_of(spec: ModelSpec) -> Rope:
-    """The rope of the layers without a window, or else of any.
-
-    Raises:
-        ValueError: no layer has one.
-    """
-    ordered = sorted(attentions(spec), key=lambda op: op.window is not None)
-    rope = next((op.rope for op in (*latents(spec), *ordered) if op.rope is not None), None)
-    if rope is None:
-        raise ValueError("GGUF: this architecture has rotary positions, and no layer of the model has")
-    return rope
-
-
-def pattern(spec: ModelSpec, usual: int) -> int | None:
-    """Every how many layers one has no window; None where that is the usual number, or no number fits."""
-    found = [op.window is not None for op in attentions(spec)]
-    if found == slides(usual, len(found)):
-        return None
-    return next((n for n in range(len(found) + 1) if slides(n, len(found)) == found), None)
-
-
-def local_theta(spec: ModelSpec) -> float | None:
-    """The base of the rope of layers with a window."""
-    local = next((op.rope for op in attentions(spec) if op.window is not None and op.rope), None)
-    return local.theta if local else None
 
 
 def minicpm3(spec: ModelSpec) -> Metadata:
@@ -295,6 +200,8 @@ def mistral3(spec: ModelSpec) -> Metadata:
 
 
 EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
+    "gemma3n": gemma3n,
+    "gemma4": gemma4,
     "gemma3": lambda spec: {"rope.freq_base_swa": local_theta(spec)},
     "jamba": lambda spec: kv_heads(spec) | {"ssm.inner_size": inner_size(spec)},
     "granitehybrid": granite_hybrid,

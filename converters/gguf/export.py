@@ -10,6 +10,7 @@ than the rest, and matrices whose rows are no multiple of 32 are F16, as it does
 
 import os
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,9 @@ from converters import rules
 from converters.gguf import names
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix
-from converters.gguf.describe import describe, mixture
+from converters.gguf.describe import describe
+from converters.gguf.facts import mixture
+from converters.gguf.names_own import idle
 from converters.gguf.numbers import lists
 from converters.gguf.proof import check
 from converters.gguf.values import Typed
@@ -62,6 +65,7 @@ SHARED = {
     "glm4_moe_lite": "deepseek2",
     "solar_open": "glm4moe",
     "apertus1p5_text": "apertus",
+    "gemma4_unified_text": "gemma4",
 }
 """Families that another's architecture can say."""
 
@@ -112,6 +116,7 @@ def export_gguf(
         raise ValueError(f"type {type!r} is not written; expected one of {', '.join(FILE_TYPES)}")
     arch = architecture(model_type)
     arch = arch if mixture(spec) else WITHOUT_EXPERTS.get(arch, arch)
+    spec, fetch = with_all_rows(spec, fetch)
     said, vectors = describe(arch, spec)
     every = rules.instances(names.rules(arch, spec), abstract(spec))
     found, numbers = lists(every, ARCHS[arch].numbers, len(spec.layers), partial(values, fetch=fetch))
@@ -125,9 +130,25 @@ def export_gguf(
         shape = instance.stored_shape
         stored = storage(instance.theirs, shape, type, head)
         tensors.append((instance.theirs, shape, stored, partial(values, instance, fetch)))
+    if ARCHS[arch].idle_keys:
+        tensors += [(n, shape, storage(n, shape, type, head), partial(np.zeros, shape)) for n, shape in idle(spec)]
     infos = {n: TensorInfo(n, tuple(shape), stored, 0, Path(path)) for n, shape, stored, _ in tensors}
     check(arch, spec, metadata, infos, vectors, allow)
     write_gguf(path, metadata | vocabulary(tokenizer or {}, spec.vocab_size), tensors)
+
+
+def with_all_rows(spec: ModelSpec, fetch: Callable[[str], Any]) -> tuple[ModelSpec, Callable[[str], Any]]:
+    """The same model with a row in its table of inputs for every token, as llama.cpp wants: the first, repeated."""
+    own = spec.own
+    if own is None or own.vocab_size >= spec.vocab_size:
+        return spec, fetch
+
+    def padded(path: str) -> Any:
+        rows = np.asarray(fetch(path))
+        more = spec.vocab_size - own.vocab_size
+        return np.concatenate([rows, np.repeat(rows[:1], more, 0)]) if path == "own.table" else rows
+
+    return replace(spec, own=replace(own, vocab_size=spec.vocab_size)), padded
 
 
 def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:

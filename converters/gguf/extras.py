@@ -5,6 +5,7 @@ from typing import Any
 
 from converters.gguf.extras_common import Config, exaone4_windows, granite, hunyuan, kind, layer_kinds, quiet
 from converters.gguf.extras_experts import MIXED, deepseek_kind
+from converters.gguf.extras_gemma import GEMMAS
 from converters.gguf.extras_state import HYBRIDS
 from converters.gguf.reading import Reading
 
@@ -194,6 +195,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     **HYBRIDS,
     **MIXED,
+    **GEMMAS,
     "mistral3": mistral3,
     "gemma2": gemma2,
     "gemma3": gemma3,

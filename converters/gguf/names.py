@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
+from converters.gguf.names_own import own_rules
 from converters.gguf.names_state import state_rules
 from converters.rules import Rule
 from forge_jax.spec import Attention, Latent, ModelSpec, Norm
@@ -47,7 +48,7 @@ def norms(spec: ModelSpec) -> Iterator[Norm]:
     found = [spec.embed_norm, spec.final_norm]
     for block in spec.layers:
         found.append(block.pre)
-        for branch in block.branches:
+        for branch in block.every():
             found += [branch.pre, branch.post, branch.after]
             if isinstance(branch.op, Attention):
                 found.append(branch.op.qk_norm)
@@ -56,7 +57,7 @@ def norms(spec: ModelSpec) -> Iterator[Norm]:
 
 def latents(spec: ModelSpec) -> list[Latent]:
     """Every latent attention."""
-    ops = [branch.op for block in spec.layers for branch in block.branches]
+    ops = [branch.op for block in spec.layers for branch in block.every()]
     return [op for op in ops if isinstance(op, Latent)]
 
 
@@ -67,7 +68,7 @@ def attention_of(spec: ModelSpec) -> Attention:
         ValueError: no layer has.
     """
     for block in spec.layers:
-        for branch in block.branches:
+        for branch in block.every():
             if isinstance(branch.op, Attention):
                 return branch.op
     raise ValueError("GGUF: no layer of the model has attention")
@@ -86,14 +87,15 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
     offset = offsets.pop() if offsets else 0.0
     named = (*SWAPPED, *NORMS) if facts.swapped_norms else NORMS
     table = (
+        *own_rules(spec),
         Rule("embed", "token_embd.weight"),
         Rule("positions", "position_embd.weight"),
         *linear("head", "output", "v d -> d v"),
         *(rule for ours, theirs in named for rule in norm(ours, theirs, offset)),
-        *(attention_rules(facts, attention_of(spec), offset) if facts.attention == "grouped" else ()),
+        *(attention_rules(facts, attention_of(spec), offset) if facts.attention in ("grouped", "mixed") else ()),
         *(latent_rules(latents(spec)[0].q_rank is not None, facts.fused_kv) if facts.attention == "latent" else ()),
         *mlp_rules(facts),
-        *moe_rules(),
+        *moe_rules(facts.fused_experts),
         *state_rules(spec, facts),
     )
     return tuple(replace(rule, theirs=renamed(rule.theirs, facts.names)) for rule in table)
@@ -204,16 +206,20 @@ def mlp_rules(facts: Arch) -> tuple[Rule, ...]:
     return (*fused, *apart, *down) if facts.fused_gate else (*apart, *down, *act)
 
 
-def moe_rules() -> tuple[Rule, ...]:
+def moe_rules(fused: bool) -> tuple[Rule, ...]:
     """The router, experts in one tensor (in old files one by one; gate and up may be fused), and the shared expert."""
     names = {"gate": "e f d -> e d f", "up": "e f d -> e d f", "down": "e d f -> e f d"}
+    both = (
+        Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
+        Rule((f"{MOE}.gate_bias", f"{MOE}.up_bias"), f"{exps('gate_up')}.bias", "e (q f) -> q e f"),
+    )
     return (
+        *(both if fused else ()),
         *linear(f"{MOE}.router", f"{BLOCK}.ffn_gate_inp", "e d -> d e"),
         Rule(f"{MOE}.choice_bias", f"{BLOCK}.exp_probs_b.bias", "e -> e"),
         *(rule for name, layout in names.items() for rule in linear(f"{MOE}.{name}", exps(name), layout)),
         *(Rule(f"{MOE}.{name}", f"{BLOCK}.ffn_{name}.{{e}}.weight", "a b -> e b a") for name in names),
-        Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
-        Rule((f"{MOE}.gate_bias", f"{MOE}.up_bias"), f"{exps('gate_up')}.bias", "e (q f) -> q e f"),
+        *both,
         *(rule for name in names for rule in linear(f"{MOE}.shared.{name}", f"{BLOCK}.ffn_{name}_shexp", "a b -> b a")),
         Rule(f"{MOE}.latent_in", f"{BLOCK}.ffn_latent_down.weight", "z d -> d z"),
         Rule(f"{MOE}.latent_out", f"{BLOCK}.ffn_latent_up.weight", "d z -> z d"),

@@ -13,10 +13,13 @@ import numpy as np
 from converters.gguf.arch import Arch
 from converters.gguf.reading import Reading, shortest
 from converters.rope import magnitude
-from forge_jax.spec import Linear, Llama3, LongRope, Rope, Yarn
+from forge_jax.spec import Linear, Llama3, LongRope, Proportional, Rope, Yarn
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 YARN = ("ext_factor", "attn_factor", "beta_fast", "beta_slow", "log_multiplier")
+STILL = 1e30
+"""The divisor of a frequency at which nothing turns."""
+
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 """What every Llama 3 has; the length is in the metadata of files written here, and 8192 in every model so far."""
 
@@ -144,6 +147,8 @@ def write_rope(rope: Rope, facts: Arch, arch: str) -> tuple[dict[str, Any], Mapp
             return out, {FREQS: llama3_factors(rope.theta, rope.dim, scaling)}
         case LongRope(short, long, _, 1.0) if short == long and "rope_freqs" in tensors:
             return out, {FREQS: np.asarray(short, np.float32)}
+        case Proportional(pairs, 1.0) if "rope_pairs" in tensors:
+            return out, {FREQS: np.array([1.0] * pairs + [STILL] * (rope.dim // 2 - pairs), np.float32)}
         case LongRope(short, long, length, attention) if "rope_factors" in tensors:
             out |= {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": length}
             out["rope.scaling.attn_factor"] = attention

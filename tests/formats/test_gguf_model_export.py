@@ -179,7 +179,7 @@ def test_names_and_keys_are_in_the_specification(exported: dict[str, Path], name
     number = next(a for a, label in gguf.MODEL_ARCH_NAMES.items() if label == arch)
     layers = source.metadata[f"{arch}.block_count"]
     stems = {gguf.TENSOR_NAMES[t].format(bid=i) for t in gguf.MODEL_TENSORS[number] for i in range(layers)}
-    assert {re.sub(r"\.(weight|bias)$", "", tensor) for tensor in source.tensors} <= stems
+    assert {re.sub(r"\.(weight|bias|scale)$", "", tensor) for tensor in source.tensors} <= stems
     # added to gguf-py after its release 0.19; written only where the activation is not the architecture's usual one
     known = {key.replace("{arch}", arch) for key in keys_of(gguf.Keys)}
     assert set(source.metadata) - known <= {f"{arch}.hidden_activation"}

@@ -1,0 +1,58 @@
+"""GGUF of Gemma 3n and 4: tables of inputs, keys that layers share, two kinds of layers; what is refused of them."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_gguf_model_export import export, read, spec_of
+
+from converters.gguf import open_gguf, write_gguf
+
+
+def test_a_short_table_of_inputs_is_filled_with_its_first_row(tmp_path: Path) -> None:
+    spec = spec_of("gemma3n_text")
+    assert spec.own is not None
+    short = replace(spec, own=replace(spec.own, vocab_size=37))
+    params = export(tmp_path / "m.gguf", "gemma3n_text", short)
+    again, found = read(tmp_path / "m.gguf")
+    assert again == spec
+    np.testing.assert_array_equal(found["own.table"][:37], params["own.table"])
+    np.testing.assert_array_equal(found["own.table"][37:], np.repeat(params["own.table"][:1], 3, 0))
+
+
+def test_keys_that_are_shared_stand_there_and_have_no_effect(tmp_path: Path) -> None:
+    export(tmp_path / "m.gguf", "gemma3n_text")
+    source = open_gguf(tmp_path / "m.gguf")
+    for name in ("k", "v", "k_norm"):  # llama.cpp wants them, and never looks at them
+        tensor = f"blk.3.attn_{name}.weight"
+        assert source.tensors[tensor].shape == source.tensors[f"blk.0.attn_{name}.weight"].shape
+        assert not source.read(tensor).any()
+    source.close()
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("gemma3n_text", {"activation_sparsity_scale": [0.5, 0.5]}, "activation_sparsity_scale is .* expected 4 numbers"),
+    ("gemma3n_text", {"altup.num_inputs": 0}, "altup.num_inputs is 0, expected an integer, 1 or more"),
+    ("gemma4_text", {"attention.sliding_window_pattern": [True] * 4}, "the last layer has a window"),
+    ("gemma4_text", {"attention.head_count_kv": [2, 1, 2, 1]}, "head_count_kv is .* with values of their own"),
+    ("gemma4_text", {"attention.head_count_kv": [2, 2, 1, 2]}, "expected one count for each kind of layers"),
+    ("gemma4_text", {"feed_forward_length": [56, 56, 112, 56]}, "expected one width, or twice that"),
+    ("gemma4_text", {"feed_forward_length": [56, 56]}, "feed_forward_length is .56, 56., expected one count, or 4"),
+    ("gemma4_text", {"rope.dimension_count": 16}, "rope.dimension_count = 16 is not implemented"),
+]
+
+
+@pytest.mark.parametrize(("case", "edits", "message"), REFUSED)
+def test_metadata_that_is_refused(tmp_path: Path, case: str, edits: dict[str, Any], message: str) -> None:
+    export(tmp_path / "a.gguf", case)
+    source = open_gguf(tmp_path / "a.gguf")
+    arch = source.metadata["general.architecture"]
+    metadata = dict(source.metadata) | {f"{arch}.{key}": value for key, value in edits.items()}
+    tensors = [(name, info.shape, "F32", partial(source.read, name)) for name, info in source.tensors.items()]
+    write_gguf(tmp_path / "b.gguf", metadata, tensors)
+    source.close()
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "b.gguf")
