@@ -17,6 +17,7 @@ from converters.gguf.arch import (
     QKV_BIAS,
     RMS,
     WEIGHTS,
+    WIDTHS,
     WINDOW,
     Arch,
 )
@@ -155,6 +156,34 @@ MIXTURES: Mapping[str, Arch] = {
     ),
     "deepseek2": _DEEPSEEK,
     "deepseek2:v2": replace(_DEEPSEEK, model_type="deepseek_v2"),
+    "glm-dsa": replace(
+        _DEEPSEEK,
+        model_type="glm_moe_dsa",
+        keys=dict(_DEEPSEEK.keys)
+        | {
+            "attention.q_lora_rank": "q_lora_rank",
+            "attention.indexer.head_count": "index_n_heads",
+            "attention.indexer.key_length": "index_head_dim",
+            "attention.indexer.top_k": "index_topk",
+        },
+        optional=GROUPS | WEIGHTS,
+    ),
+    "mimo2": Arch(
+        "mimo_v2_flash",
+        WIDTHS
+        | WINDOW
+        | EXPERT_WIDTH
+        | {
+            "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+            "expert_count": "n_routed_experts",
+            "expert_used_count": "num_experts_per_tok",
+        },
+        GROUPS | {"attention.value_scale": "attention_value_scale"},
+        present=ATTENTION_BIAS,
+        fixed={"norm_topk_prob": True},
+        attention="mixed",
+        head="always",
+    ),
     "minicpm3": Arch(
         "minicpm3",
         LATENT,

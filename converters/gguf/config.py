@@ -27,7 +27,7 @@ ACTIVATIONS: Mapping[str, str] = {
 NUMBERS = frozenset(
     """attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.scale embedding_scale residual_scale
     logit_scale attn_logit_softcapping final_logit_softcapping expert_weights_scale
-    attention.clamp_kqv""".split()
+    attention.clamp_kqv attention.value_scale""".split()
 )
 FLAGS = frozenset({"use_parallel_residual", "expert_weights_norm"})
 UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})

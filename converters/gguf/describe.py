@@ -17,6 +17,7 @@ from converters.gguf.describe_gemma import gemma3n, gemma4
 from converters.gguf.extras_common import SIGMOID, SOFTMAX
 from converters.gguf.facts import (
     activation_of,
+    attentions,
     branches,
     eps,
     feed_forward,
@@ -40,6 +41,7 @@ from converters.rope import magnitude
 from forge_jax.spec import (
     AltUp,
     Attention,
+    Indexer,
     Mlp,
     ModelSpec,
     Moe,
@@ -162,6 +164,28 @@ def deepseek2(spec: ModelSpec) -> Metadata:
     return out | write_rope(op.rope, ARCHS["deepseek2"], "deepseek2")[0]
 
 
+def glm_dsa(spec: ModelSpec) -> Metadata:
+    """The same, and what picks the tokens to look at."""
+    index = latents(spec)[0].indexer
+    if not isinstance(index, Indexer):
+        raise ValueError(f"GGUF: this architecture has an indexer in each layer, the model's first has {index}")
+    sizes = {"head_count": index.heads, "key_length": index.dim, "top_k": index.top_k}
+    return deepseek2(spec) | {f"attention.indexer.{key}": value for key, value in sizes.items()}
+
+
+def mimo2(spec: ModelSpec) -> Metadata:
+    """Heads and windows layer by layer."""
+    ops = attentions(spec)
+    return SIGMOIDS | {
+        "attention.head_count_kv": [op.kv_heads for op in ops],
+        "attention.key_length": ops[0].head_dim,
+        "attention.value_length": ops[0].value_size,
+        "attention.sliding_window_pattern": [op.window is not None for op in ops],
+        "attention.value_scale": branches(spec)[0].scale,
+        "rope.freq_base_swa": local_theta(spec),
+    }
+
+
 def kv_heads(spec: ModelSpec) -> Metadata:
     """The key-value heads of each layer, none where it has no attention."""
     ops = [next((b.op for b in block.branches if isinstance(b.op, Attention)), None) for block in spec.layers]
@@ -217,6 +241,8 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "dbrx": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek2,
+    "glm-dsa": glm_dsa,
+    "mimo2": mimo2,
     "minicpm3": minicpm3,
     "dots1": lambda spec: SIGMOIDS,
     "exaone-moe": lambda spec: SIGMOIDS | {"expert_shared_feed_forward_length": shared_width(spec)},

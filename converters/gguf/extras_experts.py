@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.extras_common import SIGMOID, SOFTMAX, Config, exaone4_windows, granite, hunyuan, layer_kinds
+from converters.gguf.extras_common import (
+    SIGMOID,
+    SOFTMAX,
+    Config,
+    by_kind,
+    exaone4_windows,
+    granite,
+    hunyuan,
+    layer_kinds,
+)
 from converters.gguf.reading import Reading, shortest
 from converters.gguf.rope import read_rope, usual_amplitude
 
@@ -46,6 +55,37 @@ def deepseek_v2(reading: Reading, config: Config) -> Config:
     method = "group_limited_greedy" if config.get("n_group", 1) > 1 else "greedy"
     reading.take.require("expert_weights_norm", False)
     return deepseek2(reading, config) | {"topk_method": method}
+
+
+def glm_dsa(reading: Reading, config: Config) -> Config:
+    """As DeepSeek V3, every layer with an indexer of its own; and layers that guess further tokens."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    return drafts(reading, config) | deepseek2(reading, config)
+
+
+def mimo2(reading: Reading, config: Config) -> Config:
+    """Layers with a window have heads, and a rope, of their own. Values have the usual scale if an old file has none.
+
+    Raises:
+        ValueError: heads differ otherwise.
+    """
+    take, layers, heads = reading.take, config["num_hidden_layers"], config["num_attention_heads"]
+    take.require("expert_gating_func", SIGMOID)
+    kinds = layer_kinds(reading, layers, 6)
+    size = reading.count("attention.key_length", config["hidden_size"] // heads)
+    rope = read_rope(reading, size, reading.count("context_length"))
+    theta = reading.number("rope.freq_base_swa", rope["rope_theta"], above=1.0)
+    local = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": rope["partial_rotary_factor"]}
+    counts = by_kind(reading, "attention.head_count_kv", kinds)
+    return {
+        "head_dim": size,
+        "v_head_dim": reading.count("attention.value_length", size),
+        "layer_types": kinds,
+        "num_key_value_heads": counts.get("full_attention", heads),
+        "swa_num_key_value_heads": counts.get("sliding_attention", heads),
+        "moe_layer_freq": [int(reading.has(f"blk.{i}.ffn_gate_inp.weight")) for i in range(layers)],
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+    }
 
 
 def deepseek_kind(metadata: Mapping[str, Any]) -> str:
@@ -170,6 +210,8 @@ MIXED: Mapping[str, Callable[[Reading, Config], Config]] = {
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek_v2,
     "minicpm3": minicpm3,
+    "glm-dsa": glm_dsa,
+    "mimo2": mimo2,
     "phimoe": phimoe,
     "gpt-oss": gpt_oss,
     "llama4": llama4,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.extras_common import Config, layer_kinds
+from converters.gguf.extras_common import Config, by_kind, counts, layer_kinds
 from converters.gguf.reading import Reading
 from converters.gguf.rope import FREQS, STILL, partial
 
@@ -74,32 +74,6 @@ def proportional(reading: Reading, head_dim: int) -> Config:
         raise ValueError(f"{reading.take.where}: {FREQS} is not ones, and {STILL:g} after them")
     reading.take.require("rope.dimension_count", head_dim)
     return rope | {"partial_rotary_factor": partial(2 * pairs, head_dim)}
-
-
-def counts(reading: Reading, key: str, layers: int) -> list[int]:
-    """A count for each layer, given so or as one for all.
-
-    Raises:
-        ValueError: anything else.
-    """
-    given = reading.take(key)
-    listed = given if isinstance(given, list) else [given] * layers
-    if len(listed) != layers or any(not isinstance(x, int) or isinstance(x, bool) or x < 1 for x in listed):
-        raise ValueError(f"{reading.take.where}: {key} is {given!r}, expected one count, or {layers}")
-    return listed
-
-
-def by_kind(reading: Reading, key: str, kinds: list[str]) -> dict[str, int]:
-    """A count that may differ between layers with a window and those without.
-
-    Raises:
-        ValueError: it differs otherwise.
-    """
-    listed = counts(reading, key, len(kinds))
-    found = {kind: {n for k, n in zip(kinds, listed, strict=True) if k == kind} for kind in set(kinds)}
-    if any(len(n) > 1 for n in found.values()):
-        raise ValueError(f"{reading.take.where}: {key} is {listed}; expected one count for each kind of layers")
-    return {kind: n.pop() for kind, n in found.items()}
 
 
 def widths(reading: Reading, layers: int, shared: int) -> Config:

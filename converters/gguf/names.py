@@ -125,7 +125,7 @@ def norm(ours: str, theirs: str, offset: float, layout: str = "") -> tuple[Rule,
 def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[Rule, ...]:
     """q, k, v apart and as one tensor (all of q, then all of k, then all of v), o, and norms of q and k."""
     turned = HALVES if facts.permuted else HEAD
-    parts = (("q", "n", *turned), ("k", "k", *turned), ("v", "m", *HEAD))
+    parts = (("q", "n", *turned), ("k", "k", *turned), ("v", "m", "w", "w"))
     ours = f"{LAYER}.attention"
     apart = tuple(
         rule
@@ -167,7 +167,7 @@ def attention_rules(facts: Arch, attention: Attention, offset: float) -> tuple[R
 
 
 def latent_rules(low_queries: bool, fused: bool) -> tuple[Rule, ...]:
-    """Latent attention; in old files the ways out of the latent are one tensor, as in HuggingFace's."""
+    """Latent attention, and what picks the tokens to look at; old files have the ways out of the latent as one."""
     ours = f"{LAYER}.attention"
     parts = (f"{ours}.k", f"{ours}.v")
     apart = (
@@ -183,6 +183,10 @@ def latent_rules(low_queries: bool, fused: bool) -> tuple[Rule, ...]:
         *norm(f"{ours}.kv_norm", f"{BLOCK}.attn_kv_a_norm", 0.0),
         *((together, *apart) if fused else (*apart, together)),
         Rule(f"{ours}.o", f"{BLOCK}.attn_output.weight", "d (n v) -> n v d"),
+        Rule(f"{ours}.index.q", f"{BLOCK}.indexer.attn_q_b.weight", "(n h) d -> d n h"),
+        Rule(f"{ours}.index.k", f"{BLOCK}.indexer.attn_k.weight", "h d -> d h"),
+        *norm(f"{ours}.index.k_norm", f"{BLOCK}.indexer.k_norm", 0.0),
+        Rule(f"{ours}.index.weight", f"{BLOCK}.indexer.proj.weight", "n d -> d n"),
     )
 
 

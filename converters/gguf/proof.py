@@ -54,6 +54,8 @@ def check(
 
 def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
     """What llama.cpp's loader of the architecture would refuse."""
+    if facts.head != "optional" and spec.tied == (facts.head == "always"):
+        yield f"spec.tied is {spec.tied}, and llama.cpp {'needs' if spec.tied else 'takes no'} tensor output.weight"
     if facts.attention != "grouped":
         return
     op, mlp = attention_of(spec), feed_forward(spec)[0]
@@ -61,8 +63,6 @@ def insists(facts: Arch, spec: ModelSpec) -> Iterator[str]:
         yield f"llama.cpp takes only heads * head_dim = dim, found {op.heads} * {op.head_dim} and {spec.dim}"
     if op.rope is not None and op.rope.dim != op.head_dim and not facts.partial:
         yield f"llama.cpp rotates whole heads here, found {op.rope.dim} of {op.head_dim} features"
-    if facts.head != "optional" and spec.tied == (facts.head == "always"):
-        yield f"spec.tied is {spec.tied}, and llama.cpp {'needs' if spec.tied else 'takes no'} tensor output.weight"
     for what, found in (("attention.o_bias", op.o_bias), ("mlp.bias", mlp.bias)):
         if facts.biases != "optional" and found != (facts.biases == "always"):
             yield f"{what} is {found}, and llama.cpp loads that {facts.biases}"

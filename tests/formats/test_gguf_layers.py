@@ -1,4 +1,4 @@
-"""GGUF of Gemma 3n and 4: tables of inputs, keys that layers share, two kinds of layers; what is refused of them."""
+"""GGUF of models whose layers differ, or have more than two branches: what is written for them, what is refused."""
 
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,32 @@ def test_keys_that_are_shared_stand_there_and_have_no_effect(tmp_path: Path) -> 
     source.close()
 
 
+def test_an_indexer_that_layers_share_is_refused(tmp_path: Path) -> None:
+    spec = spec_of("glm_moe_dsa")
+    last = spec.layers[-1]
+    first = replace(last.branches[0], op=replace(last.branches[0].op, indexer="shared"))
+    shares = replace(spec, layers=(*spec.layers[:-1], replace(last, branches=(first, *last.branches[1:]))))
+    with pytest.raises(ValueError, match="layers.2.branches.0.op.indexer is 'shared', and would be read as Indexer"):
+        export(tmp_path / "m.gguf", "glm_moe_dsa", shares)
+
+
+@pytest.mark.parametrize(("edit", "expected"), [({}, 0.707), ({"attention.value_scale": 0.5}, 0.5)])
+def test_a_scale_of_values_is_read_or_the_usual_one(tmp_path: Path, edit: dict[str, Any], expected: float) -> None:
+    edited(tmp_path, "mimo_v2_flash", {"attention.value_scale": None} | edit)
+    assert read(tmp_path / "b.gguf")[0].layers[0].branches[0].scale == expected
+
+
+def edited(folder: Path, case: str, edits: dict[str, Any]) -> None:
+    """Write an export's file again, b.gguf, with other metadata of its architecture; None leaves them out."""
+    export(folder / "a.gguf", case)
+    source = open_gguf(folder / "a.gguf")
+    arch = source.metadata["general.architecture"]
+    metadata = dict(source.metadata) | {f"{arch}.{key}": value for key, value in edits.items()}
+    tensors = [(name, info.shape, "F32", partial(source.read, name)) for name, info in source.tensors.items()]
+    write_gguf(folder / "b.gguf", {key: value for key, value in metadata.items() if value is not None}, tensors)
+    source.close()
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3n_text", {"activation_sparsity_scale": [0.5, 0.5]}, "activation_sparsity_scale is .* expected 4 numbers"),
     ("gemma3n_text", {"altup.num_inputs": 0}, "altup.num_inputs is 0, expected an integer, 1 or more"),
@@ -41,18 +67,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma4_text", {"attention.head_count_kv": [2, 2, 1, 2]}, "expected one count for each kind of layers"),
     ("gemma4_text", {"feed_forward_length": [56, 56, 112, 56]}, "expected one width, or twice that"),
     ("gemma4_text", {"feed_forward_length": [56, 56]}, "feed_forward_length is .56, 56., expected one count, or 4"),
+    ("mimo_v2_flash", {"attention.head_count_kv": [2, 1, 2]}, "expected one count for each kind of layers"),
+    ("glm_moe_dsa", {"expert_gating_func": 1}, "expert_gating_func = 1 is not implemented"),
     ("gemma4_text", {"rope.dimension_count": 16}, "rope.dimension_count = 16 is not implemented"),
 ]
 
 
 @pytest.mark.parametrize(("case", "edits", "message"), REFUSED)
 def test_metadata_that_is_refused(tmp_path: Path, case: str, edits: dict[str, Any], message: str) -> None:
-    export(tmp_path / "a.gguf", case)
-    source = open_gguf(tmp_path / "a.gguf")
-    arch = source.metadata["general.architecture"]
-    metadata = dict(source.metadata) | {f"{arch}.{key}": value for key, value in edits.items()}
-    tensors = [(name, info.shape, "F32", partial(source.read, name)) for name, info in source.tensors.items()]
-    write_gguf(tmp_path / "b.gguf", metadata, tensors)
-    source.close()
+    edited(tmp_path, case, edits)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "b.gguf")
