@@ -8,7 +8,9 @@ from converters.gguf.arch import (
     EXPERT_WIDTH,
     EXPERTS,
     GROUPED,
+    GROUPED_EXPERTS,
     GROUPS,
+    LATENT,
     LOCAL_EXPERTS,
     MLP_BIAS,
     MULTIPLIERS,
@@ -130,6 +132,22 @@ STATES: Mapping[str, Arch] = {
         gated_queries=True,
         tiled=True,
         hybrid=True,
+    ),
+    "kimi-linear": Arch(
+        "kimi_linear",
+        LATENT
+        | GROUPED_EXPERTS
+        | {
+            "expert_count": "num_local_experts",
+            "expert_weights_scale": "routed_scaling_factor",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "kda.head_dim": "linear_head_dim",
+        },
+        {"attention.q_lora_rank": "q_lora_rank"} | GROUPS,
+        fixed={"norm_topk_prob": True},
+        attention="latent",
+        rope=False,
+        head="always",
     ),
     "lfm2": _LFM2,
     "lfm2moe": replace(

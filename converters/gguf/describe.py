@@ -42,6 +42,7 @@ from forge_jax.spec import (
     AltUp,
     Attention,
     Indexer,
+    Latent,
     Mlp,
     ModelSpec,
     Moe,
@@ -62,6 +63,7 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "attention.head_count": lambda spec: latents(spec)[0].heads if latents(spec) else attention_of(spec).heads,
     "attention.head_count_kv": lambda spec: 1 if latents(spec) else attention_of(spec).kv_heads,
     "full_attention_interval": lambda spec: [has(block, Attention) for block in spec.layers].index(True) + 1,
+    "kda.head_dim": lambda spec: named(spec, "delta").key_dim,
     "shortconv.l_cache": lambda spec: named(spec, "conv").taps,
     "attention.key_length": lambda spec: attention_of(spec).head_dim,
     "attention.value_length": lambda spec: attention_of(spec).head_dim,
@@ -164,6 +166,17 @@ def deepseek2(spec: ModelSpec) -> Metadata:
     return out | write_rope(op.rope, ARCHS["deepseek2"], "deepseek2")[0]
 
 
+def kimi_linear(spec: ModelSpec) -> Metadata:
+    """Where attention is, with the latent as its one key, and its heads."""
+    op = latents(spec)[0]
+    return SIGMOIDS | {
+        "attention.head_count_kv": [int(has(block, Latent)) for block in spec.layers],
+        "attention.key_length": op.rank + op.rope_dim,
+        "attention.key_length_mla": op.nope_dim + op.rope_dim,
+        "attention.value_length_mla": op.value_dim,
+    }
+
+
 def glm_dsa(spec: ModelSpec) -> Metadata:
     """The same, and what picks the tokens to look at."""
     index = latents(spec)[0].indexer
@@ -231,6 +244,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "granitehybrid": granite_hybrid,
     "falcon-h1": lambda spec: {"ssm.inner_size": inner_size(spec)},
     "lfm2": kv_heads,
+    "kimi-linear": kimi_linear,
     "lfm2moe": lambda spec: kv_heads(spec) | SIGMOIDS,
     "nemotron_h": nemotron_h,
     "nemotron_h_moe": nemotron_h,

@@ -45,8 +45,14 @@ FILE_TYPES: Mapping[str, int] = {
 }
 """general.file_type of each."""
 
-PRECISE = ("_norm.weight", ".bias", "_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "ssm_a", "ssm_d")
-"""How the names of matrices end that are never packed: norms, routers, short convolutions, decays."""
+PRECISE = (
+    *("_norm.weight", ".bias", "_inp.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", "_coef.weight"),
+    *(f"ssm_conv1d{part}.weight" for part in ("", "_q", "_k", "_v")),
+)
+"""How the names of matrices end that are never packed: norms, routers, short convolutions, decays, small mixtures."""
+
+COARSE = ("altup", "laurel", "per_layer_model_proj")
+"""Parts of the names of matrices that are not packed either, but may be F16: streams, shortcuts, inputs of layers."""
 
 PLAIN = ("F32", "F16", "BF16")
 BLOCK = 32  # elements that the quantised types pack together
@@ -157,7 +163,7 @@ def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
         return "F32"
     if type in PLAIN:
         return type
-    if shape[-1] % BLOCK:
+    if shape[-1] % BLOCK or any(part in name for part in COARSE):
         return "F16"
     return "Q8_0" if name == head else type
 
