@@ -167,6 +167,13 @@ DENSE: Mapping[str, Arch] = {
         square=True,
         partial=True,
     ),
+    "exaone": Arch(
+        "exaone",
+        GROUPED,
+        {"attention.layer_norm_rms_epsilon": "rms_norm_eps"},
+        present=ATTENTION_BIAS,
+        rope_tensors=FREQS,
+    ),
     "exaone4": Arch("exaone4", RMS, rope_tensors=FREQS),
     "exaone4:windows": Arch("exaone4", RMS | WINDOW, period=4, rope_tensors=FREQS),
     "arcee": Arch("arcee", RMS, present=ATTENTION_BIAS | MLP_BIAS, act=("relu2", "hidden_act"), permuted=True),
@@ -219,7 +226,6 @@ ALIASES: Mapping[str, Arch] = {
     "baichuan": _NEXT_TO,
     "internlm2": _NEXT_TO,
     "xverse": _NEXT_TO,
-    "exaone": replace(_NEXT_TO, permuted=False),
     "pangu-embedded": replace(_NEXT_TO, permuted=False),
     "minicpm": replace(
         _NEXT_TO,

@@ -156,6 +156,14 @@ MIXTURES: Mapping[str, Arch] = {
     ),
     "deepseek2": _DEEPSEEK,
     "deepseek2:v2": replace(_DEEPSEEK, model_type="deepseek_v2"),
+    "deepseek2:dense": Arch(
+        "youtu",
+        LATENT,
+        {"attention.q_lora_rank": "q_lora_rank"},
+        repeats={"expert_feed_forward_length": "intermediate_size", "leading_dense_block_count": "num_hidden_layers"},
+        rope=False,
+        attention="latent",
+    ),
     "glm-dsa": replace(
         _DEEPSEEK,
         model_type="glm_moe_dsa",

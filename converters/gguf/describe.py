@@ -77,7 +77,7 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "embedding_scale": lambda spec: spec.embed_scale,
     "residual_scale": lambda spec: branches(spec)[0].scale,
     "logit_scale": lambda spec: spec.logit_scale,
-    "leading_dense_block_count": lambda spec: mixtures(spec)[0],
+    "leading_dense_block_count": lambda spec: m[0] if (m := mixtures(spec)) else len(spec.layers),
     "interleave_moe_layer_step": lambda spec: m[1] - m[0] if len(m := mixtures(spec)) > 1 else m[0] + 1,
     "altup.num_inputs": lambda spec: spec.streams.count if isinstance(spec.streams, AltUp) else None,
     "altup.active_idx": lambda spec: spec.streams.active if isinstance(spec.streams, AltUp) else None,
@@ -155,7 +155,7 @@ def deepseek2(spec: ModelSpec) -> Metadata:
         "attention.value_length": op.rank,
         "attention.key_length_mla": size,
         "attention.value_length_mla": op.value_dim,
-        "expert_gating_func": SIGMOID if moe and moe.router.score == "sigmoid" else SOFTMAX,
+        "expert_gating_func": (SIGMOID if moe.router.score == "sigmoid" else SOFTMAX) if moe else None,
     }
     if op.rope is None:
         raise ValueError("GGUF: this architecture has rotary positions, the model has none")
@@ -164,6 +164,11 @@ def deepseek2(spec: ModelSpec) -> Metadata:
         plain = replace(op.rope, scaling=replace(op.rope.scaling, attention_factor=magnitude(op.rope.scaling.factor)))
         return out | write_rope(plain, ARCHS["deepseek2"], "deepseek2")[0] | {LOG_MULTIPLIER: 0.1 * mscale}
     return out | write_rope(op.rope, ARCHS["deepseek2"], "deepseek2")[0]
+
+
+def deepseek_dense(spec: ModelSpec) -> Metadata:
+    """The same without experts, of which llama.cpp wants to hear all the same."""
+    return deepseek2(spec) | {"expert_feed_forward_length": feed_forward(spec)[0].dim, "expert_shared_count": 0}
 
 
 def kimi_linear(spec: ModelSpec) -> Metadata:
@@ -255,6 +260,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "dbrx": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek2,
+    "deepseek2:dense": deepseek_dense,
     "glm-dsa": glm_dsa,
     "mimo2": mimo2,
     "minicpm3": minicpm3,

@@ -72,6 +72,12 @@ SHARED = {
     "solar_open": "glm4moe",
     "apertus1p5_text": "apertus",
     "gemma4_unified_text": "gemma4",
+    "gpt-sw3": "gpt2",
+    "emu3_text_model": "llama",
+    "helium": "ernie4_5",
+    "sarvam_mla": "deepseek2",
+    "sarvam_moe": "glm4moe",
+    "aria_text": "granitemoe:shared",
 }
 """Families that another's architecture can say."""
 

@@ -125,6 +125,13 @@ def exaone4(reading: Reading, config: Config) -> Config:
     return {"sliding_window": None}
 
 
+def exaone(reading: Reading, config: Config) -> Config:
+    """Some files say the epsilon of the norms as that of other norms."""
+    if "rms_norm_eps" in config:
+        return {}
+    return {"rms_norm_eps": reading.number("attention.layer_norm_epsilon", above=0.0)}
+
+
 def baichuan(reading: Reading, config: Config) -> Config:
     """The 13B, known by its depth, has ALiBi instead of a rope, which this family has not.
 
@@ -212,6 +219,7 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "orion": orion,
     "qwen": qwen,
     "xverse": quiet("tensor_data_layout"),
+    "exaone": exaone,
     "exaone4": exaone4,
     "exaone4:windows": exaone4_windows,
     "hunyuan-dense": hunyuan,

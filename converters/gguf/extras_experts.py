@@ -19,7 +19,7 @@ from converters.gguf.reading import Reading, shortest
 from converters.gguf.rope import read_rope, usual_amplitude
 
 
-def deepseek2(reading: Reading, config: Config) -> Config:
+def latent(reading: Reading, config: Config) -> Config:
     """Latent attention, whose heads old files describe as they are when unfolded, newer ones as they are stored.
 
     Raises:
@@ -45,9 +45,21 @@ def deepseek2(reading: Reading, config: Config) -> Config:
         "q_lora_rank": config.get("q_lora_rank"),
         "num_key_value_heads": config["num_attention_heads"],
         "rope_parameters": rope,
+    }
+
+
+def deepseek2(reading: Reading, config: Config) -> Config:
+    """Latent attention and experts, whose weights stay as they are if nothing is said."""
+    return latent(reading, config) | {
         "norm_topk_prob": config.get("norm_topk_prob", False),
         "routed_scaling_factor": config.get("routed_scaling_factor", 1.0),
     }
+
+
+def deepseek_dense(reading: Reading, config: Config) -> Config:
+    """The same attention with no experts at all."""
+    reading.take.ignore("expert_shared_count", "expert_weights_norm", "expert_weights_scale")
+    return latent(reading, config)
 
 
 def deepseek_v2(reading: Reading, config: Config) -> Config:
@@ -89,7 +101,9 @@ def mimo2(reading: Reading, config: Config) -> Config:
 
 
 def deepseek_kind(metadata: Mapping[str, Any]) -> str:
-    """V2, unless experts are scored by sigmoids; files of GLM 4.7 Flash (by its size) may not say so."""
+    """V2, unless there are no experts or sigmoids score them; files of GLM 4.7 Flash (by its size) may not say so."""
+    if not metadata.get("deepseek2.expert_count"):
+        return "deepseek2:dense"
     says = metadata.get("deepseek2.expert_gating_func")
     flash = metadata.get("deepseek2.vocab_size") == 154880 and metadata.get("deepseek2.block_count") in (47, 48)
     return "deepseek2" if says == SIGMOID or (says is None and flash) else "deepseek2:v2"
@@ -209,6 +223,7 @@ MIXED: Mapping[str, Callable[[Reading, Config], Config]] = {
     "dbrx": dbrx,
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek_v2,
+    "deepseek2:dense": deepseek_dense,
     "minicpm3": minicpm3,
     "glm-dsa": glm_dsa,
     "mimo2": mimo2,

@@ -2,7 +2,8 @@
 
 gguf_model_cases.json holds, for each architecture, a config and the checksum of the tensors that llama.cpp's own
 converter (conversion/ of June 2026, all in F32) made of a HuggingFace checkpoint with that config and the parameters of
-`draw`: names, shapes and bytes.
+`draw`: names, shapes and bytes. It rounds bitnet's matrices, which was left out. Cases without a checksum are of
+families that it does not know, and another architecture says.
 """
 
 import json
@@ -29,17 +30,6 @@ CASES = json.loads((Path(__file__).parent / "gguf_model_cases.json").read_text()
 # an architecture of GGUF may be known before the family that runs it
 CASES = {name: case for name, case in CASES.items() if case["config"]["model_type"] in architectures.families()}
 CONFIGS: dict[str, dict[str, Any]] = {name: case["config"] for name, case in CASES.items()}
-CONFIGS["gptj"] = {
-    "model_type": "gptj",
-    "vocab_size": 40,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 32,
-    "rotary_dim": 8,
-}
-
-
 GRANITE = {
     "rms_norm_eps": 0.001,
     "attention_multiplier": 0.25,
@@ -111,7 +101,7 @@ def test_reads_back_bit_for_bit(exported: dict[str, Path], name: str) -> None:
         np.testing.assert_allclose(params[path], value, rtol=inexact, atol=inexact, err_msg=path)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "crc" in case])
 def test_is_laid_out_as_llama_cpp_does(exported: dict[str, Path], name: str) -> None:
     source = open_gguf(exported[name])
     assert source.metadata["general.architecture"] == CASES[name]["arch"]
