@@ -15,7 +15,7 @@ class Arch:
 
     model_type: the family that reads the config.
     alias: models of this name have a family only on the hub, with code of their own, and are the same mathematics as
-        this family's; it is read, and an export says the family's own name.
+        this family's, or have it as their language model; it is read, and an export says the family's own name.
     keys, optional: metadata key (below "<arch>.") -> config key, where the value is the same; without an optional one
         the family's default holds.
     repeats: the same for metadata keys that llama.cpp wants although another one says it already.

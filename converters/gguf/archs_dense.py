@@ -233,6 +233,8 @@ ALIASES: Mapping[str, Arch] = {
         optional={key: value for key, value in MULTIPLIERS.items() if key != "attention.scale"},
     ),
     "qwen": replace(_NEXT_TO, model_type="qwen2", permuted=False, present={}),
+    "qwen2vl": replace(DENSE["qwen2"], alias=True),
+    "qwen3vl": replace(DENSE["qwen3"], alias=True),
     "orion": Arch("stablelm", LAYER, alias=True),
     "codeshell": Arch(
         "starcoder2",

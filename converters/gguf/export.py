@@ -74,6 +74,7 @@ SHARED = {
     "gemma4_unified_text": "gemma4",
     "gpt-sw3": "gpt2",
     "emu3_text_model": "llama",
+    "ministral": "llama",
     "helium": "ernie4_5",
     "sarvam_mla": "deepseek2",
     "sarvam_moe": "glm4moe",

@@ -219,6 +219,7 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "orion": orion,
     "qwen": qwen,
     "xverse": quiet("tensor_data_layout"),
+    **dict.fromkeys(("qwen2vl", "qwen3vl", "qwen3vlmoe"), quiet("rope.dimension_sections", "n_deepstack_layers")),
     "exaone": exaone,
     "exaone4": exaone4,
     "exaone4:windows": exaone4_windows,

@@ -129,6 +129,9 @@ ALIASES = [
     ("baichuan", "llama_biases", {}),
     ("minicpm", {"model_type": "granite", **GRANITE}, {"attention.scale": None}),
     ("qwen", "qwen2", {"feed_forward_length": 112}),
+    ("qwen2vl", "qwen2", {"rope.dimension_sections": [2, 3, 3, 0]}),
+    ("qwen3vl", "qwen3", {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 3}),
+    ("qwen3vlmoe", "qwen3_moe", {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 3}),
     ("orion", {"model_type": "stablelm", **STABLE}, {"use_parallel_residual": None}),
 ]
 
