@@ -233,6 +233,8 @@ ALIASES: Mapping[str, Arch] = {
         optional={key: value for key, value in MULTIPLIERS.items() if key != "attention.scale"},
     ),
     "qwen": replace(_NEXT_TO, model_type="qwen2", permuted=False, present={}),
+    "hunyuan_vl": replace(DENSE["hunyuan-dense"], alias=True),
+    "maincoder": replace(DENSE["hunyuan-dense"], alias=True),
     "qwen2vl": replace(DENSE["qwen2"], alias=True),
     "qwen3vl": replace(DENSE["qwen3"], alias=True),
     "orion": Arch("stablelm", LAYER, alias=True),

@@ -132,6 +132,14 @@ def exaone(reading: Reading, config: Config) -> Config:
     return {"rms_norm_eps": reading.number("attention.layer_norm_epsilon", above=0.0)}
 
 
+def hunyuan_vl(reading: Reading, config: Config) -> Config:
+    """The base of the rope is stored as it was before it was stretched for a length `alpha` times as great."""
+    reading.take.ignore("rope.dimension_sections")
+    rope, size = config["rope_parameters"], config["head_dim"]
+    stretched = reading.number("rope.scaling.alpha", 1.0, above=0.0) ** (size / max(size - 2, 1))
+    return hunyuan(reading, config) | {"rope_parameters": rope | {"rope_theta": rope["rope_theta"] * stretched}}
+
+
 def baichuan(reading: Reading, config: Config) -> Config:
     """The 13B, known by its depth, has ALiBi instead of a rope, which this family has not.
 
@@ -221,6 +229,8 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "xverse": quiet("tensor_data_layout"),
     **dict.fromkeys(("qwen2vl", "qwen3vl", "qwen3vlmoe"), quiet("rope.dimension_sections", "n_deepstack_layers")),
     "exaone": exaone,
+    "hunyuan_vl": hunyuan_vl,
+    "maincoder": hunyuan,
     "exaone4": exaone4,
     "exaone4:windows": exaone4_windows,
     "hunyuan-dense": hunyuan,

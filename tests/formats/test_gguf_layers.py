@@ -10,6 +10,7 @@ import pytest
 from test_gguf_model_export import export, read, spec_of
 
 from converters.gguf import open_gguf, write_gguf
+from forge_jax.spec import Attention
 
 
 def test_a_short_table_of_inputs_is_filled_with_its_first_row(tmp_path: Path) -> None:
@@ -48,12 +49,25 @@ def test_a_scale_of_values_is_read_or_the_usual_one(tmp_path: Path, edit: dict[s
     assert read(tmp_path / "b.gguf")[0].layers[0].branches[0].scale == expected
 
 
-def edited(folder: Path, case: str, edits: dict[str, Any]) -> None:
-    """Write an export's file again, b.gguf, with other metadata of its architecture; None leaves them out."""
+def test_a_base_is_stretched_as_its_file_says(tmp_path: Path) -> None:
+    edits = {"rope.scaling.alpha": 1000.0, "rope.scaling.type": "none", "rope.dimension_sections": [2, 2, 2, 2]}
+    edited(tmp_path, "hunyuan_v1_dense", edits, "hunyuan_vl")
+    plain, stretched = (read(tmp_path / f"{name}.gguf")[0].layers[0].branches[0].op for name in "ab")
+    assert isinstance(plain, Attention)
+    assert isinstance(stretched, Attention)
+    assert plain.rope
+    assert stretched.rope
+    assert stretched.rope.theta == pytest.approx(plain.rope.theta * 1000 ** (16 / 14))
+
+
+def edited(folder: Path, case: str, edits: dict[str, Any], arch: str | None = None) -> None:
+    """Write an export's file again, b.gguf, with other metadata, None for none, and perhaps as of another `arch`."""
     export(folder / "a.gguf", case)
     source = open_gguf(folder / "a.gguf")
-    arch = source.metadata["general.architecture"]
-    metadata = dict(source.metadata) | {f"{arch}.{key}": value for key, value in edits.items()}
+    old = source.metadata["general.architecture"]
+    arch = arch or old
+    metadata = {key.replace(f"{old}.", f"{arch}."): value for key, value in source.metadata.items()}
+    metadata |= {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in edits.items()}
     tensors = [(name, info.shape, "F32", partial(source.read, name)) for name, info in source.tensors.items()]
     write_gguf(folder / "b.gguf", {key: value for key, value in metadata.items() if value is not None}, tensors)
     source.close()

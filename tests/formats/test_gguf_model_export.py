@@ -129,6 +129,8 @@ ALIASES = [
     ("baichuan", "llama_biases", {}),
     ("minicpm", {"model_type": "granite", **GRANITE}, {"attention.scale": None}),
     ("qwen", "qwen2", {"feed_forward_length": 112}),
+    ("maincoder", "hunyuan_v1_dense", {}),
+    ("hunyuan_vl", "hunyuan_v1_dense", {"rope.dimension_sections": [2, 2, 2, 2], "rope.scaling.alpha": 1.0}),
     ("qwen2vl", "qwen2", {"rope.dimension_sections": [2, 3, 3, 0]}),
     ("qwen3vl", "qwen3", {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 3}),
     ("qwen3vlmoe", "qwen3_moe", {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 3}),
