@@ -15,25 +15,28 @@ class Arch:
 
     model_type: the family that reads the config.
     alias: models of this name have a family only on the hub, with code of their own, and are the same mathematics as
-        this family's; it is read, and an export says the family's own name.
+        this family's, or have it as their language model; it is read, and an export says the family's own name.
     keys, optional: metadata key (below "<arch>.") -> config key, where the value is the same; without an optional one
         the family's default holds.
     repeats: the same for metadata keys that llama.cpp wants although another one says it already.
     present: config key -> the tensors of which one must be there to make it true.
     fixed: config keys that the architecture implies.
     act: the activation of its feed-forward layers, and the config key that names it (None: the family has no choice).
-    attention: whether any layer has it, with keys and values of its own or out of a latent; "layered": each layer has
-        a number of heads of its own.
+    attention: whether any layer has it, with keys and values of its own (of one size in all layers, or mixed) or out of
+        a latent.
     rope: whether heads are rotated; rope_tensors: the tensors that may change the frequencies.
     period: every how many layers one has no window, where the metadata does not say; None: no windows by layer.
     permuted: rows of q and k alternate between the two halves of a head, since llama.cpp turns adjacent pairs.
     fused_qkv, fused_gate: attn_qkv, or gate and up as one ffn_up, are what is written; both ways are read.
     gated_queries: attn_q holds each head's gate after its query.
+    fused_experts: gate and up of all experts are one tensor.
+    idle_keys: layers that read the keys and values of others have tensors for their own, which have no effect.
     fused_kv: the ways out of a latent are one tensor.
     tiled: value heads of the delta rule lie so that every so many of them begin again with the first key head.
     hybrid: only some layers have attention, those with a head count in the list of key-value heads.
     norms: our norm of a layer, "mlp.pre" -> its tensor's name here, where that is not the usual one.
     names: the usual name of a tensor -> its name here.
+    numbers: metadata keys, of no architecture's own, that hold a parameter of every layer -> its shape here.
     whole_ramp: YaRN's ramp goes from whole feature to whole feature, as in llama.cpp; the models themselves may differ.
     What llama.cpp's loader insists on, so that an export keeps to it:
     square: heads * head size = width.
@@ -50,7 +53,7 @@ class Arch:
     present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, object] = field(default_factory=dict)
     act: tuple[Activation, str | None] = ("silu", "hidden_act")
-    attention: Literal["grouped", "layered", "latent", "never"] = "grouped"
+    attention: Literal["grouped", "mixed", "latent", "never"] = "grouped"
     rope: bool = True
     rope_tensors: frozenset[str] = frozenset()
     period: int | None = None
@@ -58,11 +61,14 @@ class Arch:
     fused_qkv: bool = False
     fused_gate: bool = False
     gated_queries: bool = False
+    fused_experts: bool = False
+    idle_keys: bool = False
     fused_kv: bool = False
     tiled: bool = False
     hybrid: bool = False
     norms: Keys = field(default_factory=dict)
     names: Keys = field(default_factory=dict)
+    numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     whole_ramp: bool = True
     square: bool = False
     partial: bool = False
@@ -116,6 +122,10 @@ STATE = {
 }
 CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
 WINDOW = {"attention.sliding_window": "sliding_window"}
+OWN = {
+    "attention.shared_kv_layers": "num_kv_shared_layers",
+    "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+}
 MULTIPLIERS = {
     "attention.scale": "attention_multiplier",
     "embedding_scale": "embedding_multiplier",
@@ -123,7 +133,7 @@ MULTIPLIERS = {
 }
 QKV_BIAS = ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")
 ATTENTION_BIAS, MLP_BIAS = {"attention_bias": QKV_BIAS}, {"mlp_bias": ("blk.0.ffn_up.bias",)}
-FREQS, FACTORS = frozenset({"rope_freqs"}), frozenset({"rope_factors"})
+FREQS, FACTORS, PAIRS = (frozenset({name}) for name in ("rope_freqs", "rope_factors", "rope_pairs"))
 TANH: tuple[Activation, str] = ("gelu_tanh", "hidden_act")
 TANH_GEMMA: tuple[Activation, str] = ("gelu_tanh", "hidden_activation")
 TANH_GPT2: tuple[Activation, str] = ("gelu_tanh", "activation_function")

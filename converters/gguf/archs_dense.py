@@ -7,6 +7,7 @@ from converters.gguf.arch import (
     ATTENTION_BIAS,
     BLOOM,
     CAPS,
+    EXPERT_WIDTH,
     FACTORS,
     FALCON,
     FREQS,
@@ -15,6 +16,8 @@ from converters.gguf.arch import (
     LAYER,
     MLP_BIAS,
     MULTIPLIERS,
+    OWN,
+    PAIRS,
     QKV_BIAS,
     RMS,
     TANH,
@@ -50,6 +53,35 @@ DENSE: Mapping[str, Arch] = {
         act=TANH_GEMMA,
         period=6,
         partial=True,
+    ),
+    "gemma3n": Arch(
+        "gemma3n_text",
+        RMS | WINDOW | OWN | {"altup.num_inputs": "altup_num_inputs", "altup.active_idx": "altup_active_idx"},
+        {"final_logit_softcapping": "final_logit_softcapping"},
+        act=TANH_GEMMA,
+        idle_keys=True,
+    ),
+    "gemma4": Arch(
+        "gemma4_text",
+        {
+            "context_length": "max_position_embeddings",
+            "embedding_length": "hidden_size",
+            "block_count": "num_hidden_layers",
+            "attention.head_count": "num_attention_heads",
+            "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        }
+        | WINDOW
+        | OWN,
+        EXPERT_WIDTH
+        | {
+            "expert_count": "num_experts",
+            "expert_used_count": "top_k_experts",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        act=TANH_GEMMA,
+        attention="mixed",
+        rope_tensors=PAIRS,
+        fused_experts=True,
     ),
     "phi2": Arch("phi", LAYER, act=TANH, square=True, partial=True, biases="always", head="always"),
     "phi3": Arch(
@@ -143,9 +175,29 @@ DENSE: Mapping[str, Arch] = {
         square=True,
         partial=True,
     ),
+    "exaone": Arch(
+        "exaone",
+        GROUPED,
+        {"attention.layer_norm_rms_epsilon": "rms_norm_eps"},
+        present=ATTENTION_BIAS,
+        rope_tensors=FREQS,
+    ),
     "exaone4": Arch("exaone4", RMS, rope_tensors=FREQS),
     "exaone4:windows": Arch("exaone4", RMS | WINDOW, period=4, rope_tensors=FREQS),
     "arcee": Arch("arcee", RMS, present=ATTENTION_BIAS | MLP_BIAS, act=("relu2", "hidden_act"), permuted=True),
+    "apertus": Arch(
+        "apertus",
+        RMS,
+        present=ATTENTION_BIAS,
+        fixed={"hidden_act": "xielu"},
+        act=("silu", None),
+        rope_tensors=FREQS,
+        numbers={"xielu.alpha_p": (1,), "xielu.alpha_n": (1,), "xielu.beta": (), "xielu.eps": ()},
+        biases="optional",
+        head="always",
+    ),
+    # the activation is that of the first models of this kind; a later one has another, which llama.cpp does not run
+    "bitnet": Arch("bitnet", RMS, square=True, head="never"),
     "seed_oss": Arch("seed_oss", RMS, present=ATTENTION_BIAS, names={"ffn_norm": "post_attention_norm"}),
     "nemotron": Arch(
         "nemotron",
@@ -182,7 +234,6 @@ ALIASES: Mapping[str, Arch] = {
     "baichuan": _NEXT_TO,
     "internlm2": _NEXT_TO,
     "xverse": _NEXT_TO,
-    "exaone": replace(_NEXT_TO, permuted=False),
     "pangu-embedded": replace(_NEXT_TO, permuted=False),
     "minicpm": replace(
         _NEXT_TO,

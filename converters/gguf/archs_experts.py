@@ -17,6 +17,7 @@ from converters.gguf.arch import (
     QKV_BIAS,
     RMS,
     WEIGHTS,
+    WIDTHS,
     WINDOW,
     Arch,
 )
@@ -38,6 +39,8 @@ _DEEPSEEK = Arch(
     attention="latent",
 )
 
+_QWEN3 = Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True})
+
 MIXTURES: Mapping[str, Arch] = {
     "llama:mixtral": Arch("mixtral", RMS | LOCAL_EXPERTS, rope_tensors=FREQS | FACTORS, permuted=True),
     "qwen2moe": Arch(
@@ -48,8 +51,18 @@ MIXTURES: Mapping[str, Arch] = {
         fixed={"norm_topk_prob": False},
         square=True,
     ),
-    "qwen3moe": Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True}),
+    "qwen3moe": _QWEN3,
     "olmoe": Arch("olmoe", RMS | EXPERTS, fixed={"norm_topk_prob": False}, square=True, head="always"),
+    "phimoe": Arch(
+        "phimoe",
+        RMS | LOCAL_EXPERTS,
+        WINDOW,
+        fixed={"attention_bias": True, "lm_head_bias": True},
+        rope_tensors=FACTORS,
+        square=True,
+        biases="optional",
+        head="always",
+    ),
     "granitemoe": _GRANITE,
     "granitemoe:shared": replace(
         _GRANITE,
@@ -145,6 +158,42 @@ MIXTURES: Mapping[str, Arch] = {
     ),
     "deepseek2": _DEEPSEEK,
     "deepseek2:v2": replace(_DEEPSEEK, model_type="deepseek_v2"),
+    "deepseek2:dense": Arch(
+        "youtu",
+        LATENT,
+        {"attention.q_lora_rank": "q_lora_rank"},
+        repeats={"expert_feed_forward_length": "intermediate_size", "leading_dense_block_count": "num_hidden_layers"},
+        rope=False,
+        attention="latent",
+    ),
+    "glm-dsa": replace(
+        _DEEPSEEK,
+        model_type="glm_moe_dsa",
+        keys=dict(_DEEPSEEK.keys)
+        | {
+            "attention.q_lora_rank": "q_lora_rank",
+            "attention.indexer.head_count": "index_n_heads",
+            "attention.indexer.key_length": "index_head_dim",
+            "attention.indexer.top_k": "index_topk",
+        },
+        optional=GROUPS | WEIGHTS,
+    ),
+    "mimo2": Arch(
+        "mimo_v2_flash",
+        WIDTHS
+        | WINDOW
+        | EXPERT_WIDTH
+        | {
+            "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+            "expert_count": "n_routed_experts",
+            "expert_used_count": "num_experts_per_tok",
+        },
+        GROUPS | {"attention.value_scale": "attention_value_scale"},
+        present=ATTENTION_BIAS,
+        fixed={"norm_topk_prob": True},
+        attention="mixed",
+        head="always",
+    ),
     "minicpm3": Arch(
         "minicpm3",
         LATENT,

@@ -96,7 +96,7 @@ HUB: Mapping[str, Arch] = {
             "attention.key_length": "head_dim",
         },
         act=("silu", "activation_fn_name"),
-        attention="layered",
+        attention="mixed",
         fused_qkv=True,
         head="never",
     ),

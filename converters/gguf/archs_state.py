@@ -8,7 +8,9 @@ from converters.gguf.arch import (
     EXPERT_WIDTH,
     EXPERTS,
     GROUPED,
+    GROUPED_EXPERTS,
     GROUPS,
+    LATENT,
     LOCAL_EXPERTS,
     MLP_BIAS,
     MULTIPLIERS,
@@ -44,6 +46,13 @@ _NEMOTRON = Arch(
     rope=False,
     names={"ffn_norm": "attn_norm"},
     permuted=True,
+    hybrid=True,
+)
+_LFM2 = Arch(
+    "lfm2",
+    GROUPED | {"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
+    act=("silu", None),
+    names={"output_norm": "token_embd_norm"},
     hybrid=True,
 )
 HYBRID = {
@@ -124,11 +133,27 @@ STATES: Mapping[str, Arch] = {
         tiled=True,
         hybrid=True,
     ),
-    "lfm2": Arch(
-        "lfm2",
-        GROUPED | {"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
-        act=("silu", None),
-        names={"output_norm": "token_embd_norm"},
-        hybrid=True,
+    "kimi-linear": Arch(
+        "kimi_linear",
+        LATENT
+        | GROUPED_EXPERTS
+        | {
+            "expert_count": "num_local_experts",
+            "expert_weights_scale": "routed_scaling_factor",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "kda.head_dim": "linear_head_dim",
+        },
+        {"attention.q_lora_rank": "q_lora_rank"} | GROUPS,
+        fixed={"norm_topk_prob": True},
+        attention="latent",
+        rope=False,
+        head="always",
+    ),
+    "lfm2": _LFM2,
+    "lfm2moe": replace(
+        _LFM2,
+        model_type="lfm2_moe",
+        keys=dict(_LFM2.keys) | EXPERTS | EXPERT_WIDTH | {"leading_dense_block_count": "num_dense_layers"},
+        fixed={"use_expert_bias": True, "norm_topk_prob": True},
     ),
 }

@@ -27,13 +27,16 @@ ACTIVATIONS: Mapping[str, str] = {
 NUMBERS = frozenset(
     """attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.scale embedding_scale residual_scale
     logit_scale attn_logit_softcapping final_logit_softcapping expert_weights_scale
-    attention.clamp_kqv""".split()
+    attention.clamp_kqv attention.value_scale""".split()
 )
 FLAGS = frozenset({"use_parallel_residual", "expert_weights_norm"})
 UNSET = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
 """Keys that mean "none" where they are 0."""
 
-NONE = frozenset({"expert_count", "expert_used_count", "leading_dense_block_count", "expert_shared_count"})
+NONE = frozenset(
+    """expert_count expert_used_count leading_dense_block_count expert_shared_count altup.active_idx
+    attention.shared_kv_layers embedding_length_per_layer_input""".split()
+)
 """Counts that may be 0."""
 
 UNUSED = ("context_length", "feed_forward_length", "attention.head_count")

@@ -13,106 +13,44 @@ import numpy as np
 
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import ACTIVATIONS, UNUSED, prefix
-from converters.gguf.extras_common import SIGMOID, SOFTMAX, slides
+from converters.gguf.describe_gemma import gemma3n, gemma4
+from converters.gguf.extras_common import SIGMOID, SOFTMAX
+from converters.gguf.facts import (
+    activation_of,
+    attentions,
+    branches,
+    eps,
+    feed_forward,
+    has,
+    inner_size,
+    local_theta,
+    mixture,
+    mixtures,
+    pattern,
+    rope_of,
+    shared,
+    shared_width,
+    state_space,
+    step_rank,
+    window,
+)
 from converters.gguf.names import attention_of, latents
 from converters.gguf.names_state import named
 from converters.gguf.rope import write_rope
 from converters.rope import magnitude
 from forge_jax.spec import (
+    AltUp,
     Attention,
-    Block,
-    Branch,
-    Mamba,
-    Mamba2,
+    Indexer,
+    Latent,
     Mlp,
     ModelSpec,
     Moe,
     QueryScaling,
-    Rope,
     Yarn,
 )
 
 Metadata = dict[str, Any]
-
-
-def branches(spec: ModelSpec) -> list[Branch]:
-    """The branches of every layer, in order."""
-    return [branch for block in spec.layers for branch in block.branches]
-
-
-def attentions(spec: ModelSpec) -> list[Attention]:
-    """The attention of every layer, in order."""
-    return [branch.op for branch in branches(spec) if isinstance(branch.op, Attention)]
-
-
-def feed_forward(spec: ModelSpec) -> list[Mlp | Moe]:
-    """The feed-forward layers, dense ones before mixtures."""
-    found = [branch.op for branch in branches(spec) if isinstance(branch.op, Mlp | Moe)]
-    return sorted(found, key=lambda op: isinstance(op, Moe))
-
-
-def mixture(spec: ModelSpec) -> Moe | None:
-    """The first mixture of experts."""
-    return next((branch.op for branch in branches(spec) if isinstance(branch.op, Moe)), None)
-
-
-def shared(op: Moe) -> int:
-    """The width of the expert that every token goes through, 0 if there is none."""
-    return op.shared.dim if op.shared else 0
-
-
-def shared_width(spec: ModelSpec) -> int:
-    """The same of a model."""
-    op = mixture(spec)
-    return shared(op) if op else 0
-
-
-def mixtures(spec: ModelSpec) -> list[int]:
-    """Which layers are mixtures of experts."""
-    return [i for i, block in enumerate(spec.layers) if any(isinstance(b.op, Moe) for b in block.branches)]
-
-
-def window(spec: ModelSpec) -> int | None:
-    """The window of the layers that have one."""
-    return next((op.window for op in attentions(spec) if op.window is not None), None)
-
-
-def state_space(spec: ModelSpec) -> Any:
-    """The first state space model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for branch in branches(spec):
-        if isinstance(branch.op, Mamba | Mamba2):
-            return branch.op
-    raise ValueError("GGUF: this architecture has state space models, the model has none")
-
-
-def has(block: Block, kind: type) -> bool:
-    """Whether a layer has an op of this kind."""
-    return any(isinstance(branch.op, kind) for branch in block.branches)
-
-
-def step_rank(spec: ModelSpec) -> int:
-    """The rank of the step size, or how many heads have one."""
-    if delta := named(spec, "delta"):
-        return delta.value_heads
-    op = state_space(spec)
-    return op.rank if isinstance(op, Mamba) else op.heads
-
-
-def inner_size(spec: ModelSpec) -> int:
-    """The width of what has a state."""
-    if delta := named(spec, "delta"):
-        return delta.value_heads * delta.value_dim
-    op = state_space(spec)
-    return op.dim if isinstance(op, Mamba) else op.heads * op.head_dim
-
-
-def eps(spec: ModelSpec) -> float | None:
-    """The epsilon of the norms."""
-    return spec.final_norm.eps if spec.final_norm else None
 
 
 VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
@@ -125,6 +63,7 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "attention.head_count": lambda spec: latents(spec)[0].heads if latents(spec) else attention_of(spec).heads,
     "attention.head_count_kv": lambda spec: 1 if latents(spec) else attention_of(spec).kv_heads,
     "full_attention_interval": lambda spec: [has(block, Attention) for block in spec.layers].index(True) + 1,
+    "kda.head_dim": lambda spec: named(spec, "delta").key_dim,
     "shortconv.l_cache": lambda spec: named(spec, "conv").taps,
     "attention.key_length": lambda spec: attention_of(spec).head_dim,
     "attention.value_length": lambda spec: attention_of(spec).head_dim,
@@ -138,8 +77,11 @@ VALUES: Mapping[str, Callable[[ModelSpec], Any]] = {
     "embedding_scale": lambda spec: spec.embed_scale,
     "residual_scale": lambda spec: branches(spec)[0].scale,
     "logit_scale": lambda spec: spec.logit_scale,
-    "leading_dense_block_count": lambda spec: mixtures(spec)[0],
+    "leading_dense_block_count": lambda spec: m[0] if (m := mixtures(spec)) else len(spec.layers),
     "interleave_moe_layer_step": lambda spec: m[1] - m[0] if len(m := mixtures(spec)) > 1 else m[0] + 1,
+    "altup.num_inputs": lambda spec: spec.streams.count if isinstance(spec.streams, AltUp) else None,
+    "altup.active_idx": lambda spec: spec.streams.active if isinstance(spec.streams, AltUp) else None,
+    "embedding_length_per_layer_input": lambda spec: spec.own.dim if spec.own else None,
     "attention.kv_lora_rank": lambda spec: latents(spec)[0].rank,
     "attention.q_lora_rank": lambda spec: latents(spec)[0].q_rank,
     "rope.dimension_count": lambda spec: latents(spec)[0].rope_dim,
@@ -197,39 +139,6 @@ def describe(arch: str, spec: ModelSpec) -> tuple[Metadata, Mapping[str, np.ndar
     return {f"{prefix(arch)}.{key}": value for key, value in out.items() if value is not None}, tensors
 
 
-def activation_of(spec: ModelSpec) -> str:
-    """The activation of feed-forward layers, or else of state space models."""
-    found = feed_forward(spec)
-    return found[0].act if found else state_space(spec).act
-
-
-def rope_of(spec: ModelSpec) -> Rope:
-    """The rope of the layers without a window, or else of any.
-
-    Raises:
-        ValueError: no layer has one.
-    """
-    ordered = sorted(attentions(spec), key=lambda op: op.window is not None)
-    rope = next((op.rope for op in (*latents(spec), *ordered) if op.rope is not None), None)
-    if rope is None:
-        raise ValueError("GGUF: this architecture has rotary positions, and no layer of the model has")
-    return rope
-
-
-def pattern(spec: ModelSpec, usual: int) -> int | None:
-    """Every how many layers one has no window; None where that is the usual number, or no number fits."""
-    found = [op.window is not None for op in attentions(spec)]
-    if found == slides(usual, len(found)):
-        return None
-    return next((n for n in range(len(found) + 1) if slides(n, len(found)) == found), None)
-
-
-def local_theta(spec: ModelSpec) -> float | None:
-    """The base of the rope of layers with a window."""
-    local = next((op.rope for op in attentions(spec) if op.window is not None and op.rope), None)
-    return local.theta if local else None
-
-
 def minicpm3(spec: ModelSpec) -> Metadata:
     """Latent attention unfolded."""
     op = latents(spec)[0]
@@ -246,7 +155,7 @@ def deepseek2(spec: ModelSpec) -> Metadata:
         "attention.value_length": op.rank,
         "attention.key_length_mla": size,
         "attention.value_length_mla": op.value_dim,
-        "expert_gating_func": SIGMOID if moe and moe.router.score == "sigmoid" else SOFTMAX,
+        "expert_gating_func": (SIGMOID if moe.router.score == "sigmoid" else SOFTMAX) if moe else None,
     }
     if op.rope is None:
         raise ValueError("GGUF: this architecture has rotary positions, the model has none")
@@ -255,6 +164,44 @@ def deepseek2(spec: ModelSpec) -> Metadata:
         plain = replace(op.rope, scaling=replace(op.rope.scaling, attention_factor=magnitude(op.rope.scaling.factor)))
         return out | write_rope(plain, ARCHS["deepseek2"], "deepseek2")[0] | {LOG_MULTIPLIER: 0.1 * mscale}
     return out | write_rope(op.rope, ARCHS["deepseek2"], "deepseek2")[0]
+
+
+def deepseek_dense(spec: ModelSpec) -> Metadata:
+    """The same without experts, of which llama.cpp wants to hear all the same."""
+    return deepseek2(spec) | {"expert_feed_forward_length": feed_forward(spec)[0].dim, "expert_shared_count": 0}
+
+
+def kimi_linear(spec: ModelSpec) -> Metadata:
+    """Where attention is, with the latent as its one key, and its heads."""
+    op = latents(spec)[0]
+    return SIGMOIDS | {
+        "attention.head_count_kv": [int(has(block, Latent)) for block in spec.layers],
+        "attention.key_length": op.rank + op.rope_dim,
+        "attention.key_length_mla": op.nope_dim + op.rope_dim,
+        "attention.value_length_mla": op.value_dim,
+    }
+
+
+def glm_dsa(spec: ModelSpec) -> Metadata:
+    """The same, and what picks the tokens to look at."""
+    index = latents(spec)[0].indexer
+    if not isinstance(index, Indexer):
+        raise ValueError(f"GGUF: this architecture has an indexer in each layer, the model's first has {index}")
+    sizes = {"head_count": index.heads, "key_length": index.dim, "top_k": index.top_k}
+    return deepseek2(spec) | {f"attention.indexer.{key}": value for key, value in sizes.items()}
+
+
+def mimo2(spec: ModelSpec) -> Metadata:
+    """Heads and windows layer by layer."""
+    ops = attentions(spec)
+    return SIGMOIDS | {
+        "attention.head_count_kv": [op.kv_heads for op in ops],
+        "attention.key_length": ops[0].head_dim,
+        "attention.value_length": ops[0].value_size,
+        "attention.sliding_window_pattern": [op.window is not None for op in ops],
+        "attention.value_scale": branches(spec)[0].scale,
+        "rope.freq_base_swa": local_theta(spec),
+    }
 
 
 def kv_heads(spec: ModelSpec) -> Metadata:
@@ -313,11 +260,15 @@ def mistral3(spec: ModelSpec) -> Metadata:
 
 
 EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
+    "gemma3n": gemma3n,
+    "gemma4": gemma4,
     "gemma3": lambda spec: {"rope.freq_base_swa": local_theta(spec)},
     "jamba": lambda spec: kv_heads(spec) | {"ssm.inner_size": inner_size(spec)},
     "granitehybrid": granite_hybrid,
     "falcon-h1": lambda spec: {"ssm.inner_size": inner_size(spec)},
     "lfm2": kv_heads,
+    "kimi-linear": kimi_linear,
+    "lfm2moe": lambda spec: kv_heads(spec) | SIGMOIDS,
     "nemotron_h": nemotron_h,
     "nemotron_h_moe": nemotron_h,
     "qwen3next": delta,
@@ -327,6 +278,9 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "dbrx": lambda spec: {"attention.layer_norm_epsilon": eps(spec)},
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek2,
+    "deepseek2:dense": deepseek_dense,
+    "glm-dsa": glm_dsa,
+    "mimo2": mimo2,
     "minicpm3": minicpm3,
     "plm": minicpm3,
     "plamo3": lambda spec: {"attention.sliding_window": window(spec), "rope.freq_base_swa": local_theta(spec)},
@@ -349,6 +303,7 @@ EXTRAS: Mapping[str, Callable[[ModelSpec], Metadata]] = {
     "mistral3": mistral3,
     "granite": lambda spec: {"logit_scale": 1 / spec.logit_scale},
     "phi3": lambda spec: {"attention.sliding_window": window(spec) or 0},
+    "phimoe": lambda spec: {"attention.sliding_window": window(spec) or 0},
     "falcon": lambda spec: {"tensor_data_layout": "jploski"},
     "mamba": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.dt_b_c_rms": False},
     "mamba:falcon": lambda spec: dict.fromkeys(UNUSED[1:], 0) | {"ssm.dt_b_c_rms": True},

@@ -10,6 +10,7 @@ than the rest, and matrices whose rows are no multiple of 32 are F16, as it does
 
 import os
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,10 @@ from converters import rules
 from converters.gguf import names
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix
-from converters.gguf.describe import describe, mixture
+from converters.gguf.describe import describe
+from converters.gguf.facts import mixture
+from converters.gguf.names_own import idle
+from converters.gguf.numbers import lists
 from converters.gguf.proof import check
 from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
@@ -41,8 +45,14 @@ FILE_TYPES: Mapping[str, int] = {
 }
 """general.file_type of each."""
 
-PRECISE = ("_norm.weight", ".bias", "_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "ssm_a", "ssm_d")
-"""How the names of matrices end that are never packed: norms, routers, short convolutions, decays."""
+PRECISE = (
+    *("_norm.weight", ".bias", "_inp.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", "_coef.weight"),
+    *(f"ssm_conv1d{part}.weight" for part in ("", "_q", "_k", "_v")),
+)
+"""How the names of matrices end that are never packed: norms, routers, short convolutions, decays, small mixtures."""
+
+COARSE = ("altup", "laurel", "per_layer_model_proj")
+"""Parts of the names of matrices that are not packed either, but may be F16: streams, shortcuts, inputs of layers."""
 
 PLAIN = ("F32", "F16", "BF16")
 BLOCK = 32  # elements that the quantised types pack together
@@ -63,6 +73,15 @@ SHARED = {
     "iquestcoder": "llama",
     "glm4_moe_lite": "deepseek2",
     "solar_open": "glm4moe",
+    "apertus1p5_text": "apertus",
+    "gemma4_unified_text": "gemma4",
+    "gpt-sw3": "gpt2",
+    "emu3_text_model": "llama",
+    "ministral": "llama",
+    "helium": "ernie4_5",
+    "sarvam_mla": "deepseek2",
+    "sarvam_moe": "glm4moe",
+    "aria_text": "granitemoe:shared",
 }
 """Families that another's architecture can say."""
 
@@ -119,20 +138,39 @@ def export_gguf(
     if type not in FILE_TYPES:
         raise ValueError(f"type {type!r} is not written; expected one of {', '.join(FILE_TYPES)}")
     arch = variant(architecture(model_type), mixture(spec))
+    spec, fetch = with_all_rows(spec, fetch)
     said, vectors = describe(arch, spec)
-    found = rules.instances(names.rules(arch, spec), abstract(spec))
+    every = rules.instances(names.rules(arch, spec), abstract(spec))
+    found, numbers = lists(every, ARCHS[arch].numbers, len(spec.layers), partial(values, fetch=fetch))
     metadata: dict[str, Any] = {"general.architecture": prefix(arch), "general.type": "model"}
     metadata |= {"general.name": name} if name else {}
-    metadata |= said | {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
+    metadata |= said | numbers
+    metadata |= {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
     head = "token_embd.weight" if spec.tied else "output.weight"
     tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
     for instance in found:
         shape = instance.stored_shape
         stored = storage(instance.theirs, shape, type, head)
         tensors.append((instance.theirs, shape, stored, partial(values, instance, fetch)))
+    if ARCHS[arch].idle_keys:
+        tensors += [(n, shape, storage(n, shape, type, head), partial(np.zeros, shape)) for n, shape in idle(spec)]
     infos = {n: TensorInfo(n, tuple(shape), stored, 0, Path(path)) for n, shape, stored, _ in tensors}
     check(arch, spec, metadata, infos, vectors, allow)
     write_gguf(path, metadata | vocabulary(tokenizer or {}, spec.vocab_size), tensors)
+
+
+def with_all_rows(spec: ModelSpec, fetch: Callable[[str], Any]) -> tuple[ModelSpec, Callable[[str], Any]]:
+    """The same model with a row in its table of inputs for every token, as llama.cpp wants: the first, repeated."""
+    own = spec.own
+    if own is None or own.vocab_size >= spec.vocab_size:
+        return spec, fetch
+
+    def padded(path: str) -> Any:
+        rows = np.asarray(fetch(path))
+        more = spec.vocab_size - own.vocab_size
+        return np.concatenate([rows, np.repeat(rows[:1], more, 0)]) if path == "own.table" else rows
+
+    return replace(spec, own=replace(own, vocab_size=spec.vocab_size)), padded
 
 
 def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
@@ -141,7 +179,7 @@ def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
         return "F32"
     if type in PLAIN:
         return type
-    if shape[-1] % BLOCK:
+    if shape[-1] % BLOCK or any(part in name for part in COARSE):
         return "F16"
     return "Q8_0" if name == head else type
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from converters.gguf.extras_common import Config, exaone4_windows, granite, hunyuan, kind, layer_kinds, quiet
 from converters.gguf.extras_experts import MIXED, deepseek_kind
+from converters.gguf.extras_gemma import GEMMAS
 from converters.gguf.extras_hub import HUB, baichuan_kind
 from converters.gguf.extras_state import HYBRIDS
 from converters.gguf.reading import Reading
@@ -125,6 +126,13 @@ def exaone4(reading: Reading, config: Config) -> Config:
     return {"sliding_window": None}
 
 
+def exaone(reading: Reading, config: Config) -> Config:
+    """Some files say the epsilon of the norms as that of other norms."""
+    if "rms_norm_eps" in config:
+        return {}
+    return {"rms_norm_eps": reading.number("attention.layer_norm_epsilon", above=0.0)}
+
+
 def minicpm(reading: Reading, config: Config) -> Config:
     """Granite's multipliers, with the values that files without them mean."""
     width, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -185,6 +193,7 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     **HUB,
     **HYBRIDS,
     **MIXED,
+    **GEMMAS,
     "mistral3": mistral3,
     "gemma2": gemma2,
     "gemma3": gemma3,
@@ -201,6 +210,7 @@ EXTRAS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "orion": orion,
     "qwen": qwen,
     "xverse": quiet("tensor_data_layout"),
+    "exaone": exaone,
     "exaone4": exaone4,
     "exaone4:windows": exaone4_windows,
     "hunyuan-dense": hunyuan,

@@ -30,6 +30,32 @@ def layer_kinds(reading: Reading, layers: int, period: int) -> list[str]:
     return ["sliding_attention" if slide else "full_attention" for slide in given]
 
 
+def counts(reading: Reading, key: str, layers: int) -> list[int]:
+    """A count for each layer, given so or as one for all.
+
+    Raises:
+        ValueError: anything else.
+    """
+    given = reading.take(key)
+    listed = given if isinstance(given, list) else [given] * layers
+    if len(listed) != layers or any(not isinstance(x, int) or isinstance(x, bool) or x < 1 for x in listed):
+        raise ValueError(f"{reading.take.where}: {key} is {given!r}, expected one count, or {layers}")
+    return listed
+
+
+def by_kind(reading: Reading, key: str, kinds: list[str]) -> dict[str, int]:
+    """A count that may differ between layers with a window and those without.
+
+    Raises:
+        ValueError: it differs otherwise.
+    """
+    listed = counts(reading, key, len(kinds))
+    found = {kind: {n for k, n in zip(kinds, listed, strict=True) if k == kind} for kind in set(kinds)}
+    if any(len(n) > 1 for n in found.values()):
+        raise ValueError(f"{reading.take.where}: {key} is {listed}; expected one count for each kind of layers")
+    return {kind: n.pop() for kind, n in found.items()}
+
+
 def kind(arch: str, name: str, key: str) -> Callable[[Mapping[str, Any]], str]:
     """The kind `name` of an architecture where a key of the metadata is set."""
     return lambda metadata: f"{arch}:{name}" if metadata.get(f"{arch}.{key}") else arch

@@ -5,12 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.extras_common import SIGMOID, SOFTMAX, Config, exaone4_windows, granite, hunyuan, layer_kinds
+from converters.gguf.extras_common import (
+    SIGMOID,
+    SOFTMAX,
+    Config,
+    by_kind,
+    exaone4_windows,
+    granite,
+    hunyuan,
+    layer_kinds,
+)
 from converters.gguf.reading import Reading, shortest
-from converters.gguf.rope import read_rope
+from converters.gguf.rope import read_rope, usual_amplitude
 
 
-def deepseek2(reading: Reading, config: Config) -> Config:
+def latent(reading: Reading, config: Config) -> Config:
     """Latent attention, whose heads old files describe as they are when unfolded, newer ones as they are stored.
 
     Raises:
@@ -36,9 +45,21 @@ def deepseek2(reading: Reading, config: Config) -> Config:
         "q_lora_rank": config.get("q_lora_rank"),
         "num_key_value_heads": config["num_attention_heads"],
         "rope_parameters": rope,
+    }
+
+
+def deepseek2(reading: Reading, config: Config) -> Config:
+    """Latent attention and experts, whose weights stay as they are if nothing is said."""
+    return latent(reading, config) | {
         "norm_topk_prob": config.get("norm_topk_prob", False),
         "routed_scaling_factor": config.get("routed_scaling_factor", 1.0),
     }
+
+
+def deepseek_dense(reading: Reading, config: Config) -> Config:
+    """The same attention with no experts at all."""
+    reading.take.ignore("expert_shared_count", "expert_weights_norm", "expert_weights_scale")
+    return latent(reading, config)
 
 
 def deepseek_v2(reading: Reading, config: Config) -> Config:
@@ -48,8 +69,41 @@ def deepseek_v2(reading: Reading, config: Config) -> Config:
     return deepseek2(reading, config) | {"topk_method": method}
 
 
+def glm_dsa(reading: Reading, config: Config) -> Config:
+    """As DeepSeek V3, every layer with an indexer of its own; and layers that guess further tokens."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    return drafts(reading, config) | deepseek2(reading, config)
+
+
+def mimo2(reading: Reading, config: Config) -> Config:
+    """Layers with a window have heads, and a rope, of their own. Values have the usual scale if an old file has none.
+
+    Raises:
+        ValueError: heads differ otherwise.
+    """
+    take, layers, heads = reading.take, config["num_hidden_layers"], config["num_attention_heads"]
+    take.require("expert_gating_func", SIGMOID)
+    kinds = layer_kinds(reading, layers, 6)
+    size = reading.count("attention.key_length", config["hidden_size"] // heads)
+    rope = read_rope(reading, size, reading.count("context_length"))
+    theta = reading.number("rope.freq_base_swa", rope["rope_theta"], above=1.0)
+    local = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": rope["partial_rotary_factor"]}
+    counts = by_kind(reading, "attention.head_count_kv", kinds)
+    return {
+        "head_dim": size,
+        "v_head_dim": reading.count("attention.value_length", size),
+        "layer_types": kinds,
+        "num_key_value_heads": counts.get("full_attention", heads),
+        "swa_num_key_value_heads": counts.get("sliding_attention", heads),
+        "moe_layer_freq": [int(reading.has(f"blk.{i}.ffn_gate_inp.weight")) for i in range(layers)],
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+    }
+
+
 def deepseek_kind(metadata: Mapping[str, Any]) -> str:
-    """V2, unless experts are scored by sigmoids; files of GLM 4.7 Flash (by its size) may not say so."""
+    """V2, unless there are no experts or sigmoids score them; files of GLM 4.7 Flash (by its size) may not say so."""
+    if not metadata.get("deepseek2.expert_count"):
+        return "deepseek2:dense"
     says = metadata.get("deepseek2.expert_gating_func")
     flash = metadata.get("deepseek2.vocab_size") == 154880 and metadata.get("deepseek2.block_count") in (47, 48)
     return "deepseek2" if says == SIGMOID or (says is None and flash) else "deepseek2:v2"
@@ -155,11 +209,25 @@ def llama4(reading: Reading, config: Config) -> Config:
     }
 
 
+def phimoe(reading: Reading, config: Config) -> Config:
+    """One amplitude of a rope for all lengths; llama.cpp's own norms and router are none of this model's."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] != "longrope":
+        return {}
+    reach = usual_amplitude(config["max_position_embeddings"], rope["original_max_position_embeddings"])
+    amplitude = rope.pop("attention_factor", reach)
+    return {"rope_parameters": rope | dict.fromkeys(("short_mscale", "long_mscale"), amplitude)}
+
+
 MIXED: Mapping[str, Callable[[Reading, Config], Config]] = {
     "dbrx": dbrx,
     "deepseek2": deepseek2,
     "deepseek2:v2": deepseek_v2,
+    "deepseek2:dense": deepseek_dense,
     "minicpm3": minicpm3,
+    "glm-dsa": glm_dsa,
+    "mimo2": mimo2,
+    "phimoe": phimoe,
     "gpt-oss": gpt_oss,
     "llama4": llama4,
     "afmoe": afmoe,

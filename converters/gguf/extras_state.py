@@ -1,12 +1,10 @@
 """What the tables of `archs` leave open for models of which only some layers have attention."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from converters.gguf.extras_common import SIGMOID, Config
 from converters.gguf.reading import Reading
 from converters.gguf.rope import read_rope
-
-Config = dict[str, Any]
 
 
 def per_layer(reading: Reading, key: str, layers: int) -> list[int]:
@@ -163,6 +161,36 @@ def lfm2(reading: Reading, config: Config) -> Config:
     return {"layer_types": kinds(reading, "conv"), "block_auto_adjust_ff_dim": False}
 
 
+def lfm2_moe(reading: Reading, config: Config) -> Config:
+    """Experts are scored by sigmoids."""
+    reading.take.require("expert_gating_func", SIGMOID)
+    return {"layer_types": kinds(reading, "conv")}
+
+
+def kimi_linear(reading: Reading, config: Config) -> Config:
+    """Latent attention here and there, which nothing turns; as many heads of the delta rule as of attention.
+
+    Raises:
+        ValueError: heads without features of their own.
+    """
+    take, turning = reading.take, config["qk_rope_head_dim"]
+    take.require("expert_gating_func", SIGMOID)
+    take.require("attention.key_length", config["kv_lora_rank"] + turning)
+    take.ignore("attention.value_length", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor")
+    size = reading.count("attention.key_length_mla")
+    if size <= turning:
+        raise ValueError(f"{take.where}: heads of {size} features of which all heads share {turning}; expected more")
+    heads = config["num_attention_heads"]
+    return {
+        "layer_types": kinds(reading, "linear_attention"),
+        "linear_num_heads": heads,
+        "num_key_value_heads": heads,
+        "qk_nope_head_dim": size - turning,
+        "v_head_dim": reading.count("attention.value_length_mla"),
+        "q_lora_rank": config.get("q_lora_rank"),
+    }
+
+
 HYBRIDS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "jamba": jamba,
     "granitehybrid": granite_hybrid,
@@ -173,4 +201,6 @@ HYBRIDS: Mapping[str, Callable[[Reading, Config], Config]] = {
     "qwen35": qwen35,
     "qwen35moe": qwen35,
     "lfm2": lfm2,
+    "lfm2moe": lfm2_moe,
+    "kimi-linear": kimi_linear,
 }

@@ -9,7 +9,9 @@ from pathlib import Path
 from converters import architectures, rules
 from converters.checkpoint import Checkpoint
 from converters.gguf import names
+from converters.gguf.archs import ARCHS
 from converters.gguf.config import read_config
+from converters.gguf.numbers import Numbered
 from converters.source import TensorSource
 from converters.take import Take
 from forge_jax.params import abstract
@@ -32,6 +34,7 @@ def understand(path: Path, source: TensorSource, allow: Iterable[str] = ()) -> C
     take = Take(config, where)
     spec = family.config(take)
     take.done()
+    source = Numbered(source, ARCHS[arch].numbers, len(spec.layers), where) if ARCHS[arch].numbers else source
     found = rules.instances(names.rules(arch, spec), abstract(spec), source.tensors)
     wanted = {instance.theirs: instance.stored_shape for instance in found}
     stored = {name: as_wanted(info.shape, wanted.get(name)) for name, info in source.tensors.items()}

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
+from converters.gguf.names_own import own_rules
 from converters.gguf.names_state import state_rules
 from converters.rules import Rule
 from forge_jax.spec import Attention, Latent, ModelSpec, Norm
@@ -24,6 +25,7 @@ NORMS = (
     (f"{LAYER}.attention.pre", f"{BLOCK}.attn_norm"),
     (f"{LAYER}.attention.post", f"{BLOCK}.post_attention_norm"),
     (f"{LAYER}.mlp.pre", f"{BLOCK}.ffn_norm"),
+    (f"{LAYER}.mlp.norm", f"{BLOCK}.ffn_sub_norm"),
     (f"{LAYER}.mlp.post", f"{BLOCK}.post_ffw_norm"),
     *((f"{LAYER}.{branch}.pre", f"{BLOCK}.attn_norm") for branch in ("mamba", "delta", "conv")),
     (f"{MOE}.pre", f"{BLOCK}.ffn_norm"),
@@ -54,12 +56,13 @@ def offsets(spec: ModelSpec) -> Mapping[str, float]:
     add("final_norm", spec.final_norm)
     for block in spec.layers:
         add(f"{LAYER}.pre", block.pre)
-        for branch in block.branches:
-            add(f"{LAYER}.{branch.name}.pre", branch.pre)
-            add(f"{LAYER}.{branch.name}.post", branch.post)
+        for branch in block.every():
+            for part in ("pre", "post", "after"):
+                add(f"{LAYER}.{branch.name}.{part}", getattr(branch, part))
             if isinstance(branch.op, Attention):
                 for part in ("q_norm", "k_norm"):
                     add(f"{LAYER}.{branch.name}.{part}", branch.op.qk_norm)
+                add(f"{LAYER}.{branch.name}.out_norm", branch.op.out_norm)
     for ours, values in found.items():
         if len(values) > 1:
             raise ValueError(f"GGUF: {ours} with different offsets {sorted(values)} is not implemented")
@@ -68,7 +71,7 @@ def offsets(spec: ModelSpec) -> Mapping[str, float]:
 
 def latents(spec: ModelSpec) -> list[Latent]:
     """Every latent attention."""
-    ops = [branch.op for block in spec.layers for branch in block.branches]
+    ops = [branch.op for block in spec.layers for branch in block.every()]
     return [op for op in ops if isinstance(op, Latent)]
 
 
@@ -79,7 +82,7 @@ def attention_of(spec: ModelSpec) -> Attention:
         ValueError: no layer has.
     """
     for block in spec.layers:
-        for branch in block.branches:
+        for branch in block.every():
             if isinstance(branch.op, Attention):
                 return branch.op
     raise ValueError("GGUF: no layer of the model has attention")
@@ -94,14 +97,15 @@ def rules(arch: str, spec: ModelSpec) -> tuple[Rule, ...]:
     facts, added = ARCHS[arch], offsets(spec)
     named = (*((f"{LAYER}.{ours}", f"{BLOCK}.{theirs}") for ours, theirs in facts.norms.items()), *NORMS)
     table = (
+        *own_rules(spec),
         Rule("embed", "token_embd.weight"),
         Rule("positions", "position_embd.weight"),
         *linear("head", "output", "v d -> d v"),
         *(rule for ours, theirs in named for rule in norm(ours, theirs, added.get(ours, 0.0))),
-        *(attention_rules(facts, attention_of(spec), added) if facts.attention in ("grouped", "layered") else ()),
+        *(attention_rules(facts, attention_of(spec), added) if facts.attention in ("grouped", "mixed") else ()),
         *(latent_rules(latents(spec)[0].q_rank is not None, facts.fused_kv) if facts.attention == "latent" else ()),
         *mlp_rules(facts),
-        *moe_rules(),
+        *moe_rules(facts.fused_experts),
         *state_rules(spec, facts),
     )
     return tuple(replace(rule, theirs=renamed(rule.theirs, facts.names)) for rule in table)
@@ -131,7 +135,7 @@ def norm(ours: str, theirs: str, offset: float, layout: str = "") -> tuple[Rule,
 def attention_rules(facts: Arch, attention: Attention, added: Mapping[str, float]) -> tuple[Rule, ...]:
     """q, k, v apart and as one tensor (all of q, then all of k, then all of v), o, and norms of q and k."""
     turned = HALVES if facts.permuted else HEAD
-    parts = (("q", "n", *turned), ("k", "k", *turned), ("v", "m", *HEAD))
+    parts = (("q", "n", *turned), ("k", "k", *turned), ("v", "m", "w", "w"))
     ours = f"{LAYER}.attention"
     apart = tuple(
         rule
@@ -165,8 +169,12 @@ def attention_rules(facts: Arch, attention: Attention, added: Mapping[str, float
         *linear(f"{ours}.o", f"{BLOCK}.attn_output", "d (n h) -> n h d"),
         *(
             rule
-            for part in ("q_norm", "k_norm")
-            for rule in norm(f"{ours}.{part}", f"{BLOCK}.attn_{part}", added.get(f"{ours}.{part}", 0.0), per_head)
+            for mine, theirs, layout in (
+                (f"{ours}.q_norm", f"{BLOCK}.attn_q_norm", per_head),
+                (f"{ours}.k_norm", f"{BLOCK}.attn_k_norm", per_head),
+                (f"{ours}.out_norm", f"{BLOCK}.attn_sub_norm", "(n h) -> n h"),
+            )
+            for rule in norm(mine, theirs, added.get(mine, 0.0), layout)
         ),
         Rule(f"{ours}.sinks", f"{BLOCK}.attn_sinks.weight"),
         Rule(f"{ours}.gate", f"{BLOCK}.attn_gate.weight", "(n h) d -> d n h"),
@@ -175,7 +183,7 @@ def attention_rules(facts: Arch, attention: Attention, added: Mapping[str, float
 
 
 def latent_rules(low_queries: bool, fused: bool) -> tuple[Rule, ...]:
-    """Latent attention; in old files the ways out of the latent are one tensor, as in HuggingFace's."""
+    """Latent attention, and what picks the tokens to look at; old files have the ways out of the latent as one."""
     ours = f"{LAYER}.attention"
     parts = (f"{ours}.k", f"{ours}.v")
     apart = (
@@ -191,6 +199,10 @@ def latent_rules(low_queries: bool, fused: bool) -> tuple[Rule, ...]:
         *norm(f"{ours}.kv_norm", f"{BLOCK}.attn_kv_a_norm", 0.0),
         *((together, *apart) if fused else (*apart, together)),
         Rule(f"{ours}.o", f"{BLOCK}.attn_output.weight", "d (n v) -> n v d"),
+        Rule(f"{ours}.index.q", f"{BLOCK}.indexer.attn_q_b.weight", "(n h) d -> d n h"),
+        Rule(f"{ours}.index.k", f"{BLOCK}.indexer.attn_k.weight", "h d -> d h"),
+        *norm(f"{ours}.index.k_norm", f"{BLOCK}.indexer.k_norm", 0.0),
+        Rule(f"{ours}.index.weight", f"{BLOCK}.indexer.proj.weight", "n d -> d n"),
     )
 
 
@@ -200,7 +212,7 @@ def rows(heads: str, features: str) -> str:
 
 
 def mlp_rules(facts: Arch) -> tuple[Rule, ...]:
-    """gate, up and down; or gate and up as one tensor (all of gate, then all of up)."""
+    """gate, up and down; or gate and up as one tensor (all of gate, then all of up); what an activation has learned."""
     ours = f"{LAYER}.mlp"
     apart = tuple(
         rule for name in ("gate", "up") for rule in linear(f"{ours}.{name}", f"{BLOCK}.ffn_{name}", "f d -> d f")
@@ -210,19 +222,24 @@ def mlp_rules(facts: Arch) -> tuple[Rule, ...]:
         Rule((f"{ours}.gate_bias", f"{ours}.up_bias"), f"{BLOCK}.ffn_up.bias", "(q f) -> q f"),
     )
     down = linear(f"{ours}.down", f"{BLOCK}.ffn_down", "d f -> f d")
-    return (*fused, *apart, *down) if facts.fused_gate else (*apart, *down)
+    act = tuple(Rule(f"{ours}.act.{key.partition('.')[2]}", f"{BLOCK}.{key}") for key in facts.numbers)
+    return (*fused, *apart, *down) if facts.fused_gate else (*apart, *down, *act)
 
 
-def moe_rules() -> tuple[Rule, ...]:
+def moe_rules(fused: bool) -> tuple[Rule, ...]:
     """The router, experts in one tensor (in old files one by one; gate and up may be fused), and the shared expert."""
     names = {"gate": "e f d -> e d f", "up": "e f d -> e d f", "down": "e d f -> e f d"}
+    both = (
+        Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
+        Rule((f"{MOE}.gate_bias", f"{MOE}.up_bias"), f"{exps('gate_up')}.bias", "e (q f) -> q e f"),
+    )
     return (
+        *(both if fused else ()),
         *linear(f"{MOE}.router", f"{BLOCK}.ffn_gate_inp", "e d -> d e"),
         Rule(f"{MOE}.choice_bias", f"{BLOCK}.exp_probs_b.bias", "e -> e"),
         *(rule for name, layout in names.items() for rule in linear(f"{MOE}.{name}", exps(name), layout)),
         *(Rule(f"{MOE}.{name}", f"{BLOCK}.ffn_{name}.{{e}}.weight", "a b -> e b a") for name in names),
-        Rule((f"{MOE}.gate", f"{MOE}.up"), f"{exps('gate_up')}.weight", "e (q f) d -> q e d f"),
-        Rule((f"{MOE}.gate_bias", f"{MOE}.up_bias"), f"{exps('gate_up')}.bias", "e (q f) -> q e f"),
+        *both,
         *(rule for name in names for rule in linear(f"{MOE}.shared.{name}", f"{BLOCK}.ffn_{name}_shexp", "a b -> b a")),
         Rule(f"{MOE}.latent_in", f"{BLOCK}.ffn_latent_down.weight", "z d -> d z"),
         Rule(f"{MOE}.latent_out", f"{BLOCK}.ffn_latent_up.weight", "d z -> z d"),

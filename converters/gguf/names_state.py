@@ -7,7 +7,7 @@ from typing import Any
 
 from converters.gguf.arch import Arch
 from converters.rules import Rule
-from forge_jax.spec import Mamba2, ModelSpec
+from forge_jax.spec import DeltaNet, Mamba2, ModelSpec
 
 OURS, BLOCK = "layers.{l}.mamba", "blk.{l}"
 
@@ -100,6 +100,23 @@ def delta_rules(key_heads: int, tiled: bool) -> tuple[Rule, ...]:
     )
 
 
+def fading_rules() -> tuple[Rule, ...]:
+    """The delta rule with a decay for each feature: projections and convolutions apart, decay and gate of low rank."""
+    ours, conv = "layers.{l}.delta", "(n h) one t -> n h one t"
+    maps = {"decay": "f", "gate": "g"}
+    return (
+        *(Rule(f"{ours}.{part}", f"{BLOCK}.attn_{part}.weight", "(n h) d -> d n h") for part in "qkv"),
+        *(Rule(f"{ours}.{part}_conv", f"{BLOCK}.ssm_conv1d_{part}.weight", conv) for part in "qkv"),
+        *(Rule(f"{ours}.{name}_in", f"{BLOCK}.ssm_{short}_a.weight", "r d -> d r") for name, short in maps.items()),
+        *(Rule(f"{ours}.{name}", f"{BLOCK}.ssm_{short}_b.weight", "(n h) r -> r n h") for name, short in maps.items()),
+        Rule(f"{ours}.beta", f"{BLOCK}.ssm_beta.weight", "n d -> d n"),
+        Rule(f"{ours}.a_log", f"{BLOCK}.ssm_a", "n one -> n one", decay=True),
+        Rule(f"{ours}.dt_bias", f"{BLOCK}.ssm_dt.bias", "(n h) -> n h"),
+        Rule(f"{ours}.norm.scale", f"{BLOCK}.ssm_norm.weight"),
+        Rule(f"{ours}.o", f"{BLOCK}.attn_output.weight", "d (n v) -> n v d"),
+    )
+
+
 def conv_rules() -> tuple[Rule, ...]:
     """A short convolution between two gates."""
     ours = "layers.{l}.conv"
@@ -115,11 +132,16 @@ def named(spec: ModelSpec, name: str) -> Any:
     return next((b.op for block in spec.layers for b in block.branches if b.name == name), None)
 
 
+def fades(delta: DeltaNet) -> bool:
+    """Whether the state of the delta rule has a decay for each feature."""
+    return delta.decay.over == "feature"
+
+
 def state_rules(spec: ModelSpec, facts: Arch) -> tuple[Rule, ...]:
     """The rules of the ops with a state that a spec has."""
     mamba, delta = named(spec, "mamba"), named(spec, "delta")
     return (
         *(mamba2_rules(mamba.groups) if isinstance(mamba, Mamba2) else mamba_rules() if mamba else ()),
-        *(delta_rules(delta.key_heads, facts.tiled) if delta else ()),
+        *(() if not delta else fading_rules() if fades(delta) else delta_rules(delta.key_heads, facts.tiled)),
         *conv_rules(),
     )

@@ -11,7 +11,7 @@ from converters import architectures
 from converters.gguf.arch import Arch
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix, read_config
-from converters.gguf.describe import feed_forward
+from converters.gguf.facts import feed_forward
 from converters.gguf.names import attention_of
 from converters.gguf.rope import llama3_factors
 from converters.source import TensorInfo

@@ -13,10 +13,13 @@ import numpy as np
 from converters.gguf.arch import Arch
 from converters.gguf.reading import Reading, shortest
 from converters.rope import magnitude
-from forge_jax.spec import Linear, Llama3, LongRope, Rope, Yarn
+from forge_jax.spec import Linear, Llama3, LongRope, Proportional, Rope, Yarn
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 YARN = ("ext_factor", "attn_factor", "beta_fast", "beta_slow", "log_multiplier")
+STILL = 1e30
+"""The divisor of a frequency at which nothing turns."""
+
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 """What every Llama 3 has; the length is in the metadata of files written here, and 8192 in every model so far."""
 
@@ -84,9 +87,13 @@ def read_factors(reading: Reading, theta: float, dim: int, length: int, original
     out: dict[str, Any] = {key: [shortest(x) for x in reading.vector(name, dim // 2)] for key, name in names.items()}
     out |= {"rope_type": "longrope"} | original_len(original)
     given = reading.number("rope.scaling.attn_factor", 1.0)
-    ratio = length / original
-    usual = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    usual = usual_amplitude(length, original)
     return out if np.float32(given) == np.float32(usual) else out | {"attention_factor": given}
+
+
+def usual_amplitude(length: int, original: int) -> float:
+    """The amplitude of a rope that was stretched from the original length to this one by factors."""
+    return math.sqrt(1 + math.log(length / original) / math.log(original)) if length > original else 1.0
 
 
 def recognise_llama3(factors: np.ndarray, theta: float, dim: int, lengths: Sequence[int]) -> Llama3 | None:
@@ -140,6 +147,8 @@ def write_rope(rope: Rope, facts: Arch, arch: str) -> tuple[dict[str, Any], Mapp
             return out, {FREQS: llama3_factors(rope.theta, rope.dim, scaling)}
         case LongRope(short, long, _, 1.0) if short == long and "rope_freqs" in tensors:
             return out, {FREQS: np.asarray(short, np.float32)}
+        case Proportional(pairs, 1.0) if "rope_pairs" in tensors:
+            return out, {FREQS: np.array([1.0] * pairs + [STILL] * (rope.dim // 2 - pairs), np.float32)}
         case LongRope(short, long, length, attention) if "rope_factors" in tensors:
             out |= {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": length}
             out["rope.scaling.attn_factor"] = attention

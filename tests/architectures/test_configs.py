@@ -56,6 +56,26 @@ def test_published_configs_are_of_known_families() -> None:
     assert len(found) >= 25
 
 
+def test_layers_by_number_with_and_without_a_zero_in_front() -> None:
+    """transformers writes "05" where there are more than ten layers."""
+    wide = {
+        "model_type": "gemma4_text",
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 12,
+        "hidden_size": 16,
+    }
+
+    def sizes(*numbers: str) -> list[int]:
+        layers = {"per_layer_config": {number: {"head_dim": 512} for number in numbers}}
+        spec = find("gemma4_text", "here").config(Take(wide | layers, "here"))
+        return [block.branches[0].op.head_dim for block in spec.layers]
+
+    assert sizes("05", "11") == sizes("5", "11") == [256] * 5 + [512] + [256] * 5 + [512]
+    with pytest.raises(ValueError, match=r"per_layer_config has layers \[12\] of 12"):
+        sizes("12")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_config_translates(name: str) -> None:
     expected = json.loads((CONFIGS / "forge" / f"{name}.json").read_text())

@@ -16,6 +16,7 @@ import pytest
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gguf import open_gguf, write_gguf
 from converters.gguf.model import understand
+from converters.gguf.numbers import Numbered
 from converters.gguf.rope import llama3_factors
 from converters.rules import Rule
 from forge_jax.decoder import forward, inputs
@@ -190,6 +191,21 @@ def test_decays_are_stored_as_their_rates() -> None:
     np.testing.assert_allclose(rule.read(stored, [(7,)])[0], ours, rtol=1e-6, atol=1e-7)
     with pytest.raises(ValueError, match="ssm_a: expected negative values"):
         rule.read(-stored, [(7,)])
+
+
+def test_parameters_among_the_metadata(tmp_path: Path) -> None:
+    save(tmp_path / "m.gguf", {"xielu.beta": [0.5, 0.25], "xielu.eps": 2.0}, llama_tensors())
+    source = open_gguf(tmp_path / "m.gguf")
+    shown = Numbered(source, {"xielu.beta": (), "xielu.eps": (1,), "xielu.alpha_p": ()}, 2, "here")
+    assert shown.tensors.keys() - source.tensors.keys() == {
+        f"blk.{i}.xielu.{key}" for i in (0, 1) for key in ("beta", "eps")
+    }
+    assert shown.read("blk.1.xielu.beta") == np.float32(0.25)
+    np.testing.assert_array_equal(shown.read("blk.1.xielu.eps"), np.array([2.0], np.float32))
+    np.testing.assert_array_equal(shown.read("blk.0.attn_norm.weight"), source.read("blk.0.attn_norm.weight"))
+    with pytest.raises(ValueError, match="here: xielu.beta is .*, expected a finite number for each of 3 layers"):
+        Numbered(source, {"xielu.beta": ()}, 3, "here")
+    shown.close()
 
 
 # ------------------------------------------------------------------------------------------------ rope

@@ -2,7 +2,9 @@
 
 gguf_model_cases.json holds, for each architecture, a config and the checksum of the tensors that llama.cpp's own
 converter (conversion/ of June 2026, all in F32) made of a HuggingFace checkpoint with that config and the parameters of
-`draw`: names, shapes and bytes. gguf_hub_cases.json holds the same of others, see test_gguf_hub.py.
+`draw`: names, shapes and bytes. It rounds bitnet's matrices, which was left out. Cases without a checksum are of
+families that it does not know, and another architecture says. gguf_hub_cases.json holds the same of others, see
+test_gguf_hub.py.
 """
 
 import json
@@ -36,17 +38,6 @@ CASES = {
     and not (case["arch"] in ARCHS and ARCHS[case["arch"]].alias)
 }
 CONFIGS: dict[str, dict[str, Any]] = {name: case["config"] for name, case in CASES.items()}
-CONFIGS["gptj"] = {
-    "model_type": "gptj",
-    "vocab_size": 40,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 32,
-    "rotary_dim": 8,
-}
-
-
 GRANITE = {
     "rms_norm_eps": 0.001,
     "attention_multiplier": 0.25,
@@ -119,7 +110,7 @@ def test_reads_back_bit_for_bit(exported: dict[str, Path], name: str) -> None:
         np.testing.assert_allclose(params[path], value, rtol=inexact, atol=inexact, err_msg=path)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "crc" in case])
 def test_is_laid_out_as_llama_cpp_does(exported: dict[str, Path], name: str) -> None:
     source = open_gguf(exported[name])
     assert source.metadata["general.architecture"] == CASES[name]["arch"]
@@ -147,6 +138,10 @@ ALIASES = [
     ("baichuan", "llama_biases", {}),
     ("minicpm", {"model_type": "granite", **GRANITE}, {"attention.scale": None}),
     ("qwen", "qwen2", {"feed_forward_length": 112}),
+    ("hunyuan_vl", "hunyuan_v1_dense", {"rope.dimension_sections": [2, 2, 2, 2], "rope.scaling.alpha": 1.0}),
+    ("qwen2vl", "qwen2", {"rope.dimension_sections": [2, 3, 3, 0]}),
+    ("qwen3vl", "qwen3", {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 3}),
+    ("qwen3vlmoe", "qwen3_moe", {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 3}),
     ("orion", {"model_type": "stablelm", **STABLE}, {"use_parallel_residual": None}),
 ]
 
@@ -187,10 +182,10 @@ def test_names_and_keys_are_in_the_specification(exported: dict[str, Path], name
     number = next(a for a, label in gguf.MODEL_ARCH_NAMES.items() if label == arch)
     layers = source.metadata[f"{arch}.block_count"]
     stems = {gguf.TENSOR_NAMES[t].format(bid=i) for t in gguf.MODEL_TENSORS[number] for i in range(layers)}
-    assert {re.sub(r"\.(weight|bias)$", "", tensor) for tensor in source.tensors} <= stems
-    # added to gguf-py after its release 0.19; written only where the activation is not the architecture's usual one
+    assert {re.sub(r"\.(weight|bias|scale)$", "", tensor) for tensor in source.tensors} <= stems
+    # added to gguf-py after its release 0.19; the former only where the activation is not the architecture's usual one
     known = {key.replace("{arch}", arch) for key in keys_of(gguf.Keys)}
-    assert set(source.metadata) - known <= {f"{arch}.hidden_activation"}
+    assert set(source.metadata) - known <= {f"{arch}.hidden_activation", "mimo2.attention.value_scale"}
     assert all(info.dtype == "F32" for info in source.tensors.values())
     source.close()
 
