@@ -24,6 +24,7 @@ TYPES: Mapping[str, str] = {
     "gemma4_unified": "gemma4_unified_text",
     "idefics3": "llama",
     "inkling2": "inkling2_text",
+    "inkling2_loop": "inkling2_loop_text",
     "inkling_mm_model": "inkling_text",
     "internvl": "qwen2",
     "lfm2_vl": "lfm2",
