@@ -27,6 +27,7 @@ TYPES: Mapping[str, str] = {
     "got_ocr2": "qwen2",
     "idefics3": "llama",
     "inkling2": "inkling2_text",
+    "inkling2_loop": "inkling2_loop_text",
     "inkling_mm_model": "inkling_text",
     "internvl": "qwen2",
     "lfm2_vl": "lfm2",

@@ -7,7 +7,7 @@ Knows no architecture.
 """
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -225,6 +225,17 @@ def filled(name: str, numbers: Mapping[str, str]) -> str:
     for letter, number in numbers.items():
         name = name.replace(f"{{{letter}}}", number)
     return name
+
+
+def placed(rules: Sequence[Rule], layer: int, places: Mapping[str, str]) -> Iterator[Rule]:
+    """The rules of one layer of a file whose branches lie elsewhere in our tree: {branch: where}."""
+    for rule in rules:
+        paths = [filled(path, {"l": str(layer)}) for path in rule.paths]
+        for branch, place in places.items():
+            mine = f"layers.{layer}.{branch}."
+            if paths[0].startswith(mine):
+                ours = tuple(path.replace(mine, f"{place}.", 1) for path in paths)
+                yield replace(rule, ours=ours, theirs=filled(rule.theirs, {"l": str(layer)}))
 
 
 def instances(rules: Sequence[Rule], described: Tree, stored: Container[str] | None = None) -> list[Instance]:

@@ -19,6 +19,7 @@ from forge_jax.cache import Cache, assign, recurrent, smooth_name
 from forge_jax.ops import Call, Context, activate, norm, sinusoids
 from forge_jax.ops.conv import smoothed
 from forge_jax.ops.hyper import mixed
+from forge_jax.ops.message import informed
 from forge_jax.ops.own import own_inputs
 from forge_jax.ops.recall import recall
 from forge_jax.ops.streams import alternate, enter, leave
@@ -136,6 +137,8 @@ def pre(branch: Branch, params: Tree, x_BTD: Array, call: Call) -> Array:
     p = params.get(branch.name, {})
     if branch.recall is not None:
         x_BTD = recall(branch.recall, p.get("recall"), x_BTD, call.bus)
+    if branch.message is not None:
+        x_BTD = informed(branch.message, p["message"], x_BTD, call.bus)
     return norm(branch.pre, p.get("pre", {}), x_BTD) if branch.pre else x_BTD
 
 

@@ -175,6 +175,19 @@ def post_norm(attention: Attention, mlp: Mlp, norm: Norm) -> Block:
     return Block((Branch("attention", attention, post=norm), Branch("mlp", mlp, post=norm)))
 
 
+def stored_layers(spec: ModelSpec) -> dict[tuple[str, ...], Block]:
+    """The layers as a file has them, those once that are run several times: where each one's branches lie in our tree.
+
+    Blocks of a single branch are none of them: they only wire the others.
+    """
+    out: dict[tuple[str, ...], Block] = {}
+    for i, block in enumerate(spec.layers):
+        if len(block.branches) > 1:
+            places = (f"shared.{b.shared}" if b.shared else f"layers.{i}.{b.name}" for b in block.branches)
+            out.setdefault(tuple(places), block)
+    return out
+
+
 def weight_and_bias(ours: str, theirs: str, layout: str, bias_layout: str = "") -> tuple[Rule, ...]:
     """A linear layer: `ours` with their .weight, `ours`_bias with their .bias."""
     return (Rule(ours, f"{theirs}.weight", layout), Rule(f"{ours}_bias", f"{theirs}.bias", bias_layout))

@@ -17,6 +17,7 @@ from converters.architectures.common import (
     grouped_attention,
     head_dim,
     layer_types,
+    stored_layers,
     weight_and_bias,
     windows,
 )
@@ -166,12 +167,7 @@ def pair_rules(first: str, second: str, attention: str, mlp: str, *rates: str) -
 
 def rules(spec: ModelSpec) -> Iterator[Rule]:
     """The rules of all layers, in the layout of the reference and then in that of published files."""
-    pairs = [
-        tuple(f"shared.{branch.shared}" if branch.shared else f"layers.{i}.{branch.name}" for branch in block.branches)
-        for i, block in enumerate(spec.layers)
-        if len(block.branches) > 1
-    ]
-    for i, (first, second) in enumerate(dict.fromkeys(pairs)):
+    for i, (first, second) in enumerate(stored_layers(spec)):
         saved, apart = f"backbone.layers.{i}", [f"backbone.layers.{2 * i + j}" for j in range(2)]
         yield from pair_rules(
             first, second, f"{saved}.self_attn", f"{saved}.mlp", f"{saved}.lambda_1", f"{saved}.lambda_2"

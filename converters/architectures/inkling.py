@@ -177,9 +177,12 @@ CONV, HEADS_CONV = "d one k -> d one k", "(n h) one k -> n h one k"
 
 # the names of published files, in which gates and ups alternate
 STORED = "model.llm.layers.{l}"
-STORED_RULES = (
+STORED_ENDS = (
     *end_rules("model.llm.embed", "model.llm.norm", "model.llm.unembed"),
     *norm_rules("embed_norm", "model.llm.embed_norm"),
+)
+STORED_RULES = (
+    *STORED_ENDS,
     *attention_rules(f"{STORED}.attn", "wq_du", "wk_dv", "wv_dv", "wo_ud"),
     *(Rule(f"{OWN}.{n}_smooth", f"{STORED}.attn.{n}_sconv.weight", HEADS_CONV) for n in "kv"),
     Rule(f"{OWN}.relative", f"{STORED}.attn.wr_du.weight", HEADS_OUT),

@@ -1,6 +1,8 @@
 """Inkling 2: as Inkling, and layers that attend to the sums of earlier blocks of layers instead of one stream."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from converters.architectures.common import (
     HEADS_OUT,
@@ -102,14 +104,14 @@ def mixture(take: Take) -> Moe:
     return Moe(router, take("moe_intermediate_size"), activation(take, "hidden_act"), clamp=clamp)
 
 
-def config(take: Take) -> ModelSpec:
+def config(take: Take, defaults: Mapping[str, Any] = DEFAULTS) -> ModelSpec:
     """Every few layers a block begins: what came before is kept, and the stream starts anew.
 
     Raises:
         ValueError: more logits than there are ids.
     """
     rename(take, NAMES)
-    take.assume(DEFAULTS)
+    take.assume(defaults)
     take.ignore("tie_word_embeddings")  # the head is never the embedding
     total, norm, moe = take("num_hidden_layers"), Norm(take("rms_norm_eps")), mixture(take)
     size, taps = take("n_layers_per_attn_res_block"), take("conv_kernel_size")
@@ -140,6 +142,7 @@ def config(take: Take) -> ModelSpec:
 
 
 FILTERS = "s (k h) -> k h s"
+FINAL = Rule("layers.{l}.final.recall", "model.llm.attn_res.output_query")
 
 
 def query_rules(spec: ModelSpec) -> tuple[Rule, ...]:
@@ -156,7 +159,7 @@ def query_rules(spec: ModelSpec) -> tuple[Rule, ...]:
             for i in range(1, len(spec.layers))
         ),
         Rule("layers.{l}.moe.recall", "model.llm.attn_res.mlp_queries.{l}"),
-        Rule("layers.{l}.final.recall", "model.llm.attn_res.output_query"),
+        FINAL,
     )
 
 

@@ -16,7 +16,7 @@ from converters.architectures.common import (
 )
 from converters.architectures.family import Family
 from converters.architectures.ssm import QUIET, mamba_rules, rank
-from converters.rules import Rule, filled
+from converters.rules import Rule, filled, placed
 from converters.take import Take
 from forge_jax.spec import Attention, Block, Branch, Chain, Joined, Mamba, Mamba2, ModelSpec, Norm, Project, Sum
 
@@ -108,11 +108,7 @@ def shared_rules(spec: ModelSpec, rules: Sequence[Rule]) -> Iterator[Rule]:
             if branch.shared is not None:
                 first.setdefault(branch.shared, (i, branch.name))
     for shared, (i, name) in first.items():
-        mine = f"layers.{{l}}.{name}."
-        for rule in rules:
-            if rule.paths[0].startswith(mine):
-                ours = tuple(path.replace(mine, f"shared.{shared}.") for path in rule.paths)
-                yield replace(rule, ours=ours, theirs=filled(rule.theirs, {"l": str(i)}))
+        yield from placed(rules, i, {name: f"shared.{shared}"})
 
 
 def fed_rules(spec: ModelSpec, rules: Sequence[Rule]) -> Iterator[Rule]:

@@ -18,6 +18,7 @@ from forge_jax.ops.latent import latent_attention
 from forge_jax.ops.linear import linear_attention
 from forge_jax.ops.mamba import mamba
 from forge_jax.ops.mamba2 import mamba2
+from forge_jax.ops.message import again
 from forge_jax.ops.mlp import activate, mlp
 from forge_jax.ops.mlstm import mlstm
 from forge_jax.ops.moe import moe
@@ -31,6 +32,7 @@ from forge_jax.ops.short_conv import short_conv
 from forge_jax.ops.wkv import channel_mix, wkv
 from forge_jax.params import Tree
 from forge_jax.spec import (
+    Again,
     Attention,
     ChannelMix,
     Compressed,
@@ -61,6 +63,7 @@ from forge_jax.spec import (
 __all__ = ["Call", "Context", "activate", "apply", "norm", "sinusoids"]
 
 OPS: dict[type, Callable[..., tuple[Array, Any]]] = {
+    Again: again,
     Attention: attention,
     ChannelMix: channel_mix,
     Compressed: compressed,

@@ -258,9 +258,8 @@ def mixes(op: Attention, params: Tree, x_BTD: Array, call: Call) -> Array:
 
 def entering(op: Attention, params: Tree, name: str, x: Array) -> Array:
     """What queries, keys or values are made of [B, T, D], of one stream or three."""
-    if op.apart is None:
-        return x
-    return norm(op.apart, params.get(f"{name}_in", {}), x if x.ndim == 3 else x[:, :, "qkv".index(name)])
+    x_BTD = x if x.ndim == 3 else x[:, :, "qkv".index(name)]
+    return x_BTD if op.apart is None else norm(op.apart, params.get(f"{name}_in", {}), x_BTD)
 
 
 def query_length(op: Attention, call: Call) -> Array | None:

@@ -20,6 +20,7 @@ from forge_jax.params.joined import adapter_params, joined_params, project_param
 from forge_jax.params.latent import latent_params
 from forge_jax.params.layers import attention_params, mlp_params, norm_params, transform_params
 from forge_jax.params.linear import delta_net_params, linear_attention_params, mlstm_params, short_conv_params
+from forge_jax.params.message import message_params
 from forge_jax.params.moe import moe_params
 from forge_jax.params.ngrams import ngram_params
 from forge_jax.params.own import altup_params, mixing_params, own_input_params, own_inputs_params, stream_ends_params
@@ -28,6 +29,7 @@ from forge_jax.params.selective import selective_params
 from forge_jax.params.ssm import channel_mix_params, mamba2_params, mamba_params, wkv_params
 from forge_jax.params.tree import Param, Tree, flatten, prune, unflatten
 from forge_jax.spec import (
+    Again,
     AltUp,
     Attention,
     Block,
@@ -81,6 +83,7 @@ __all__ = [
 TOWARD = 0.05  # which part of the way to a branch a new model moves, as in arXiv:2410.01131
 
 OPS: dict[type, Callable[[Any, int], Tree]] = {
+    Again: lambda op, dim: {},
     Attention: attention_params,
     ChannelMix: channel_mix_params,
     Compressed: compressed_params,
@@ -141,6 +144,8 @@ def branch_params(branch: Branch, dim: int) -> Tree:
     if branch.recall is not None and branch.recall.queries:
         several = (branch.recall.queries,) if branch.recall.queries > 1 else ()
         out["recall"] = Param((*several, dim), (*(None for _ in several), "embed"), fill=0.0)
+    if branch.message is not None:
+        out["message"] = message_params(branch.message, dim)
     for place, norm in (("pre", branch.pre), ("post", branch.post), ("after", branch.after)):
         if norm is not None:
             out[place] = norm_params(norm, (dim,), ("embed",))
@@ -156,9 +161,12 @@ def branch_params(branch: Branch, dim: int) -> Tree:
 
 
 def shared_params(spec: ModelSpec) -> Tree:
-    """The parameters that several branches use, by name."""
-    branches = (branch for block in spec.layers for branch in block.every())
-    return {branch.shared: branch_params(branch, spec.dim) for branch in branches if branch.shared is not None}
+    """The parameters that several branches use, by name: whatever one of them has."""
+    out: Tree = {}
+    for branch in (branch for block in spec.layers for branch in block.every()):
+        if branch.shared is not None:
+            out[branch.shared] = out.get(branch.shared, {}) | branch_params(branch, spec.dim)
+    return out
 
 
 def abstract(spec: ModelSpec) -> Tree:

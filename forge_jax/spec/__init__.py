@@ -15,6 +15,7 @@ from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.joined import Joined, Project
 from forge_jax.spec.latent import Indexer, Latent
 from forge_jax.spec.linear import Decay, DeltaNet, LinearAttention, ShortConv
+from forge_jax.spec.message import Again, Message
 from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.model import (
     Adapter,
@@ -61,6 +62,7 @@ from forge_jax.spec.streams import GatedStreams, Hyper
 __all__ = [
     "Activation",
     "Adapter",
+    "Again",
     "Alibi",
     "AltUp",
     "Attention",
@@ -94,6 +96,7 @@ __all__ = [
     "LongRope",
     "Mamba",
     "Mamba2",
+    "Message",
     "Mlp",
     "Mlstm",
     "ModelSpec",

@@ -12,6 +12,7 @@ from forge_jax.spec.head_mixture import HeadMixture
 from forge_jax.spec.joined import Joined, Project
 from forge_jax.spec.latent import Latent
 from forge_jax.spec.linear import DeltaNet, LinearAttention, ShortConv
+from forge_jax.spec.message import Again, Message
 from forge_jax.spec.mlstm import Mlstm
 from forge_jax.spec.moe import Moe
 from forge_jax.spec.ngrams import NgramInput
@@ -24,7 +25,8 @@ from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 from forge_jax.spec.streams import GatedStreams, Hyper
 
 Op = (
-    Attention
+    Again
+    | Attention
     | ChannelMix
     | Compressed
     | ConvAttention
@@ -92,7 +94,7 @@ class Branch:
     `keep` "learned": the stream is multiplied by a learned vector before the branch is added; a norm: goes through it.
     `Toward`: it is not added to, but moves.
     `smooth`: what the op gives goes through it, before `post`.
-    `recall`: what comes before `pre`.
+    `recall`, then `message`: what comes before `pre`.
     `whole`: in a layer on several streams, the op sees all of them as they are, and says what is added to each.
     `shared`: the name of the parameters that all branches of that name use; its memory is each branch's own.
     `adapters`: updates of the op's parameters; they are the branch's own even where those are shared.
@@ -112,6 +114,7 @@ class Branch:
     keep: float | Literal["learned"] | Norm | Toward = 1.0
     smooth: Smoothing | None = None
     recall: Recall | None = None
+    message: Message | None = None
     adapters: tuple[Adapter, ...] = ()
 
 

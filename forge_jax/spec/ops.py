@@ -107,9 +107,9 @@ class Attention:
     `qk_norm_over`: "head" shares one weight of H features among the heads, "heads" gives each head its own,
     "all" normalises over all heads and features together; `qk_norm_late`: after the rope instead of before it.
     `longest`: queries, times learned numbers, and keys are at most so long. `clip`: queries, keys and values are cut at
-    +-clip. `sinks`: one logit a head joins the softmax, learned or ("token") linear in what the op sees. `apart`: it
-    normalises what it sees for queries, keys and values by themselves, and may see three streams [B, T, 3, D]; all else
-    is made of what queries are.
+    +-clip. `sinks`: one logit a head joins the softmax, learned or ("token") linear in what the op sees. It
+    may see three streams [B, T, 3, D], of queries, keys and values; all else is made of what queries are. `apart`: it
+    normalises what it sees for each of the three by itself.
     `out_norm` normalises the outputs of all heads together; `gate` multiplies each of them, before that.
     `value_dim`: features of a value, where they are not as many as a key's.
     `smooth`: keys and values go through it, before their norms. `relative`: added to the scaled scores.

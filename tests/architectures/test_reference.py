@@ -46,6 +46,8 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "dory": SIZES | {"num_hidden_layers": 18},
     "gemma3n_text": SIZES | {"num_hidden_layers": 20},
     "inkling2_text": {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | {"unpadded_vocab_size": 160},
+    "inkling2_loop_text": {key: SIZES[key] for key in SIZES if key != "intermediate_size"}
+    | {"unpadded_vocab_size": 160, "num_hidden_layers": 18},
 }
 # Defaults that are no field of the config class but stand in its code.
 IN_CODE = {

@@ -67,6 +67,10 @@ COMPOSITES: dict[str, dict[str, Any]] = {
         "vision_config": VISION | {"posemb_grid_size": 4, "projection_hidden_dim": 32, "text_hidden_size": 64},
         "image_token_id": 150,
     },
+    "inkling2_loop": {
+        "vision_config": VISION | {"posemb_grid_size": 4, "projection_hidden_dim": 32, "text_hidden_size": 64},
+        "image_token_id": 150,
+    },
     "inkling_mm_model": {
         "vision_config": {"hidden_size": 32, "n_layers": 1, "num_attention_heads": 2, "text_hidden_size": 64},
         "audio_config": {"n_mel_bins": 8, "mel_vocab_size": 16, "text_hidden_size": 64},
