@@ -1,6 +1,7 @@
 """Pieces that many families share: naming tables and small readers. No family's name stands here."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -130,6 +131,26 @@ def layer_types(take: Take, count: int, default: Sequence[str], *local: str) -> 
     if odd := sorted(set(kinds) - set(known)):
         raise ValueError(f"{take.where}: layer_types has {odd}; expected {' or '.join(known)}")
     return kinds
+
+
+def by_layer(
+    take: Take, given: Mapping[str, Mapping[str, Any]], count: int, known: Container[str]
+) -> list[dict[str, Any]]:
+    """What a per_layer_config says of each layer otherwise than the model.
+
+    Its keys are numbers, "5" or, in larger models, "05".
+
+    Raises:
+        ValueError: keys that are no layer of the model, or what it says is not `known` to differ by layer.
+    """
+    layers: list[dict[str, Any]] = [{} for _ in range(count)]
+    for number, layer in given.items():
+        if not str(number).isdecimal() or int(number) >= count:
+            raise ValueError(f"{take.where}: per_layer_config has a layer {number!r}; expected numbers below {count}")
+        if odd := sorted(key for key in layer if key not in known):
+            raise ValueError(f"{take.where}: per_layer_config has {odd}, which may not differ by layer")
+        layers[int(number)] = dict(layer)
+    return layers
 
 
 def windows(take: Take, kinds: Sequence[str], size: int | None) -> tuple[int | None, ...]:

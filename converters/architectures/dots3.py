@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from converters.architectures.common import LAYER, TRANSPOSED, decoder, gated_mlp, norm_rules, windows
+from converters.architectures.common import LAYER, TRANSPOSED, by_layer, decoder, gated_mlp, norm_rules, windows
 from converters.architectures.deepseek_v3 import RULES
 from converters.architectures.experts import TRAINING, grouped_moe, pre_norm, sparse_layers
 from converters.architectures.family import Family
@@ -73,7 +73,7 @@ def sizes(take: Take, kinds: list[str]) -> list[dict[str, Any]]:
     """What each layer says otherwise than the model: listed by layer, or in names of their own for those that slide.
 
     Raises:
-        ValueError: it says more than the sizes of heads and latents.
+        ValueError: as `by_layer`, or a head is not its parts.
     """
     smaller = {key: take(f"swa_{key}", size) for key, size in SMALLER.items()}
     smaller["qk_rope_head_dim"] = take("swa_qk_rope_head_dim", smaller["head_dim"] - smaller["qk_nope_head_dim"])
@@ -81,9 +81,7 @@ def sizes(take: Take, kinds: list[str]) -> list[dict[str, Any]]:
     if listed is None:
         layers = [smaller if kind == "sliding_attention" else {} for kind in kinds]
     else:
-        layers = [listed.get(str(i), {}) for i in range(len(kinds))]
-    if odd := sorted({key for layer in layers for key in layer} - {*smaller}):
-        raise ValueError(f"{take.where}: per_layer_config has {odd}; only {sorted(smaller)} may differ by layer")
+        layers = by_layer(take, listed, len(kinds), smaller)
     for kind, layer in zip(kinds, layers, strict=True):
         whole, *parts = (layer.get(key, take.config.get(key)) or 0 for key in HEAD)
         if kind == "sliding_attention" and whole != sum(parts):

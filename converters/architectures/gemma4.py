@@ -10,6 +10,7 @@ from typing import Any
 from converters.architectures.common import (
     SANDWICH,
     activation,
+    by_layer,
     decoder,
     grouped_attention,
     layer_types,
@@ -82,7 +83,7 @@ def sizes(take: Take, kinds: Sequence[str]) -> list[dict[str, int]]:
     """What each layer says otherwise than the model of its heads.
 
     Raises:
-        ValueError: it says more than that, or of layers that are not there.
+        ValueError: as `by_layer`.
     """
     wide = {"head_dim": take("global_head_dim", None)}
     wide["num_key_value_heads"] = take("num_global_key_value_heads", None) if take("attention_k_eq_v", False) else None
@@ -90,12 +91,7 @@ def sizes(take: Take, kinds: Sequence[str]) -> list[dict[str, int]]:
     if given is None:
         layers = [wide if kind == "full_attention" else {} for kind in kinds]
     else:
-        numbered = {int(number): layer for number, layer in given.items()}  # "5", or "05" where there are more than ten
-        layers = [numbered.pop(i, {}) for i in range(len(kinds))]
-        if numbered:
-            raise ValueError(f"{take.where}: per_layer_config has layers {sorted(numbered)} of {len(kinds)}")
-    if odd := sorted({key for layer in layers for key in layer} - wide.keys()):
-        raise ValueError(f"{take.where}: per_layer_config has {odd}; only {sorted(wide)} may differ by layer")
+        layers = by_layer(take, given, len(kinds), wide)
     return [{key: value for key, value in layer.items() if value is not None} for layer in layers]
 
 
