@@ -15,6 +15,7 @@ from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
+from converters.packed import unpacked
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
 from forge_jax.params import Tree, abstract
@@ -142,6 +143,7 @@ def interpret(config: Mapping[str, Any], where: str, allow: Iterable[str] = ()) 
 def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
     """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
     left_out: tuple[str, ...] = ()
+    source, config = unpacked(path, source, config, allow)
     if is_composite(config):
         source = Part(source)
         config = text_config(config, str(path), any(name.endswith("lm_head.weight") for name in source.tensors))
