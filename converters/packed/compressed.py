@@ -9,6 +9,7 @@ Of a module [in -> out], by the format of its group:
     nvfp4-pack-quantized: weight_packed uint8 [out, in / 2], E2M1, the low nibble first; weight_scale float8
         [out, in / 16]; weight_global_scale float32 [1], which divides; the weight is bfloat16
     mxfp4-pack-quantized: weight_packed as above; weight_scale uint8 [out, in / 32], exponents with a bias of 127
+    mxfp8-quantized: weight float8 [out, in], weight_scale as in mxfp4
 Scales of a strategy: tensor [1]; channel [out, 1]; group [out, in / group_size]; block [out / b0, in / b1], the last
 ones cut off. w = (q - zero_point) * scale.
 Activations are taken as floats: how they may be rounded on the way in is up to the program that runs the model.
@@ -28,8 +29,9 @@ from converters.take import Take
 
 PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
-NVFP4, MXFP4 = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
-FORMATS = (PACKED, *PLAIN, NVFP4, MXFP4)
+NVFP4, MXFP4, MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
+FORMATS = (PACKED, *PLAIN, NVFP4, MXFP4, MXFP8)
+POWERS = ("U8", "F8_E8M0")
 ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
 TYPES = {"int": ("I8",), "float": ("F8_E4M3",)}
 
@@ -141,19 +143,16 @@ def plain(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts = {"weight": f"{module}.weight", "scale": f"{module}.weight_scale"}
     out, inputs = stored.part(parts["weight"], TYPES[scheme.type], (None, None)).shape
     shape = grid(scheme, out, inputs)
-    scaled(parts["scale"], shape, scheme, stored)
-    if not scheme.symmetric:
-        parts["zero"] = f"{module}.weight_zero_point"
-        scaled(parts["zero"], shape, scheme, stored, ("I8",))
-    elif stored.has(f"{module}.weight_zero_point"):
-        raise stored.error(f"{module}.weight_zero_point", f"is there, and {scheme.where} is symmetric")
-    return parts["weight"], (out, inputs), parts, partial(decode_plain, block=cells(scheme, inputs, out))
+    exponents = scheme.format == MXFP8
+    scaled(parts["scale"], shape, scheme, stored, POWERS if exponents else FLOATS)
+    parts |= zeros(module, shape, scheme, stored, ())
+    decode = partial(decode_plain, block=cells(scheme, inputs, out), exponents=exponents)
+    return parts["weight"], (out, inputs), parts, decode
 
 
 def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
     """A module whose weight is a stream of bits."""
     names = {"packed": "weight_packed", "scale": "weight_scale", "shape": "weight_shape"}
-    names |= {} if scheme.symmetric else {"zero": "weight_zero_point"}
     names |= {"g_idx": "weight_g_idx"} if scheme.ordered else {}
     parts = {part: f"{module}.{name}" for part, name in names.items()}
     stored.part(parts["shape"], ("I64", "I32"), (2,))
@@ -165,12 +164,32 @@ def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
     stored.part(parts["packed"], ("I32",), (out, ceil_div(inputs * bits, 32)), said)
     shape = grid(scheme, out, inputs)
     scaled(parts["scale"], shape, scheme, stored)
-    if "zero" in parts:
-        stored.part(parts["zero"], ("I32",), (ceil_div(shape[0] * bits, 32), shape[1]), said)
+    parts |= zeros(module, shape, scheme, stored, ("group", "channel"))
     if "g_idx" in parts:
         stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
     decode = partial(decode_packed, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, inputs, out))
     return f"{module}.weight", (out, inputs), parts, decode
+
+
+def zeros(
+    module: str, shape: tuple[int, int], scheme: Scheme, stored: Stored, packed: tuple[str, ...]
+) -> dict[str, str]:
+    """The zeros of a module, one for each scale: in a stream of bits where its strategy is among `packed`, else int8.
+
+    A scheme that is symmetric has none, but where they are stored they count.
+
+    Raises:
+        ValueError: they are missing or misshapen.
+    """
+    name = f"{module}.weight_zero_point"
+    if scheme.symmetric and not stored.has(name):
+        return {}
+    if not scheme.symmetric and scheme.strategy in packed:
+        words = ceil_div(shape[0] * scheme.bits, 32)
+        stored.part(name, ("I32",), (words, shape[1]), f"{scheme.bits} bits of {list(shape)}")
+    else:
+        scaled(name, shape, scheme, stored, ("I8",))
+    return {"zero": name}
 
 
 def nvfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
@@ -187,7 +206,7 @@ def mxfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
     """A module of 4-bit floats with powers of two as scales."""
     parts = {"packed": f"{module}.weight_packed", "scale": f"{module}.weight_scale"}
     out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
-    stored.part(parts["scale"], ("U8", "F8_E8M0"), (out, ceil_div(2 * half, scheme.group_size)))
+    stored.part(parts["scale"], POWERS, (out, ceil_div(2 * half, scheme.group_size)))
     return f"{module}.weight", (out, 2 * half), parts, partial(decode_mxfp4, group=scheme.group_size)
 
 
@@ -221,10 +240,16 @@ def scaled(name: str, shape: tuple[int, int], scheme: Scheme, stored: Stored, dt
 
 
 def decode_plain(
-    weight: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, *, block: tuple[int, int]
+    weight: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None = None,
+    *,
+    block: tuple[int, int],
+    exponents: bool,
 ) -> np.ndarray:
-    """float32 [out, in] from int8 or float8 values."""
+    """float32 [out, in] from int8 or float8 values; the scales may be `exponents` of two."""
     values = float32(weight)
+    scale = powers(scale) if exponents else scale
     if zero is not None:
         values = values - spread(float32(as_grid(zero)), values.shape, block)
     return values * spread(float32(as_grid(scale)), values.shape, block)
@@ -247,17 +272,22 @@ def decode_packed(
         ValueError: an input's group that there is not.
     """
     scales, offset = float32(as_grid(scale)), np.int16(2 ** (bits - 1))
-    zeros = np.full(scales.shape, offset) if zero is None else fields(zero.T, bits, len(scales)).T.astype(np.int16)
+    centre = np.full(scales.shape, offset)
+    if zero is not None and zero.dtype == np.int8:
+        centre = offset + as_grid(zero)
+    elif zero is not None:
+        centre = fields(zero.T, bits, len(scales)).T.astype(np.int16)
     groups = scales.shape[1]
-    if g_idx is not None and not (0 <= g_idx.min() and g_idx.max() < groups):
+    in_order = g_idx is None or bool((g_idx == -1).any())  # -1: made, and never filled in
+    if g_idx is not None and not (-1 <= g_idx.min() and g_idx.max() < groups):
         raise ValueError(f"{where}: weight_g_idx has {g_idx.min()} to {g_idx.max()}, expected 0 to {groups - 1}")
 
     def wide(values: np.ndarray) -> np.ndarray:
-        if g_idx is None:
+        if g_idx is None or in_order:
             return spread(values, shape, block)
         return spread(values[:, g_idx], shape, (block[0], 1))
 
-    return (fields(packed, bits, shape[1]).astype(np.int16) - wide(zeros)) * wide(scales)
+    return (fields(packed, bits, shape[1]).astype(np.int16) - wide(centre)) * wide(scales)
 
 
 def decode_nvfp4(packed: np.ndarray, scale: np.ndarray, whole: np.ndarray, *, group: int) -> np.ndarray:

@@ -4,7 +4,9 @@
 What is packed and belongs to no weight stays in the list under its own name, so that strictness refuses it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from converters.source import TensorInfo, TensorSource
 from converters.take import Take
 
 KEY = "quantization_config"
+# models whose dense weights are [in, out]; packed, they are [out, in] like all others
+INPUTS_FIRST = ("gpt2", "jais", "openai-gpt")
+INPUTS_FIRST_NAMES = re.compile(r"\.(c_attn|c_proj|c_fc2?)\.weight$")
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files beside config.json that older quantisers wrote, and what they are about where they do not say it."""
 METHODS: Mapping[str, Callable[[Take, Stored], Iterator[Weight]]] = {
@@ -73,7 +78,8 @@ class Packed:
             values[role] = self.whole.decode(part, raw[begin:end])
             begin = end
         try:
-            return self.weights[name].decode(**values)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
+                return self.weights[name].decode(**values)
         except ValueError as error:
             raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
 
@@ -108,6 +114,8 @@ def unpacked(
         raise ValueError(f"{where}: quant_method = {method!r} is not known; expected {', '.join(METHODS)}")
     weights = list(METHODS[method](take, Stored(source, where)))
     take.done()
+    if config.get("model_type") in INPUTS_FIRST:
+        weights = [flipped(weight) if INPUTS_FIRST_NAMES.search(weight.name) else weight for weight in weights]
     return Packed(source, weights, where), rest
 
 
@@ -130,3 +138,12 @@ def said_beside(path: Path, source: TensorSource, where: str) -> tuple[Any, str]
             if file.exists() and isinstance(said := read_json(file), Mapping):
                 return ({} if "method" in said else {"quant_method": method}) | dict(said), str(file)
     return None, where
+
+
+def flipped(weight: Weight) -> Weight:
+    """The transpose of a matrix."""
+
+    def decode(**parts: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(weight.decode(**parts).T)
+
+    return replace(weight, shape=weight.shape[::-1], decode=decode)

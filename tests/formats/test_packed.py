@@ -7,9 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from packed_files import dense, module, stream
+from packed_files import WHERE, Memory, dense, module, stream
 
 from converters.checkpoint import open_checkpoint
+from converters.packed import unpacked
 from converters.packed.weight import fields
 
 R = np.random.default_rng(7)
@@ -107,6 +108,14 @@ def test_gptq_of_several_schemes():
     np.testing.assert_array_equal(source.read("lm_head.weight"), plain["lm_head.weight"])
 
 
+def test_gptq_of_a_model_whose_matrices_have_inputs_first():
+    arrays, expected = gptq(4, GROUP, less=1)
+    arrays = {name.replace("layers.0.q", "h.0.attn.c_attn"): array for name, array in arrays.items()}
+    source, _ = unpacked(WHERE, Memory(arrays), {"quantization_config": gptq_config(), "model_type": "gpt2"}, ())
+    assert source.tensors["model.h.0.attn.c_attn.weight"].shape == (IN, OUT)
+    np.testing.assert_array_equal(source.read("model.h.0.attn.c_attn.weight"), expected.T)
+
+
 # ------------------------------------------------------------------------------------------------ AWQ
 def test_awq_gemm():
     q, z, s = codes(4, IN, OUT), codes(4, IN // GROUP, OUT), scales(IN // GROUP, OUT)
@@ -147,6 +156,20 @@ def test_fp8_with_a_scale_of_the_tensor_or_a_row(shape: tuple[int, ...]):
     assert list(source.tensors) == ["q.weight"]
 
 
+def test_fp8_scales_that_are_powers_of_two_and_blocks_that_are_not_named():
+    weight = R.normal(size=(3, 130)).astype(E4M3)
+    scale = np.array([[0.5, 4.0]]).astype(ml_dtypes.float8_e8m0fnu)
+    source = dense(module("q", weight=weight, weight_scale_inv=scale), {"quant_method": "fp8"})
+    each = np.array([0.5] * 128 + [4.0] * 2, np.float32)
+    np.testing.assert_array_equal(source.read("q.weight"), weight.astype(np.float32) * each)
+
+
+def test_fp8_experts_with_a_scale_an_output():
+    weight, scale = R.normal(size=(2, 6, 5)).astype(E4M3), R.uniform(1, 2, (2, 1, 5)).astype(np.float32)
+    source = dense({"e.down": weight, "e.down_scale": scale}, {"quant_method": "fbgemm_fp8"})
+    np.testing.assert_array_equal(source.read("e.down"), weight.astype(np.float32) * scale)
+
+
 # ------------------------------------------------------------------------------------------------ compressed-tensors
 def compressed_config(format: str, **weights: Any) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
@@ -172,6 +195,15 @@ def test_compressed_integers_in_groups(bits: int, symmetric: bool, ordered: bool
     np.testing.assert_array_equal(source.read("q.weight"), np.array(expected, np.float32))
 
 
+def test_compressed_integers_with_one_zero_and_an_order_that_was_never_filled_in():
+    q, zero = codes(4, OUT, IN), np.array([3], np.int8)
+    parts = {"weight_packed": stream(q, 4), "weight_scale": scales(1), "weight_shape": np.array([OUT, IN])}
+    said = {"num_bits": 4, "type": "int", "strategy": "tensor", "symmetric": False, "actorder": "group"}
+    arrays = module("q", **parts, weight_zero_point=zero, weight_g_idx=np.full(IN, -1))
+    found = dense(arrays, compressed_config("pack-quantized", **said)).read("q.weight")
+    np.testing.assert_array_equal(found, np.float32(parts["weight_scale"][0]) * np.float32(q - 8 - 3))
+
+
 def test_compressed_integers_by_row_with_zeros():
     q, s = R.integers(-128, 128, (OUT, IN)).astype(np.int8), scales(OUT, 1)
     z = R.integers(-8, 8, (OUT, 1)).astype(np.int8)
@@ -190,6 +222,14 @@ def test_compressed_groups_are_chosen_by_name_pattern_and_class():
     source = dense(module("q", weight=q, weight_scale=s) | module("down", weight=f, weight_scale=t), said)
     np.testing.assert_array_equal(source.read("q.weight"), s.astype(np.float32) * q)
     np.testing.assert_array_equal(source.read("down.weight"), t.astype(np.float32) * f.astype(np.float32))
+
+
+def test_compressed_mxfp8():
+    weight, power = R.normal(size=(OUT, IN)).astype(E4M3), R.integers(120, 130, (OUT, IN // 32)).astype(np.uint8)
+    said = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    source = dense(module("q", weight=weight, weight_scale=power), compressed_config("mxfp8-quantized", **said))
+    expected = weight.astype(np.float32) * np.repeat(2.0 ** (power.astype(np.float32) - 127), 32, -1)
+    np.testing.assert_array_equal(source.read("q.weight"), expected)
 
 
 FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
@@ -224,13 +264,15 @@ def test_compressed_mxfp4():
 
 # ------------------------------------------------------------------------------------------------ MXFP4
 def test_mxfp4_of_experts():
-    q, s = codes(4, 2, OUT, IN), R.integers(0, 255, (2, OUT, IN // 32)).astype(np.uint8)
+    q, s = codes(4, 2, OUT, IN), R.integers(0, 250, (2, OUT, IN // 32)).astype(np.uint8)
     arrays = {"e.up_blocks": bytes_of(q).reshape(2, OUT, IN // 32, 16), "e.up_scales": s}
     source = dense(arrays, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
     expected = np.empty((2, IN, OUT), np.float32)
     for e, i, o in np.ndindex(expected.shape):
         expected[e, i, o] = FP4[q[e, o, i]] * 2.0 ** (int(s[e, o, i // 32]) - 127)
     np.testing.assert_array_equal(source.read("e.up"), expected)
+    arrays["e.up_scales"][1] = 254  # 6 * 2^127 is infinite in float32: no warning, but the value
+    assert np.isinf(dense(arrays, {"quant_method": "mxfp4"}).read("e.up")).any()
     arrays["e.up_scales"][1, 2, 1] = 255
     with pytest.raises(ValueError, match="'e.up': a scale has the exponent 255"):
         dense(arrays, {"quant_method": "mxfp4"}).read("e.up")

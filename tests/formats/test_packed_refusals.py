@@ -122,6 +122,8 @@ def test_fp8_that_does_not_fit():
     wrong = module("q", weight=weight, weight_scale_inv=np.ones((2, 3), np.float32))
     refused(wrong, said, "'q.weight_scale_inv' is [2, 3], expected [2, 4]")
     refused(wrong, said | {"weight_block_size": None}, "is [2, 3], expected one number or [20, 1]")
+    refused(wrong, {"quant_method": "fp8"}, "is [2, 3], expected [1, 1]")
+    refused(wrong, said | {"expert_dtype": "fp4"}, "expert_dtype = 'fp4' is not implemented")
     refused(wrong, said | {"weight_block_size": [0, 16]}, "weight_block_size = [0, 16], expected two sizes or null")
     refused({"q": weight[0]}, said, "'q' is float8 of shape [50], expected a matrix")
 
@@ -140,7 +142,7 @@ def test_compressed_tensors_that_do_not_fit():
     refused(arrays, config | {"config_groups": {}}, "q is quantised, and is a target of no config group")
     wrong = arrays | {"q.weight_scale": scales(OUT, 2)}
     refused(wrong, config, "'q.weight_scale' is [16, 2], expected [16, 1] (strategy channel)")
-    refused(arrays | {"q.weight_zero_point": np.zeros((OUT, 1), np.int8)}, config, "is there, and", "is symmetric")
+    refused(arrays | {"q.weight_zero_point": np.zeros((OUT, 2), np.int8)}, config, "is [16, 2], expected [16, 1]")
     group = compressed_config("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32)
     parts = {"weight_packed": np.zeros((OUT, 8), np.int32), "weight_scale": scales(OUT, 2)}
     refused(module("q", **parts), group, "'q.weight_shape' is missing")
