@@ -91,7 +91,7 @@ def scheme(group: Any, format: str | None, where: str, allow: set[str]) -> Schem
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     bits, kind, symmetric = found("num_bits", 8), found("type", "int"), found("symmetric", True)
     found.done()
-    if own not in FORMATS or type(bits) is not int or not 1 <= bits <= 8 or kind not in TYPES:
+    if own not in FORMATS or type(bits) is not int or not 1 <= bits <= 8 or kind not in [*TYPES]:
         raise ValueError(f"{where}: format {own!r}, type {kind!r}, num_bits {bits!r}; expected one of {FORMATS}")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise ValueError(f"{where}: targets is {targets!r}, expected a list of names")
@@ -228,7 +228,7 @@ def cells(scheme: Scheme, inputs: int, out: int) -> tuple[int, int]:
         "group": (1, scheme.group_size),
         "block": scheme.block,
     }
-    if scheme.strategy not in known:
+    if scheme.strategy not in [*known]:
         raise ValueError(f"{scheme.where}: strategy = {scheme.strategy!r} is not implemented; expected {[*known]}")
     return known[scheme.strategy]
 

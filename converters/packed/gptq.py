@@ -121,6 +121,10 @@ def decode(
     if g_idx.size and not (-groups <= g_idx.min() and g_idx.max() < groups):
         raise ValueError(f"{where}: g_idx has {g_idx.min()} to {g_idx.max()}, expected a group of 0 to {groups - 1}")
     zeros = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
-    codes = fields(qweight.T, bits, len(g_idx))
-    centred = codes.astype(np.int16) - zeros.T.astype(np.int16)[:, g_idx]
-    return float32(scales).T[:, g_idx] * centred
+    centre, scale = np.ascontiguousarray(zeros.T.astype(np.int16)), np.ascontiguousarray(float32(scales).T)
+    codes = fields(qweight.T, bits, len(g_idx)).astype(np.int16)
+    size = ceil_div(len(g_idx), groups)
+    if len(g_idx) == size * groups and (g_idx.reshape(groups, size) == np.arange(groups)[:, None]).all():
+        grouped = codes.reshape(outputs, groups, size) - centre[..., None]  # the usual order, and the quick way
+        return (grouped * scale[..., None]).reshape(outputs, -1)
+    return (codes - centre[:, g_idx]) * scale[:, g_idx]

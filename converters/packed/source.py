@@ -110,7 +110,7 @@ def unpacked(
         raise ValueError(f"{where} is {type(said).__name__}, expected a dict")
     take = Take(said, where, allow)
     method = take.either("quant_method", "method", default=None)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"{where}: quant_method = {method!r} is not known; expected {', '.join(METHODS)}")
     weights = list(METHODS[method](take, Stored(source, where)))
     take.done()

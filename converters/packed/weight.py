@@ -57,7 +57,7 @@ class Stored:
         return tuple(name for name in names if self.has(name))
 
     def part(self, name: str, dtypes: Sequence[str], shape: Sequence[Size] | None = None, why: str = "") -> TensorInfo:
-        """A part that must be there, in one of these types and in this shape; None stands for any size.
+        """A part that must be there, in one of these types and in this shape; None stands for any size but 0.
 
         Raises:
             ValueError: it is not; the message says what was found and what was expected.
@@ -86,7 +86,7 @@ class Stored:
 
 def fits(shape: Sequence[int], asked: Sequence[Size]) -> bool:
     """Whether a shape is the one asked for."""
-    return len(shape) == len(asked) and all(b is None or a == b for a, b in zip(shape, asked, strict=True))
+    return len(shape) == len(asked) and all(a == b or (b is None and a) for a, b in zip(shape, asked, strict=True))
 
 
 def ceil_div(count: int, size: int) -> int:

@@ -88,8 +88,9 @@ def gptq_config(bits: int = 4, size: int = GROUP, **more: Any) -> dict[str, Any]
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("size", [GROUP, -1])
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
-def test_gptq(bits: int, size: int, version: str):
-    arrays, expected = gptq(bits, size, less=int(version == "gptq"), ordered=True)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_gptq(bits: int, size: int, version: str, ordered: bool):
+    arrays, expected = gptq(bits, size, less=int(version == "gptq"), ordered=ordered)
     source = dense(arrays, gptq_config(bits, size, checkpoint_format=version))
     assert list(source.tensors) == ["model.layers.0.q.weight"]
     np.testing.assert_array_equal(source.read("model.layers.0.q.weight"), expected)

@@ -35,7 +35,7 @@ def refused(arrays: Arrays, said: Any, *parts: str) -> None:
 
 
 def test_methods_that_are_not_known():
-    for said in ({"quant_method": "zip"}, {"bits": 4}):
+    for said in ({"quant_method": "zip"}, {"quant_method": ["gptq"]}, {"bits": 4}):
         refused({}, said, "quant_method = ", "is not known; expected awq, bitsandbytes")
     refused({}, [4], "quantization_config is list, expected a dict")
 
@@ -64,6 +64,7 @@ def test_a_missing_part(part: str):
         ("g_idx", lambda a: a[:5], f"is [5], expected [{IN}]"),
         ("g_idx", lambda a: a + 1, "g_idx has 1 to 2, expected a group of 0 to 1"),
         ("qweight", lambda a: a[0], f"is [{OUT}], expected [any, any]"),
+        ("qweight", lambda a: a[:0], f"is [0, {OUT}], expected [any, any]"),
         ("qweight", lambda a: a.astype(np.int16), "is I16, expected I32"),
     ],
 )
@@ -136,6 +137,8 @@ def test_compressed_tensors_that_do_not_fit():
     refused(arrays, compressed_config("marlin-24", **said), "format 'marlin-24'")
     refused(arrays, compressed_config("int-quantized", **said | {"strategy": "token"}), "strategy = 'token'")
     refused(arrays, compressed_config("int-quantized", **said, sparse=2), "sparse=2")
+    refused(arrays, compressed_config("int-quantized", **said | {"strategy": ["channel"]}), "strategy = ['channel']")
+    refused(arrays, compressed_config("int-quantized", **said | {"type": [1]}), "type [1]")
     refused(arrays, config | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme=")
     refused(arrays, config | {"transform_config": {"config_groups": {"u": 1}}}, "transform_config=")
     refused(arrays, config | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config")
