@@ -47,11 +47,11 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
     Raises:
         ValueError: a format or a number of bits that is not known, or parts that are missing or misshapen.
     """
-    stored_zeros = take.either("checkpoint_format", "format", default="gptq")
+    stored_zeros = str(take.either("checkpoint_format", "format", default="gptq")).lower()
     if stored_zeros not in ("gptq", "gptq_v2"):
         raise ValueError(f"{take.where}: checkpoint_format = {stored_zeros!r}; expected 'gptq' or 'gptq_v2'")
     take.require("pack_dtype", "int32")
-    common = {"bits": take("bits"), "group_size": take("group_size")}
+    common = {"bits": take("bits"), "group_size": take("group_size", 128)}
     dynamic = take("dynamic", {})
     take.ignore(*QUIET)
     for module in stored.modules("qweight"):

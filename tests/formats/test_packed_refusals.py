@@ -187,7 +187,7 @@ def test_bitsandbytes_that_do_not_fit():
 
 
 # ------------------------------------------------------------------------------------------------ the front door
-def packed_directory(directory: Path, said: dict[str, Any]) -> Path:
+def packed_directory(directory: Path, said: dict[str, Any], **more: Any) -> Path:
     """A small llama whose down projections are GPTQ with one group."""
     write_golden_directory("llama", directory)
     arrays = load_file(directory / "model.safetensors")
@@ -203,7 +203,7 @@ def packed_directory(directory: Path, said: dict[str, Any]) -> Path:
         )
     save_file(arrays, directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": said} | more))
     return directory
 
 
@@ -214,6 +214,19 @@ def test_a_packed_directory_loads_as_any_other(tmp_path: Path):
     assert len(down) == len(model.spec.layers)
     assert all((np.asarray(leaf) == 0.25 * (7 - 5)).all() for leaf in down)
     assert "quantization_config" not in model.config
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_on_an_accelerator_packed_weights_get_the_half_of_the_others(
+    tmp_path: Path, half: str, monkeypatch: pytest.MonkeyPatch
+):
+    directory = packed_directory(tmp_path / "m", gptq_config(4, -1), dtype=half)
+    arrays = load_file(directory / "model.safetensors")
+    narrow = {name: a.astype(half) if a.dtype == np.float32 else a for name, a in arrays.items()}
+    save_file(narrow, directory / "model.safetensors")
+    monkeypatch.setattr(loading.jax, "default_backend", lambda: "gpu")
+    model = loading.load(directory, progress=False)
+    assert {str(leaf.dtype) for _, leaf in flatten(model.params)} == {half}
 
 
 def test_strictness_stays(tmp_path: Path):
