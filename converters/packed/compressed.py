@@ -146,7 +146,7 @@ def plain(module: str, scheme: Scheme, stored: Stored) -> Made:
     exponents = scheme.format == MXFP8
     scaled(parts["scale"], shape, scheme, stored, POWERS if exponents else FLOATS)
     parts |= zeros(module, shape, scheme, stored, ())
-    decode = partial(decode_plain, block=cells(scheme, inputs, out), exponents=exponents)
+    decode = partial(decode_plain, block=cells(scheme, out, inputs), exponents=exponents)
     return parts["weight"], (out, inputs), parts, decode
 
 
@@ -167,7 +167,7 @@ def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts |= zeros(module, shape, scheme, stored, ("group", "channel"))
     if "g_idx" in parts:
         stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
-    decode = partial(decode_packed, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, inputs, out))
+    decode = partial(decode_packed, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, out, inputs))
     return f"{module}.weight", (out, inputs), parts, decode
 
 
@@ -216,11 +216,11 @@ def grid(scheme: Scheme, out: int, inputs: int) -> tuple[int, int]:
     Raises:
         ValueError: the strategy is not known.
     """
-    block = cells(scheme, inputs, out)
+    block = cells(scheme, out, inputs)
     return ceil_div(out, block[0]), ceil_div(inputs, block[1])
 
 
-def cells(scheme: Scheme, inputs: int, out: int) -> tuple[int, int]:
+def cells(scheme: Scheme, out: int, inputs: int) -> tuple[int, int]:
     """The part of the weight that one scale is for; ValueError for a strategy that is not known."""
     known = {
         "tensor": (out, inputs),

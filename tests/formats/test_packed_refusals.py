@@ -1,6 +1,7 @@
 """Packed checkpoints that do not fit what their config says: one error that names where, what and what was expected."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from test_packed import GROUP, IN, OUT, compressed_config, four_bits, gptq, gptq_config, scales
 from tiny_checkpoint import write_golden_directory
 
+from converters.checkpoint import open_checkpoint
 from converters.packed import unpacked
 from forge_jax import loading
 from forge_jax.params import flatten
@@ -254,3 +256,24 @@ def test_what_older_quantisers_wrote_beside_the_config(tmp_path: Path):
     (directory / "quantize_config.json").write_text(json.dumps(said | {"colour": "red"}))
     with pytest.raises(ValueError, match=r"quantize_config.json: .*colour='red'"):
         loading.load(directory, progress=False)
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["outside", "inside"])
+def test_the_language_model_of_a_composite(shared: Path, tmp_path: Path, inner: bool):
+    """What is said of packing stands beside text_config, or in it; the names are those of the whole."""
+    directory = Path(shutil.copytree(shared / "oracle/multimodal/llava", tmp_path / "m"))
+    arrays = load_file(directory / "model.safetensors")
+    names = [name for name in arrays if "language_model" in name and name.endswith("down_proj.weight")]
+    for name in names:
+        arrays[name] = np.full(arrays[name].shape, 127, np.int8)
+        arrays[name.removesuffix("weight") + "SCB"] = np.full(len(arrays[name]), 0.5, np.float32)
+    save_file(arrays, directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    (config["text_config"] if inner else config)["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (directory / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(directory)
+    params = checkpoint.read(lambda _, values: values)
+    checkpoint.source.close()
+    down = [leaf for path, leaf in flatten(params) if path.endswith(".down")]
+    assert len(down) == len(names) > 0
+    assert all((leaf == 0.5).all() for leaf in down)
