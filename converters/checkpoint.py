@@ -15,6 +15,7 @@ from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
+from converters.packed import Packed, unpacked
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
 from forge_jax.params import Tree, abstract
@@ -28,6 +29,7 @@ class Checkpoint:
     """Everything about a checkpoint but its weights.
 
     Of a composite, which also sees or hears, it is the language model; `left_out` names the tensors of other parts.
+    `half` is the type of 2 bytes that float32 tensors are narrowed to where memory counts.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Checkpoint:
     spec: ModelSpec
     found: tuple[rules.Instance, ...]
     left_out: tuple[str, ...] = ()
+    half: str = "bfloat16"
 
     def read(self, place: Callable[[str, np.ndarray], Any], watch: Watch = UNWATCHED) -> Tree:
         """Read the parameters, one tensor in host memory at a time; `place(path, values)` makes each leaf.
@@ -139,9 +142,19 @@ def interpret(config: Mapping[str, Any], where: str, allow: Iterable[str] = ()) 
     return family, spec
 
 
+def config_dtype(config: Mapping[str, Any]) -> Any:
+    """The dtype of a model as its config names it; None where it does not."""
+    text = config.get("text_config")
+    levels = [config, text] if isinstance(text, Mapping) else [config]
+    return next((level[key] for level in levels for key in ("dtype", "torch_dtype") if level.get(key)), None)
+
+
 def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
     """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
     left_out: tuple[str, ...] = ()
+    source, config = unpacked(path, source, config, allow)
+    # weights that are packed are decoded to float32; what they were before, the config says
+    half = "float16" if isinstance(source, Packed) and config_dtype(config) == "float16" else "bfloat16"
     if is_composite(config):
         source = Part(source)
         config = text_config(config, str(path), any(name.endswith("lm_head.weight") for name in source.tensors))
@@ -155,4 +168,4 @@ def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allo
     found = rules.instances(table, described, stored)
     extra = set(tied_copies(family, stored)) if spec.tied else set()
     rules.check(found, stored, lambda n: n in extra or family.unread(spec, n), str(path))
-    return Checkpoint(path, source, config, family, spec, tuple(found), left_out)
+    return Checkpoint(path, source, config, family, spec, tuple(found), left_out, half)

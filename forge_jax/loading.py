@@ -90,9 +90,10 @@ def load(
         ValueError: an unknown format or architecture, config keys not understood, tensors missing, unused, misshapen
             or with NaN. The message names them.
     """
-    cast = caster(dtype)
+    caster(dtype)  # a dtype that there is not is an error before anything is fetched
     path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
     checkpoint = open_checkpoint(path, allow=allow)
+    cast = caster(dtype, checkpoint.half)
     try:
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
         model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress)
@@ -156,8 +157,11 @@ def device_put(path: str, values: np.ndarray) -> jax.Array:
     return jax.device_put(values)
 
 
-def caster(dtype: DTypeLike | str) -> Callable[[str, np.ndarray], np.ndarray]:
+def caster(dtype: DTypeLike | str, half: str = "bfloat16") -> Callable[[str, np.ndarray], np.ndarray]:
     """The function that casts a host array, of the parameter at a path, as `load` was told to.
+
+    Args:
+        half: what "auto" narrows float32 to on an accelerator.
 
     Raises:
         ValueError: a dtype of no known name, or none that a model computes in; and from the function, as `narrowed`.
@@ -169,7 +173,7 @@ def caster(dtype: DTypeLike | str) -> Callable[[str, np.ndarray], np.ndarray]:
         if not jnp.issubdtype(values.dtype, jnp.floating) or given == "stored":
             return values.dtype
         if given == "auto":
-            return jnp.float32 if on_cpu else values.dtype if values.dtype.itemsize == 2 else jnp.bfloat16
+            return jnp.float32 if on_cpu else values.dtype if values.dtype.itemsize == 2 else DTYPES[half]
         return given
 
     return lambda path, values: np.ascontiguousarray(narrowed(values, target(values), path))

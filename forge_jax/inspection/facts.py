@@ -209,7 +209,7 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
     Raises:
         ValueError: a context that is longer than the model's, or an unknown dtype.
     """
-    spec, cast = checkpoint.spec, caster(dtype)
+    spec, cast = checkpoint.spec, caster(dtype, checkpoint.half)
     sizes = {path: param.size for path, param in flatten(abstract(spec))}
     loaded: dict[str, np.dtype] = {}  # by storage type: what one number of it becomes
     weights, embedding = 0, np.dtype(np.float32)

@@ -1,0 +1,91 @@
+"""AWQ: 4-bit integers with a scale and a zero for every group of inputs and every output.
+
+Layout "gemm" (AutoAWQ): of a module [in -> out], 8 values in an int32 word, along the outputs; the nibbles of a word,
+from the least significant, are the outputs 0, 2, 4, 6, 1, 3, 5, 7 of its eight:
+    qweight int32 [in, out / 8], qzeros int32 [in / group, out / 8], scales [in / group, out]
+Layout "gemv": outputs first, in their natural order, groups padded to whole words of zeros:
+    qweight int32 [out, in / 8], qzeros int32 [out, W], scales [out, 8 W]
+Both: w[o, i] = scales[g, o] * (q[i, o] - z[g, o]), g = i // group.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, float32
+from converters.take import Take
+
+BITS, WORD = 4, 8  # values in a word
+ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # in which nibble an output lies
+# which modules are quantised is seen from their tensors; how they were, and by which program they run, is no number
+QUIET = """
+    backend dataset desc_act do_fuse exllama_config fuse_max_seq_len lm_head meta modules_to_fuse
+    modules_to_not_convert sym zero_point damp_percent true_sequential pack_dtype
+""".split()
+
+
+def weights(take: Take, stored: Stored) -> Iterator[Weight]:
+    """The quantised modules of a checkpoint: those that have a `qweight`.
+
+    Raises:
+        ValueError: a layout or a number of bits that is not known, or parts that are missing or misshapen.
+    """
+    version = str(take.either("version", "checkpoint_format", "format", default="gemm")).lower()
+    if version not in ("gemm", "gemv"):
+        raise ValueError(f"{take.where}: version = {version!r} is not implemented; expected 'gemm' or 'gemv'")
+    bits, size = take.either("bits", "w_bit", default=BITS), take.either("group_size", "q_group_size", default=128)
+    if bits != BITS or type(size) is not int or (size < 1 and size != -1):
+        raise ValueError(f"{take.where}: bits = {bits!r}, group_size = {size!r}; expected {BITS}, and -1 or a size")
+    take.ignore(*QUIET)
+    for module in stored.modules("qweight"):
+        yield (gemm if version == "gemm" else gemv)(module, size, stored)
+
+
+def gemm(module: str, size: int, stored: Stored) -> Weight:
+    """One module of layout "gemm"; ValueError for a part that is missing or misshapen."""
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
+    inputs, words = stored.part(parts["qweight"], ("I32",), (None, None)).shape
+    group = inputs if size == -1 else size
+    said = f"group_size {size}, qweight {[inputs, words]}"
+    if inputs % group:
+        raise stored.error(parts["qweight"], f"has {inputs} inputs, no multiple of group_size {size}")
+    stored.part(parts["qzeros"], ("I32",), (inputs // group, words), said)
+    stored.part(parts["scales"], FLOATS, (inputs // group, words * WORD), said)
+    return Weight(f"{module}.weight", (words * WORD, inputs), parts, partial(decode_gemm, group=group))
+
+
+def gemv(module: str, size: int, stored: Stored) -> Weight:
+    """One module of layout "gemv"; ValueError for a part that is missing or misshapen."""
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
+    outputs, words = stored.part(parts["qweight"], ("I32",), (None, None)).shape
+    inputs = words * WORD
+    group = inputs if size == -1 else size
+    said = f"group_size {size}, qweight {[outputs, words]}"
+    width = stored.part(parts["qzeros"], ("I32",), (outputs, None), said).shape[1]
+    if inputs % group or width * WORD < inputs // group:
+        raise stored.error(parts["qzeros"], f"has {width} words, expected {ceil_div(inputs // group, WORD)} ({said})")
+    stored.part(parts["scales"], FLOATS, (outputs, width * WORD), said)
+    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(decode_gemv, group=group))
+
+
+def decode_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> np.ndarray:
+    """float32 [out, in] from the parts of layout "gemm"."""
+    codes, zeros = ordered(qweight), ordered(qzeros)
+    centred = codes.astype(np.int8).reshape(len(scales), group, -1) - zeros.astype(np.int8)[:, None]
+    return np.ascontiguousarray((centred * float32(scales)[:, None]).reshape(len(codes), -1).T)
+
+
+def ordered(words: np.ndarray) -> np.ndarray:
+    """The nibbles [..., n * 8] of words [..., n], as outputs in order."""
+    nibbles = fields(words, BITS, words.shape[-1] * WORD)
+    return nibbles.reshape(*words.shape, WORD)[..., ORDER].reshape(nibbles.shape)
+
+
+def decode_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> np.ndarray:
+    """float32 [out, in] from the parts of layout "gemv"."""
+    outputs, words = qweight.shape
+    codes = fields(qweight, BITS, words * WORD).astype(np.int8).reshape(outputs, -1, group)
+    groups = codes.shape[1]
+    centred = codes - fields(qzeros, BITS, groups).astype(np.int8)[..., None]
+    return (centred * float32(scales[:, :groups])[..., None]).reshape(outputs, -1)

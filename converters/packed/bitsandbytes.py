@@ -1,0 +1,130 @@
+"""bitsandbytes: 8-bit integers with a scale a row, or 4-bit codes of a table with a scale for every block.
+
+Layout of 8 bits: weight int8 [out, in], SCB float32 [out]; w[o, i] = weight[o, i] * SCB[o] / 127.
+Layout of 4 bits (NF4, FP4): weight uint8 [n / 2, 1], two codes in a byte, the high nibble first, of the flat weight;
+    weight.quant_map float32 [16], what the codes stand for; weight.absmax float32 [n / blocksize];
+    weight.quant_state.bitsandbytes__nf4 uint8, JSON: blocksize, dtype, quant_type, shape.
+    w[j] = quant_map[code[j]] * absmax[j // blocksize], in float32: the dtype is what a model computes in
+Nested: weight.absmax is uint8, with nested_quant_map float32 [256] and nested_absmax float32; then the absmax is
+    nested_quant_map[absmax[k]] * nested_absmax[k // nested_blocksize] + nested_offset
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from converters.files import parse_json
+from converters.packed.weight import Stored, Weight, ceil_div, float32
+from converters.take import Take
+
+DTYPES = ("float32", "float16", "bfloat16")
+# the tensors say what was quantised and how; outliers are found in activations, by the program that runs
+QUIET = """
+    _load_in_4bit _load_in_8bit bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type
+    bnb_4bit_use_double_quant llm_int8_enable_fp32_cpu_offload llm_int8_skip_modules llm_int8_threshold load_in_4bit
+    load_in_8bit
+""".split()
+
+
+def weights(take: Take, stored: Stored) -> Iterator[Weight]:
+    """The quantised tensors of a checkpoint: those with a quant_state or SCB; ValueError for parts that do not fit."""
+    take.require("llm_int8_has_fp16_weight", False)
+    take.ignore(*QUIET)
+    for name in stored.source.tensors:
+        module, _, last = name.rpartition(".")
+        if last == "SCB":
+            yield eight(module, stored)
+        elif last.startswith("bitsandbytes__"):
+            yield four(module.removesuffix(".quant_state"), name, stored)
+
+
+def eight(module: str, stored: Stored) -> Weight:
+    """A module of 8 bits; ValueError for a part that is missing, misshapen or in the order of another machine."""
+    shape = stored.part(f"{module}.weight", ("I8",), (None, None)).shape
+    stored.part(f"{module}.SCB", ("F32",), (shape[0],))
+    order = f"{module}.weight_format"
+    if stored.has(order) and (code := int(stored.source.read(order))):
+        raise stored.error(order, f"is {code}, expected 0, rows one after another")
+    parts = {"weight": f"{module}.weight", "SCB": f"{module}.SCB"}
+    return Weight(parts["weight"], shape, parts, decode_eight, stored.there(order))
+
+
+def decode_eight(weight: np.ndarray, SCB: np.ndarray) -> np.ndarray:
+    """float32 [out, in] from int8 [out, in] and the largest absolute value of each row."""
+    return float32(weight) * SCB[:, None] / np.float32(127)
+
+
+def four(name: str, state: str, stored: Stored) -> Weight:
+    """A tensor of 4 bits; ValueError for a part that is missing or misshapen, or a state that is none."""
+    said = state_of(state, stored)
+    shape = tuple(said["shape"])
+    count = prod(shape)
+    blocks = ceil_div(count, said["blocksize"])
+    packed = stored.part(name, ("U8", "I8", "F16", "BF16", "F32"))
+    if packed.nbytes != ceil_div(count, 2):
+        raise stored.error(name, f"has {packed.nbytes} bytes, expected {ceil_div(count, 2)} for {list(shape)}")
+    stored.part(f"{name}.quant_map", ("F32",), (16,))
+    parts = {"weight": name, "quant_map": f"{name}.quant_map", "absmax": f"{name}.absmax"}
+    nested = "nested_blocksize" in said
+    stored.part(parts["absmax"], ("U8",) if nested else ("F32",), (blocks,), f"{list(shape)} in blocks")
+    if nested:
+        stored.part(f"{name}.nested_quant_map", ("F32",), (256,))
+        stored.part(f"{name}.nested_absmax", ("F32",), (ceil_div(blocks, said["nested_blocksize"]),))
+        parts |= {key: f"{name}.{key}" for key in ("nested_quant_map", "nested_absmax")}
+    return Weight(name, shape, parts, partial(decode_four, state=said), (state,))
+
+
+def state_of(name: str, stored: Stored) -> dict[str, Any]:
+    """The quant_state of one tensor, checked.
+
+    Raises:
+        ValueError: it is no JSON, or has keys or values that are not known.
+    """
+    raw = stored.source.read(name).tobytes()
+    where = f"{stored.where}: {name}"
+    said = parse_json(raw, where, file_size=len(raw))
+    if not isinstance(said, Mapping):
+        raise ValueError(f"{where}: is {type(said).__name__}, expected a dict")
+    take = Take(said, where)
+    out = {key: take(key) for key in ("quant_type", "blocksize", "shape", "dtype")}
+    take.seen.add("dtype")
+    if take.has("nested_blocksize"):
+        out |= {"nested_blocksize": take("nested_blocksize"), "nested_offset": take("nested_offset")}
+        take.require("nested_dtype", "float32")
+    take.done()
+    shape = out["shape"] if isinstance(out["shape"], list) else [0]
+    if not all(type(size) is int and size > 0 for size in (out["blocksize"], out.get("nested_blocksize", 1), *shape)):
+        raise ValueError(f"{where}: blocksize and shape are {out['blocksize']!r}, {out['shape']!r}; expected sizes")
+    if not isinstance(out.get("nested_offset", 0.0), float | int):
+        raise ValueError(f"{where}: nested_offset is {out['nested_offset']!r}, expected a number")
+    if out["dtype"] not in DTYPES or out["quant_type"] not in ("nf4", "fp4"):
+        raise ValueError(f"{where}: {out['quant_type']!r} of {out['dtype']!r}; expected nf4 or fp4, a float dtype")
+    return out
+
+
+def decode_four(
+    weight: np.ndarray,
+    quant_map: np.ndarray,
+    absmax: np.ndarray,
+    nested_quant_map: np.ndarray | None = None,
+    nested_absmax: np.ndarray | None = None,
+    *,
+    state: Mapping[str, Any],
+) -> np.ndarray:
+    """float32 `state["shape"]` from the parts of the module's docstring."""
+    count = prod(state["shape"])
+    packed = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
+    codes = np.stack([packed >> 4, packed & 15], -1).reshape(-1)[:count]
+    if nested_quant_map is not None and nested_absmax is not None:
+        outer = repeated(nested_absmax, state["nested_blocksize"], len(absmax))
+        absmax = nested_quant_map[absmax] * outer + np.float32(state["nested_offset"])
+    values = quant_map[codes] * repeated(absmax, state["blocksize"], count)
+    return float32(values).reshape(state["shape"])
+
+
+def repeated(values: np.ndarray, times: int, count: int) -> np.ndarray:
+    """`count` numbers: each value `times` times, the last one as often as there is room."""
+    return np.repeat(values, min(times, count))[:count]

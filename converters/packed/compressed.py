@@ -1,0 +1,308 @@
+"""compressed-tensors (llm-compressor): integers, float8 and 4-bit floats, in groups of modules that a config describes.
+
+Of a module [in -> out], by the format of its group:
+    pack-quantized: weight_packed int32 [out, in * bits / 32], unsigned codes q + 2^(bits - 1) in a stream of bits along
+        the inputs, the least significant first; weight_scale by strategy (below); weight_shape int64 [2], [out, in];
+        weight_zero_point int32 [out * bits / 32, groups], a stream along the outputs, where not symmetric;
+        weight_g_idx int32 [in], the group of each input, where inputs were quantised in another order
+    int-quantized, naive-quantized, float-quantized: weight int8 or float8 [out, in], weight_scale, weight_zero_point
+    nvfp4-pack-quantized: weight_packed uint8 [out, in / 2], E2M1, the low nibble first; weight_scale float8
+        [out, in / 16]; weight_global_scale float32 [1], which divides; the weight is bfloat16
+    mxfp4-pack-quantized: weight_packed as above; weight_scale uint8 [out, in / 32], exponents with a bias of 127
+    mxfp8-quantized: weight float8 [out, in], weight_scale as in mxfp4
+Scales of a strategy: tensor [1]; channel [out, 1]; group [out, in / group_size]; block [out / b0, in / b1], the last
+ones cut off. w = (q - zero_point) * scale.
+Activations are taken as floats: how they may be rounded on the way in is up to the program that runs the model.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from converters.packed.mxfp4 import E2M1, nibbles, powers
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, float32, is_block, matches, spread
+from converters.take import Take
+
+PACKED = "pack-quantized"
+PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
+NVFP4, MXFP4, MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
+FORMATS = (PACKED, *PLAIN, NVFP4, MXFP4, MXFP8)
+POWERS = ("U8", "F8_E8M0")
+ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
+TYPES = {"int": ("I8",), "float": ("F8_E4M3",)}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the modules of one group are quantised."""
+
+    targets: tuple[str, ...]
+    format: str
+    bits: int
+    type: str
+    symmetric: bool
+    strategy: str
+    group_size: int
+    block: tuple[int, int]
+    ordered: bool
+    where: str
+
+
+def weights(take: Take, stored: Stored) -> Iterator[Weight]:
+    """The quantised modules of a checkpoint: those that have a `weight_packed` or a `weight_scale`.
+
+    Raises:
+        ValueError: a format or strategy that is not known, or parts that are missing or misshapen.
+    """
+    take.ignore("global_compression_ratio", "ignore", "quantization_status", "version")
+    sparsity = take("sparsity_config", {})
+    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
+        raise ValueError(f"{take.where}: sparsity_config = {sparsity!r} is not implemented; expected none or dense")
+    format = take("format", None)
+    groups = take("config_groups", {})
+    if not isinstance(groups, Mapping):
+        raise ValueError(f"{take.where}: config_groups is {type(groups).__name__}, expected a dict")
+    schemes = [scheme(group, format, f"{take.where}: {name}", take.seen) for name, group in groups.items()]
+    for module in stored.modules("weight_packed", "weight_scale"):
+        yield weight(module, scheme_of(module, schemes, take.where), stored)
+
+
+def scheme(group: Any, format: str | None, where: str, allow: set[str]) -> Scheme:
+    """One entry of config_groups.
+
+    Raises:
+        ValueError: keys or values that are not known.
+    """
+    if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
+        raise ValueError(f"{where}: expected a dict with weights, a dict")
+    take = Take(group, where, allow)
+    take.ignore("input_activations")
+    found, targets, own = take.sub("weights"), take("targets"), take("format", format)
+    take.done()
+    found.ignore("observer", "observer_kwargs", "scale_dtype", "zp_dtype")
+    found.require("dynamic", False)
+    order, block = found("actorder", None), found("block_structure", None)
+    strategy, size = found("strategy", None), found("group_size", None)
+    if strategy is None:
+        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    bits, kind, symmetric = found("num_bits", 8), found("type", "int"), found("symmetric", True)
+    found.done()
+    if own not in FORMATS or type(bits) is not int or not 1 <= bits <= 8 or kind not in [*TYPES]:
+        raise ValueError(f"{where}: format {own!r}, type {kind!r}, num_bits {bits!r}; expected one of {FORMATS}")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"{where}: targets is {targets!r}, expected a list of names")
+    if strategy == "block" and not is_block(block):
+        raise ValueError(f"{where}: block_structure is {block!r}, expected two sizes")
+    if strategy in ("group", "tensor_group") and not (type(size) is int and size > 0):
+        raise ValueError(f"{where}: group_size is {size!r}, expected a size")
+    blocks = (block[0], block[1]) if strategy == "block" else (1, 1)
+    ordered = order is True or order == "group"
+    return Scheme(tuple(targets), own, bits, kind, symmetric, strategy, size or 0, blocks, ordered, where)
+
+
+def scheme_of(module: str, schemes: list[Scheme], where: str) -> Scheme:
+    """The group of a module: one that names it goes before one whose pattern fits, and that before a class of layers.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def rank(target: str) -> int:
+        if target == module:
+            return 0
+        if target.startswith("re:"):
+            return 1 if matches(target.removeprefix("re:"), module, where) else 3
+        return 2 if "." not in target and target[:1].isupper() else 3
+
+    ranked = [(rank(target), i) for i, one in enumerate(schemes) for target in one.targets]
+    best, index = min(ranked, default=(3, 0))
+    if best == 3:
+        raise ValueError(f"{where}: {module} is quantised, and is a target of no config group")
+    return schemes[index]
+
+
+def weight(module: str, scheme: Scheme, stored: Stored) -> Weight:
+    """One module; ValueError where a part is missing or misshapen."""
+    make = {PACKED: packed, NVFP4: nvfp4, MXFP4: mxfp4}.get(scheme.format, plain)
+    name, shape, parts, decode = make(module, scheme, stored)
+    spare = stored.there(*(f"{module}.{part}" for part in ACTIVATIONS))
+    if "shape" in parts:
+        spare += (parts.pop("shape"),)
+    return Weight(name, shape, parts, decode, spare)
+
+
+Made = tuple[str, tuple[int, ...], dict[str, str], Any]
+
+
+def plain(module: str, scheme: Scheme, stored: Stored) -> Made:
+    """A module whose weight is stored as int8 or float8."""
+    parts = {"weight": f"{module}.weight", "scale": f"{module}.weight_scale"}
+    out, inputs = stored.part(parts["weight"], TYPES[scheme.type], (None, None)).shape
+    shape = grid(scheme, out, inputs)
+    exponents = scheme.format == MXFP8
+    scaled(parts["scale"], shape, scheme, stored, POWERS if exponents else FLOATS)
+    parts |= zeros(module, shape, scheme, stored, ())
+    decode = partial(decode_plain, block=cells(scheme, out, inputs), exponents=exponents)
+    return parts["weight"], (out, inputs), parts, decode
+
+
+def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
+    """A module whose weight is a stream of bits."""
+    names = {"packed": "weight_packed", "scale": "weight_scale", "shape": "weight_shape"}
+    names |= {"g_idx": "weight_g_idx"} if scheme.ordered else {}
+    parts = {part: f"{module}.{name}" for part, name in names.items()}
+    stored.part(parts["shape"], ("I64", "I32"), (2,))
+    out, inputs = (int(size) for size in stored.source.read(parts["shape"]))
+    bits = scheme.bits
+    if out < 1 or inputs < 1:
+        raise stored.error(parts["shape"], f"is {[out, inputs]}, expected sizes")
+    said = f"{bits} bits of {[out, inputs]}"
+    stored.part(parts["packed"], ("I32",), (out, ceil_div(inputs * bits, 32)), said)
+    shape = grid(scheme, out, inputs)
+    scaled(parts["scale"], shape, scheme, stored)
+    parts |= zeros(module, shape, scheme, stored, ("group", "channel"))
+    if "g_idx" in parts:
+        stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
+    decode = partial(decode_packed, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, out, inputs))
+    return f"{module}.weight", (out, inputs), parts, decode
+
+
+def zeros(
+    module: str, shape: tuple[int, int], scheme: Scheme, stored: Stored, packed: tuple[str, ...]
+) -> dict[str, str]:
+    """The zeros of a module, one for each scale: in a stream of bits where its strategy is among `packed`, else int8.
+
+    A scheme that is symmetric has none, but where they are stored they count.
+
+    Raises:
+        ValueError: they are missing or misshapen.
+    """
+    name = f"{module}.weight_zero_point"
+    if scheme.symmetric and not stored.has(name):
+        return {}
+    if not scheme.symmetric and scheme.strategy in packed:
+        words = ceil_div(shape[0] * scheme.bits, 32)
+        stored.part(name, ("I32",), (words, shape[1]), f"{scheme.bits} bits of {list(shape)}")
+    else:
+        scaled(name, shape, scheme, stored, ("I8",))
+    return {"zero": name}
+
+
+def nvfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
+    """A module of 4-bit floats with float8 scales and one for all of them."""
+    names = {"packed": "weight_packed", "scale": "weight_scale", "whole": "weight_global_scale"}
+    parts = {part: f"{module}.{name}" for part, name in names.items()}
+    out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
+    stored.part(parts["scale"], ("F8_E4M3",), (out, ceil_div(2 * half, scheme.group_size)))
+    stored.part(parts["whole"], ("F32",), (1,))
+    return f"{module}.weight", (out, 2 * half), parts, partial(decode_nvfp4, group=scheme.group_size)
+
+
+def mxfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
+    """A module of 4-bit floats with powers of two as scales."""
+    parts = {"packed": f"{module}.weight_packed", "scale": f"{module}.weight_scale"}
+    out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
+    stored.part(parts["scale"], POWERS, (out, ceil_div(2 * half, scheme.group_size)))
+    return f"{module}.weight", (out, 2 * half), parts, partial(decode_mxfp4, group=scheme.group_size)
+
+
+def grid(scheme: Scheme, out: int, inputs: int) -> tuple[int, int]:
+    """How many scales there are along each axis.
+
+    Raises:
+        ValueError: the strategy is not known.
+    """
+    block = cells(scheme, out, inputs)
+    return ceil_div(out, block[0]), ceil_div(inputs, block[1])
+
+
+def cells(scheme: Scheme, out: int, inputs: int) -> tuple[int, int]:
+    """The part of the weight that one scale is for; ValueError for a strategy that is not known."""
+    known = {
+        "tensor": (out, inputs),
+        "channel": (1, inputs),
+        "group": (1, scheme.group_size),
+        "block": scheme.block,
+    }
+    if scheme.strategy not in [*known]:
+        raise ValueError(f"{scheme.where}: strategy = {scheme.strategy!r} is not implemented; expected {[*known]}")
+    return known[scheme.strategy]
+
+
+def scaled(name: str, shape: tuple[int, int], scheme: Scheme, stored: Stored, dtypes: tuple[str, ...] = FLOATS) -> None:
+    """Check the shape of scales or plain zeros; one for the tensor may be [1] or []."""
+    if not (scheme.strategy == "tensor" and stored.part(name, dtypes).shape in ((), (1,))):
+        stored.part(name, dtypes, shape, f"strategy {scheme.strategy}")
+
+
+def decode_plain(
+    weight: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None = None,
+    *,
+    block: tuple[int, int],
+    exponents: bool,
+) -> np.ndarray:
+    """float32 [out, in] from int8 or float8 values; the scales may be `exponents` of two."""
+    values = float32(weight)
+    scale = powers(scale) if exponents else scale
+    if zero is not None:
+        values = values - spread(float32(as_grid(zero)), values.shape, block)
+    return values * spread(float32(as_grid(scale)), values.shape, block)
+
+
+def decode_packed(
+    packed: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None = None,
+    g_idx: np.ndarray | None = None,
+    *,
+    where: str,
+    bits: int,
+    shape: tuple[int, int],
+    block: tuple[int, int],
+) -> np.ndarray:
+    """float32 [out, in] from the parts of a pack-quantized module.
+
+    Raises:
+        ValueError: an input's group that there is not.
+    """
+    scales, offset = float32(as_grid(scale)), np.int16(2 ** (bits - 1))
+    centre = np.full(scales.shape, offset)
+    if zero is not None and zero.dtype == np.int8:
+        centre = offset + as_grid(zero)
+    elif zero is not None:
+        centre = fields(zero.T, bits, len(scales)).T.astype(np.int16)
+    groups = scales.shape[1]
+    in_order = g_idx is None or bool((g_idx == -1).any())  # -1: made, and never filled in
+    if g_idx is not None and not (-1 <= g_idx.min() and g_idx.max() < groups):
+        raise ValueError(f"{where}: weight_g_idx has {g_idx.min()} to {g_idx.max()}, expected 0 to {groups - 1}")
+
+    def wide(values: np.ndarray) -> np.ndarray:
+        if g_idx is None or in_order:
+            return spread(values, shape, block)
+        return spread(values[:, g_idx], shape, (block[0], 1))
+
+    return (fields(packed, bits, shape[1]).astype(np.int16) - wide(centre)) * wide(scales)
+
+
+def decode_nvfp4(packed: np.ndarray, scale: np.ndarray, whole: np.ndarray, *, group: int) -> np.ndarray:
+    """float32 [out, in] from the parts of an NVFP4 module, rounded to bfloat16 as compressed-tensors does."""
+    codes = nibbles(packed)
+    values = E2M1[codes] * spread(float32(scale) / whole, codes.shape, (1, group))
+    return float32(values.astype(ml_dtypes.bfloat16))
+
+
+def decode_mxfp4(packed: np.ndarray, scale: np.ndarray, *, group: int) -> np.ndarray:
+    """float32 [out, in] from the parts of an MXFP4 module."""
+    codes = nibbles(packed)
+    return E2M1[codes] * spread(powers(scale), codes.shape, (1, group))
+
+
+def as_grid(values: np.ndarray) -> np.ndarray:
+    """Scales as a matrix: one number may be stored as [1] or []."""
+    return values.reshape(1, 1) if values.ndim < 2 else values

@@ -1,0 +1,83 @@
+"""FP8: float8 weights with a scale for the tensor, for a row, or for every block.
+
+Layout (DeepSeek V3, transformers): `weight` float8 [out, in], or experts [E, out, in]; beside it
+    weight_scale_inv float32 [out / 128, in / 128], one for each block of `weight_block_size`, the last ones cut off;
+    or weight_scale (or weight_scale_inv) of one number, or weight_scale [out, 1]; of experts [E, in, out], [E, 1, out].
+    w = weight * scale, whatever "inv" says.
+Scales of activations (`input_scale`, `activation_scale`) say how a program may round what goes into a module; the
+weights here are meant for float activations, which is what the reference computes in float32.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+from converters.packed.weight import Stored, Weight, ceil_div, float32, is_block, spread
+from converters.take import Take
+
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+SCALES = ("F32", "F16", "BF16", "F8_E8M0")
+BLOCK = (128, 128)  # where the config does not say it
+SUFFIXES = ("_scale_inv", "_scale")
+# which modules are quantised is seen from their tensors, and their type too
+QUIET = (
+    "activation_scheme",
+    "dequantize",
+    "fmt",
+    "ignored_layers",
+    "kv_cache_scheme",
+    "modules_to_convert",
+    "modules_to_not_convert",
+    "scale_fmt",
+    "weight_per_tensor",
+    "activation_scale_ub",
+)
+
+
+def weights(take: Take, stored: Stored) -> Iterator[Weight]:
+    """The quantised tensors of a checkpoint: those that are float8.
+
+    Raises:
+        ValueError: scales that are missing or misshapen, a block size that is none.
+    """
+    block = take("weight_block_size", None) if "weight_block_size" in take.config else list(BLOCK)
+    if block is not None and not is_block(block):
+        raise ValueError(f"{take.where}: weight_block_size = {block!r}, expected two sizes or null")
+    take.require("expert_dtype", "fp8")
+    take.ignore(*QUIET)
+    for name, info in stored.source.tensors.items():
+        if info.dtype in FLOAT8:
+            yield weight(name, None if block is None else (block[0], block[1]), stored)
+
+
+def weight(name: str, block: tuple[int, int] | None, stored: Stored) -> Weight:
+    """One tensor; ValueError where its scale is missing or misshapen."""
+    shape = stored.source.tensors[name].shape
+    if len(shape) < 2:
+        raise stored.error(name, f"is float8 of shape {list(shape)}, expected a matrix")
+    scale = next(iter(stored.there(*(name + suffix for suffix in SUFFIXES))), name + SUFFIXES[0])
+    found = stored.part(scale, SCALES, None, f"the scale of {name}").shape
+    if found in ((), (1,), (1, 1), (*shape[:-2], 1, 1)):
+        block = (1, 1)
+    elif block is not None and scale.endswith("_inv"):
+        stored.part(scale, SCALES, (*shape[:-2], *blocks(shape, block)), f"{name} {list(shape)} in blocks {block}")
+    elif found == (*shape[:-1], 1) or (len(shape) == 3 and found == (shape[0], 1, shape[2])):
+        block = (1, 1)
+    else:
+        raise stored.error(scale, f"is {list(found)}, expected one number or {[*shape[:-1], 1]}")
+    module = name.rpartition(".")[0]
+    spare = stored.there(*(f"{module}.{part}" for part in ("input_scale", "activation_scale")))
+    parts: Mapping[str, str] = {"weight": name, "scale": scale}
+    return Weight(name, shape, parts, partial(decode, block=block), spare)
+
+
+def blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
+    """How many blocks there are along the last two axes."""
+    return ceil_div(shape[-2], block[0]), ceil_div(shape[-1], block[1])
+
+
+def decode(weight: np.ndarray, scale: np.ndarray, *, block: tuple[int, int]) -> np.ndarray:
+    """float32 [..., out, in] from float8 [..., out, in] and its scales; blocks of (1, 1) stand for broadcasting."""
+    scales = float32(scale)
+    return float32(weight) * (scales if block == (1, 1) else spread(scales, weight.shape, block))

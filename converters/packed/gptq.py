@@ -1,0 +1,130 @@
+"""GPTQ: integers of 2, 3, 4 or 8 bits with a scale and a zero for every group of inputs and every output.
+
+Layout (AutoGPTQ, GPTQModel): of a module [in -> out], in int32 words, each value in the next bits of a stream that
+begins with the least significant (3-bit values lie across words):
+    qweight int32 [in * bits / 32, out], a stream down each column; qzeros int32 [groups, out * bits / 32], a stream
+    along each row; scales [groups, out]; g_idx int32 [in], the group of each input: not rising where the inputs were
+    quantised in the order of their activations.
+    w[o, i] = scales[g, o] * (q[i, o] - z[g, o]), g = g_idx[i]
+Format "gptq" stores z - 1, "gptq_v2" stores z.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, float32, matches
+from converters.take import Take
+
+BITS = (2, 3, 4, 8)
+# how the quantiser came to its numbers, how programs run them, what the files are called: the numbers are there
+QUIET = """
+    act_group_aware adapter auto_forward_data_parallel backend batch_size block_name_to_quantize cache_block_outputs
+    cache_examples_on_gpu calibration_data_device damp_auto_increment damp_percent dataset desc_act device
+    disable_exllama exllama_config fail_safe failsafe foem gptaq gptaq_alpha gptaq_memory_device hessian
+    hyb_act max_input_length meta model_file_base_name model_name_or_path model_seqlen
+    module_name_preceding_first_block modules_in_block_to_quantize mock_quantization mse offload_to_disk
+    offload_to_disk_path pack_impl parallel_packing pad_token_id quantizer static_groups sym tokenizer
+    true_sequential use_cuda_fp16 use_exllama vram_strategy wait_for_submodule_finalizers lm_head
+    modules_to_not_convert
+""".split()
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one module was quantised; group_size -1 stands for all inputs."""
+
+    bits: int
+    group_size: int
+
+
+def weights(take: Take, stored: Stored) -> Iterator[Weight]:
+    """The quantised modules of a checkpoint: those that have a `qweight`.
+
+    Raises:
+        ValueError: a format or a number of bits that is not known, or parts that are missing or misshapen.
+    """
+    stored_zeros = str(take.either("checkpoint_format", "format", default="gptq")).lower()
+    if stored_zeros not in ("gptq", "gptq_v2"):
+        raise ValueError(f"{take.where}: checkpoint_format = {stored_zeros!r}; expected 'gptq' or 'gptq_v2'")
+    take.require("pack_dtype", "int32")
+    common = {"bits": take("bits"), "group_size": take("group_size", 128)}
+    dynamic = take("dynamic", {})
+    take.ignore(*QUIET)
+    for module in stored.modules("qweight"):
+        scheme = scheme_of(module, common, dynamic, take.where)
+        yield weight(module, scheme, stored, 1 if stored_zeros == "gptq" else 0)
+
+
+def scheme_of(module: str, common: Mapping[str, Any], dynamic: Any, where: str) -> Scheme:
+    """The scheme of one module: the config's, or what the first matching pattern of `dynamic` says.
+
+    A pattern that begins with "-:" names modules that are not quantised, "+:" stands for nothing.
+
+    Raises:
+        ValueError: what is said is no scheme.
+    """
+    if not isinstance(dynamic, Mapping):
+        raise ValueError(f"{where}: dynamic is {type(dynamic).__name__}, expected a dict of patterns")
+    said = dict(common)
+    for pattern, override in dynamic.items():
+        if not matches(pattern.removeprefix("-:").removeprefix("+:"), module, where):
+            continue
+        if pattern.startswith("-:"):
+            raise ValueError(f"{where}: dynamic {pattern!r} says that {module} is not quantised; it has a qweight")
+        if not isinstance(override, Mapping):
+            raise ValueError(f"{where}: dynamic {pattern!r} is {type(override).__name__}, expected a dict")
+        mine = Take(override, f"{where}: dynamic {pattern!r}")
+        mine.ignore(*QUIET)
+        said = {key: mine(key, value) for key, value in common.items()}
+        mine.done()
+        break
+    bits, size = said["bits"], said["group_size"]
+    if type(bits) is not int or bits not in BITS or type(size) is not int or (size < 1 and size != -1):
+        raise ValueError(
+            f"{where}: {module} has bits = {bits!r}, group_size = {size!r}; expected one of {BITS} and -1 or a size"
+        )
+    return Scheme(bits, size)
+
+
+def weight(module: str, scheme: Scheme, stored: Stored, add: int) -> Weight:
+    """One module; its sizes come from its tensors, and every tensor must have the size that follows.
+
+    Raises:
+        ValueError: a part that is missing or misshapen.
+    """
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
+    packed, outputs = stored.part(parts["qweight"], ("I32",), (None, None)).shape
+    inputs = packed * 32 // scheme.bits
+    said = f"{scheme.bits} bits, group_size {scheme.group_size}, qweight {[packed, outputs]}"
+    stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
+    groups = 1 if scheme.group_size == -1 else ceil_div(inputs, scheme.group_size)
+    stored.part(parts["scales"], FLOATS, (groups, outputs), said)
+    stored.part(parts["qzeros"], ("I32",), (groups, ceil_div(outputs * scheme.bits, 32)), said)
+    return Weight(
+        f"{module}.weight", (outputs, inputs), parts, partial(decode, where=module, bits=scheme.bits, add=add)
+    )
+
+
+def decode(
+    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, g_idx: np.ndarray, *, where: str, bits: int, add: int
+) -> np.ndarray:
+    """float32 [out, in] from the parts of the module's docstring; `add` is what zeros are stored less.
+
+    Raises:
+        ValueError: an input's group that there is not.
+    """
+    groups, outputs = scales.shape
+    if g_idx.size and not (-groups <= g_idx.min() and g_idx.max() < groups):
+        raise ValueError(f"{where}: g_idx has {g_idx.min()} to {g_idx.max()}, expected a group of 0 to {groups - 1}")
+    zeros = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
+    centre, scale = np.ascontiguousarray(zeros.T.astype(np.int16)), np.ascontiguousarray(float32(scales).T)
+    codes = fields(qweight.T, bits, len(g_idx)).astype(np.int16)
+    size = ceil_div(len(g_idx), groups)
+    if len(g_idx) == size * groups and (g_idx.reshape(groups, size) == np.arange(groups)[:, None]).all():
+        grouped = codes.reshape(outputs, groups, size) - centre[..., None]  # the usual order, and the quick way
+        return (grouped * scale[..., None]).reshape(outputs, -1)
+    return (codes - centre[:, g_idx]) * scale[:, g_idx]

@@ -1,0 +1,149 @@
+"""A checkpoint with packed weights, seen as one with dense weights: decoded tensor by tensor as they are read.
+
+`quantization_config` of config.json says how; families, rules and their strictness see the dense names and shapes.
+What is packed and belongs to no weight stays in the list under its own name, so that strictness refuses it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.files import quote, read_json
+from converters.packed import awq, bitsandbytes, compressed, fp8, gptq, mxfp4
+from converters.packed.weight import Stored, Weight
+from converters.source import TensorInfo, TensorSource
+from converters.take import Take
+
+KEY = "quantization_config"
+# models whose dense weights are [in, out]; packed, they are [out, in] like all others
+INPUTS_FIRST = ("gpt2", "jais", "openai-gpt")
+INPUTS_FIRST_NAMES = re.compile(r"\.(c_attn|c_proj|c_fc2?)\.weight$")
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files beside config.json that older quantisers wrote, and what they are about where they do not say it."""
+METHODS: Mapping[str, Callable[[Take, Stored], Iterator[Weight]]] = {
+    "awq": awq.weights,
+    "bitsandbytes": bitsandbytes.weights,
+    "compressed-tensors": compressed.weights,
+    "fbgemm_fp8": fp8.weights,
+    "fp8": fp8.weights,
+    "gptq": gptq.weights,
+    "mxfp4": mxfp4.weights,
+}
+# types that no weight of a model is computed in: what is left in them has no scheme
+CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+
+
+class Packed:
+    """The dense tensors of a checkpoint, of which some are made of several stored ones."""
+
+    def __init__(self, whole: TensorSource, weights: Iterable[Weight], where: str) -> None:
+        self.whole, self.format, self.metadata = whole, whole.format, whole.metadata
+        self.weights = {weight.name: weight for weight in weights}
+        used = {part for weight in self.weights.values() for part in (*weight.parts.values(), *weight.spare)}
+        rest = {name: info for name, info in whole.tensors.items() if name not in used}
+        for name, info in rest.items():
+            if name in self.weights:
+                raise ValueError(f"{where}: {quote(name)} is stored, and {list(self.weights[name].parts.values())} too")
+            if name.endswith(".weight") and info.dtype in CODES:
+                raise ValueError(f"{where}: {quote(name)} is {info.dtype}, and no scale beside it says of what")
+        dense = {name: self.info(one) for name, one in self.weights.items()}
+        self.tensors: Mapping[str, TensorInfo] = rest | dense
+
+    def info(self, weight: Weight) -> TensorInfo:
+        """A dense tensor as a header would describe it; its bytes are those of its parts."""
+        parts = [self.whole.tensors[part] for part in weight.parts.values()]
+        return TensorInfo(weight.name, weight.shape, "F32", sum(part.nbytes for part in parts), parts[0].file)
+
+    def raw(self, name: str) -> np.ndarray:
+        """The stored bytes of one tensor; those of all its parts, one after another."""
+        if name not in self.weights:
+            return self.whole.raw(name)
+        return np.concatenate([self.whole.raw(part) for part in self.weights[name].parts.values()])
+
+    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The values of one tensor from its bytes; a packed one is float32.
+
+        Raises:
+            ValueError: the parts are not what they are said to be.
+        """
+        if name not in self.weights:
+            return self.whole.decode(name, raw)
+        values, begin = {}, 0
+        for role, part in self.weights[name].parts.items():
+            end = begin + self.whole.tensors[part].nbytes
+            values[role] = self.whole.decode(part, raw[begin:end])
+            begin = end
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
+                return self.weights[name].decode(**values)
+        except ValueError as error:
+            raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of one tensor."""
+        return self.decode(name, self.raw(name))
+
+    def close(self) -> None:
+        """Release the files."""
+        self.whole.close()
+
+
+def unpacked(
+    path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]
+) -> tuple[TensorSource, dict[str, Any]]:
+    """The dense tensors of a checkpoint, and its config without what says how they are packed.
+
+    Raises:
+        ValueError: a method that is not known, keys of its config that are not, or parts that do not fit.
+    """
+    said, rest = said_of(config)
+    where = f"{path / 'config.json' if path.is_dir() else path}: {KEY}"
+    if not said:
+        said, where = said_beside(path, source, where)
+    if not said:
+        return source, rest
+    if not isinstance(said, Mapping):
+        raise ValueError(f"{where} is {type(said).__name__}, expected a dict")
+    take = Take(said, where, allow)
+    method = take.either("quant_method", "method", default=None)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"{where}: quant_method = {method!r} is not known; expected {', '.join(METHODS)}")
+    weights = list(METHODS[method](take, Stored(source, where)))
+    take.done()
+    if config.get("model_type") in INPUTS_FIRST:
+        weights = [flipped(weight) if INPUTS_FIRST_NAMES.search(weight.name) else weight for weight in weights]
+    return Packed(source, weights, where), rest
+
+
+def said_of(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a config says about packing, on its own level or the language model's, and the config without it."""
+    rest = {key: value for key, value in config.items() if key != KEY}
+    text = config.get("text_config")
+    inner = text.get(KEY) if isinstance(text, Mapping) else None
+    if isinstance(text, Mapping) and inner:
+        rest["text_config"] = {key: value for key, value in text.items() if key != KEY}
+    return config.get(KEY) or inner, rest
+
+
+def said_beside(path: Path, source: TensorSource, where: str) -> tuple[Any, str]:
+    """What a file beside config.json says about packing, and its name; looked for where there are packed tensors."""
+    directory = path if path.is_dir() else path.parent
+    if any(name.endswith(".qweight") for name in source.tensors):
+        for name, method in BESIDE.items():
+            file = directory / name
+            if file.exists() and isinstance(said := read_json(file), Mapping):
+                return ({} if "method" in said else {"quant_method": method}) | dict(said), str(file)
+    return None, where
+
+
+def flipped(weight: Weight) -> Weight:
+    """The transpose of a matrix."""
+
+    def decode(**parts: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(weight.decode(**parts).T)
+
+    return replace(weight, shape=weight.shape[::-1], decode=decode)

@@ -1,0 +1,150 @@
+"""What every packed format has in common: a dense weight made of stored parts, and the checks of those parts."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.files import quote
+from converters.source import TensorInfo, TensorSource
+
+Size = int | None
+FLOATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A dense tensor, float32 [*shape], and the stored tensors that it is made of.
+
+    `parts` maps the argument of `decode` to the name of a stored tensor. `spare` tensors belong to the module and say
+    nothing about its weight (scales of activations, marks of an order).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, str]
+    decode: Callable[..., np.ndarray]
+    spare: tuple[str, ...] = ()
+
+
+class Stored:
+    """The tensors of a checkpoint as a format looks for its parts among them."""
+
+    def __init__(self, source: TensorSource, where: str) -> None:
+        self.source, self.where = source, where
+
+    def modules(self, *suffixes: str) -> Iterator[str]:
+        """Every module, once, that has a tensor of one of these names."""
+        seen = set()
+        for name in self.source.tensors:
+            module, _, last = name.rpartition(".")
+            if last in suffixes and module not in seen:
+                seen.add(module)
+                yield module
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return name in self.source.tensors
+
+    def dtype(self, name: str) -> str:
+        """The storage type of a tensor; empty where there is none."""
+        return self.source.tensors[name].dtype if self.has(name) else ""
+
+    def there(self, *names: str) -> tuple[str, ...]:
+        """Those of the names that are there."""
+        return tuple(name for name in names if self.has(name))
+
+    def part(self, name: str, dtypes: Sequence[str], shape: Sequence[Size] | None = None, why: str = "") -> TensorInfo:
+        """A part that must be there, in one of these types and in this shape; None stands for any size but 0.
+
+        Raises:
+            ValueError: it is not; the message says what was found and what was expected.
+        """
+        if name not in self.source.tensors:
+            beside = self.siblings(name)
+            raise ValueError(f"{self.where}: {quote(name)} is missing{why and f' ({why})'}; there are {beside}")
+        info = self.source.tensors[name]
+        if info.dtype not in dtypes:
+            raise self.error(name, f"is {info.dtype}, expected {' or '.join(dtypes)}")
+        if shape is not None and not fits(info.shape, shape):
+            asked = ", ".join("any" if size is None else str(size) for size in shape)
+            raise self.error(name, f"is {list(info.shape)}, expected [{asked}]{why and f' ({why})'}")
+        return info
+
+    def siblings(self, name: str) -> str:
+        """What the module of a tensor has, for an error message."""
+        module = name.rpartition(".")[0] + "."
+        found = [other.removeprefix(module) for other in self.source.tensors if other.startswith(module)]
+        return ", ".join(found[:8]) or "no tensors of this module"
+
+    def error(self, name: str, what: str) -> ValueError:
+        """An error that says where, about which tensor."""
+        return ValueError(f"{self.where}: {quote(name)} {what}")
+
+
+def fits(shape: Sequence[int], asked: Sequence[Size]) -> bool:
+    """Whether a shape is the one asked for."""
+    return len(shape) == len(asked) and all(a == b or (b is None and a) for a, b in zip(shape, asked, strict=True))
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many pieces of a size hold a count."""
+    return -(-count // size)
+
+
+def fields(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unsigned integers of `bits` (1 to 8) from a stream of bits, the least significant first.
+
+    Args:
+        words: little-endian integers [..., n]; value i has bits i * bits to (i + 1) * bits - 1 of the n words, so it
+            may lie across two of them.
+        count: how many values a row has; n words must hold them.
+
+    Returns:
+        uint8 [..., count].
+    """
+    rows = np.ascontiguousarray(words).view(np.uint8)
+    packed = ceil_div(count, 8) * bits  # 8 values take `bits` bytes
+    if rows.shape[-1] < packed:
+        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], packed - rows.shape[-1]), np.uint8)], -1)
+    rows = rows[..., :packed].reshape(*rows.shape[:-1], -1, bits)
+    out = np.empty((*rows.shape[:-1], 8), np.uint8)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        value = rows[..., byte] >> shift
+        if shift + bits > 8:
+            value = value | rows[..., byte + 1] << (8 - shift)
+        out[..., i] = value & (2**bits - 1)
+    return out.reshape(*out.shape[:-2], -1)[..., :count]
+
+
+def spread(scales: np.ndarray, shape: Sequence[int], block: tuple[int, int]) -> np.ndarray:
+    """One number a block [..., R, C] as one number an element [..., out, in]; the last blocks may be cut off."""
+    rows, columns = shape[-2:]
+    block = min(block[0], rows), min(block[1], columns)
+    wide = np.repeat(scales, block[1], -1)[..., :columns] if block[1] > 1 else scales
+    return np.repeat(wide, block[0], -2)[..., :rows, :] if block[0] > 1 else wide
+
+
+def is_block(value: Any) -> bool:
+    """Whether a value from a config is two sizes."""
+    return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
+
+
+def matches(pattern: str, module: str, where: str) -> bool:
+    """Whether an expression of a config fits the beginning of a module's name.
+
+    Raises:
+        ValueError: it is no expression.
+    """
+    try:
+        return re.match(pattern, module) is not None
+    except re.error as error:
+        raise ValueError(f"{where}: {quote(pattern)} is no regular expression: {error}") from None
+
+
+def float32(values: np.ndarray) -> np.ndarray:
+    """The values in float32."""
+    return values.astype(np.float32, copy=False)
