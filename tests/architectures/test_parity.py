@@ -97,7 +97,8 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return load(request.param)
 
 
-@pytest.fixture(params=structures())
+# of the module: tests of one golden follow each other, and share what is compiled
+@pytest.fixture(params=structures(), scope="module")
 def structure(request: pytest.FixtureRequest) -> Golden:
     """Each golden whose layers are built in a way of their own."""
     return load(request.param)
