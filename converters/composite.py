@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.source import TensorInfo, TensorSource
+from converters.source import TensorSource, View
 
 # the type of the composite -> that of its language model where text_config does not say it
 TYPES: Mapping[str, str] = {
@@ -101,15 +101,12 @@ MARKERS = (
 """Ids that stand for what another part gives, in configs that nest only the other parts."""
 
 
-class Part:
+class Part(View):
     """The tensors of the language model alone, under the names that they have in a checkpoint of its own."""
 
     def __init__(self, whole: TensorSource) -> None:
-        self.whole, self.format, self.metadata = whole, whole.format, whole.metadata
         self.names = {own: name for name in whole.tensors if (own := own_name(name)) is not None}
-        self.tensors: Mapping[str, TensorInfo] = {
-            own: replace(whole.tensors[name], name=own) for own, name in self.names.items()
-        }
+        super().__init__(whole, {own: replace(whole.tensors[name], name=own) for own, name in self.names.items()})
         kept = set(self.names.values())
         self.left_out = tuple(name for name in whole.tensors if name not in kept)
 
@@ -120,14 +117,6 @@ class Part:
     def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
         """The values of one tensor from its bytes."""
         return self.whole.decode(self.names[name], raw)
-
-    def read(self, name: str) -> np.ndarray:
-        """The values of one tensor."""
-        return self.whole.read(self.names[name])
-
-    def close(self) -> None:
-        """Release the files."""
-        self.whole.close()
 
 
 def is_composite(config: Mapping[str, Any]) -> bool:

@@ -88,3 +88,27 @@ class TensorSource(Protocol):
     def close(self) -> None:
         """Release the files. Reading afterwards is an error."""
         ...
+
+
+class View:
+    """A source seen otherwise: its files, with other tensors or names. What a view does not say is as in the source."""
+
+    def __init__(self, whole: TensorSource, tensors: Mapping[str, TensorInfo]) -> None:
+        self.whole, self.tensors = whole, tensors
+        self.format, self.metadata = whole.format, whole.metadata
+
+    def raw(self, name: str) -> np.ndarray:
+        """The stored bytes of one tensor; see `TensorSource`."""
+        return self.whole.raw(name)
+
+    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The values of one tensor from its bytes; see `TensorSource`."""
+        return self.whole.decode(name, raw)
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of one tensor; see `TensorSource`."""
+        return self.decode(name, self.raw(name))
+
+    def close(self) -> None:
+        """Release the files."""
+        self.whole.close()

@@ -251,6 +251,16 @@ def whole_norm_rules(theirs: str) -> tuple[Rule, ...]:
     )
 
 
+def stacked_qkv(theirs: str) -> Rule:
+    """q, k, v in one matrix [out, in]: all of q, then all of k, then all of v."""
+    return Rule(
+        tuple(f"layers.{{l}}.attention.{part}" for part in "qkv"),
+        f"{theirs}.weight",
+        tuple(f"({heads} h) d -> d {heads} h" for heads in "nkk"),
+        cat="c d",
+    )
+
+
 def grouped_qkv_rules(theirs: str) -> tuple[Rule, ...]:
     """q, k, v in one tensor: for each key-value head its queries, its key, its value, whatever the grouping."""
     parts = tuple(f"layers.{{l}}.attention.{part}" for part in "qkv")

@@ -11,6 +11,7 @@ from converters.architectures.common import (
     head_dim,
     norm_rules,
     rename,
+    stacked_qkv,
 )
 from converters.architectures.experts import OURS, TRAINING, pre_norm, router_rules
 from converters.architectures.family import Family
@@ -71,12 +72,7 @@ FAMILY = Family(
     config,
     (
         *end_rules("transformer.wte", "transformer.norm_f"),
-        Rule(
-            tuple(f"layers.{{l}}.attention.{name}" for name in "qkv"),
-            f"{ATTENTION}.attn.Wqkv.weight",
-            ("(n h) d -> d n h", "(k h) d -> d k h", "(k h) d -> d k h"),
-            cat="c d",
-        ),
+        stacked_qkv(f"{ATTENTION}.attn.Wqkv"),
         Rule("layers.{l}.attention.o", f"{ATTENTION}.attn.out_proj.weight", HEADS_IN),
         *router_rules(f"{THEIRS}.ffn.router.layer"),
         Rule(f"{OURS}.gate", f"{EXPERTS}.w1", "(e f) d -> e d f"),

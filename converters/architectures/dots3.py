@@ -3,7 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
-from converters.architectures.common import LAYER, TRANSPOSED, by_layer, decoder, gated_mlp, norm_rules, windows
+from converters.architectures.common import (
+    LAYER,
+    TRANSPOSED,
+    by_layer,
+    decoder,
+    gated_mlp,
+    layer_types,
+    norm_rules,
+    windows,
+)
 from converters.architectures.deepseek_v3 import RULES
 from converters.architectures.experts import TRAINING, grouped_moe, pre_norm, sparse_layers
 from converters.architectures.family import Family
@@ -57,15 +66,13 @@ def layer_kinds(take: Take, count: int) -> list[str]:
     """The kind of each layer. A released config calls "full_attention" what is indexed unless use_dsa is false.
 
     Raises:
-        ValueError: a kind that is unknown, or a list of the wrong length.
+        ValueError: as `layer_types`.
     """
-    given, indexed = take("layer_types", None), take("use_dsa", None if take.has("per_layer_config") else True)
+    indexed = take("use_dsa", None if take.has("per_layer_config") else True)
     wide = "full_attention" if indexed is False else "indexed_attention"
     slides = take("use_sliding_window", True)
     default = [wide if not slides or i < 2 or i % 4 == 1 else "sliding_attention" for i in range(count)]
-    kinds = list(given or default)
-    if len(kinds) != count or not {*kinds} <= {*THETAS}:
-        raise ValueError(f"{take.where}: layer_types is {kinds}; expected {count} of {', '.join(THETAS)}")
+    kinds = list(layer_types(take, count, default, "indexed_attention", "sliding_attention"))
     return kinds if indexed is None else [wide if kind != "sliding_attention" else kind for kind in kinds]
 
 

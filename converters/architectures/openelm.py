@@ -11,6 +11,7 @@ from converters.architectures.common import (
     pre_norm,
     pre_norm_rules,
     rename,
+    stacked_qkv,
 )
 from converters.architectures.family import Family
 from converters.rope import read_rope
@@ -79,12 +80,7 @@ FAMILY = Family(
     config,
     (
         *end_rules("transformer.token_embeddings", "transformer.norm"),
-        Rule(
-            tuple(f"{OURS}.{part}" for part in "qkv"),
-            f"{LAYER}.attn.qkv_proj.weight",
-            tuple(f"({heads} h) d -> d {heads} h" for heads in "nkk"),
-            cat="c d",
-        ),
+        stacked_qkv(f"{LAYER}.attn.qkv_proj"),
         Rule(f"{OURS}.o", f"{LAYER}.attn.out_proj.weight", HEADS_IN),
         *norm_rules(f"{OURS}.q_norm", f"{LAYER}.attn.q_norm"),
         *norm_rules(f"{OURS}.k_norm", f"{LAYER}.attn.k_norm"),

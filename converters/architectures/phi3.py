@@ -15,6 +15,7 @@ from converters.architectures.common import (
     pre_norm,
     pre_norm_rules,
     rotary_attention,
+    stacked_qkv,
 )
 from converters.architectures.family import Family
 from converters.rope import rope_dict
@@ -42,16 +43,9 @@ def config(take: Take) -> ModelSpec:
     return decoder(take, (pre_norm(attention, gated_mlp(take), norm),) * take("num_hidden_layers"), norm)
 
 
-QKV = Rule(
-    ("layers.{l}.attention.q", "layers.{l}.attention.k", "layers.{l}.attention.v"),
-    f"{LAYER}.self_attn.qkv_proj.weight",
-    ("(n h) d -> d n h", "(k h) d -> d k h", "(k h) d -> d k h"),
-    cat="c d",
-)
-
 RULES = (
     *end_rules(),
-    QKV,
+    stacked_qkv(f"{LAYER}.self_attn.qkv_proj"),
     Rule("layers.{l}.attention.o", f"{LAYER}.self_attn.o_proj.weight", HEADS_IN),
     fused_gate_up(f"{LAYER}.mlp.gate_up_proj"),
     Rule("layers.{l}.mlp.down", f"{LAYER}.mlp.down_proj.weight", TRANSPOSED),

@@ -11,6 +11,7 @@ from converters.architectures.common import (
     gated_mlp,
     norm_rules,
     rotary_attention,
+    stacked_qkv,
 )
 from converters.architectures.family import Family
 from converters.rules import Rule
@@ -66,12 +67,7 @@ FAMILY = Family(
     config,
     (
         *end_rules(),
-        Rule(
-            tuple(f"{OURS}.attention.{part}" for part in "qkv"),
-            f"{LAYER}.mixer.qkv_proj.weight",
-            tuple(f"({heads} h) d -> d {heads} h" for heads in "nkk"),
-            cat="c d",
-        ),
+        stacked_qkv(f"{LAYER}.mixer.qkv_proj"),
         Rule(f"{OURS}.attention.o", f"{LAYER}.mixer.o_proj.weight", HEADS_IN),
         *norm_rules(f"{OURS}.attention.q_norm", f"{LAYER}.mixer.q_norm"),
         *norm_rules(f"{OURS}.attention.k_norm", f"{LAYER}.mixer.k_norm"),

@@ -1,6 +1,6 @@
 """Sarvam-30B: GLM 4.5 whose heads are rotated whole, with names of its own."""
 
-from converters.architectures.common import HEADS_IN, LAYER, norm_rules, rename
+from converters.architectures.common import HEADS_IN, LAYER, norm_rules, rename, stacked_qkv
 from converters.architectures.experts import OURS
 from converters.architectures.family import Family
 from converters.architectures.glm4_moe import DEFAULTS as GLM
@@ -34,12 +34,7 @@ PARTS = ("n h", "k h", "k h")
 
 PUBLISHED = (
     Rule("embed", "model.word_embeddings.weight"),
-    Rule(
-        tuple(f"{ATTENTION}.{part}" for part in "qkv"),
-        f"{THEIRS}.query_key_value.weight",
-        tuple(f"({part}) d -> d {part}" for part in PARTS),
-        cat="c d",
-    ),
+    stacked_qkv(f"{THEIRS}.query_key_value"),
     Rule(
         tuple(f"{ATTENTION}.{part}_bias" for part in "qkv"),
         f"{THEIRS}.query_key_value.bias",

@@ -39,8 +39,6 @@ _DEEPSEEK = Arch(
     attention="latent",
 )
 
-_QWEN3 = Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True})
-
 MIXTURES: Mapping[str, Arch] = {
     "llama:mixtral": Arch("mixtral", RMS | LOCAL_EXPERTS, rope_tensors=FREQS | FACTORS, permuted=True),
     "qwen2moe": Arch(
@@ -51,7 +49,7 @@ MIXTURES: Mapping[str, Arch] = {
         fixed={"norm_topk_prob": False},
         square=True,
     ),
-    "qwen3moe": _QWEN3,
+    "qwen3moe": Arch("qwen3_moe", RMS | EXPERTS, EXPERT_WIDTH, fixed={"norm_topk_prob": True}),
     "olmoe": Arch("olmoe", RMS | EXPERTS, fixed={"norm_topk_prob": False}, square=True, head="always"),
     "phimoe": Arch(
         "phimoe",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from converters.rules import Instance
-from converters.source import TensorInfo, TensorSource
+from converters.source import TensorInfo, TensorSource, View
 
 Shape = tuple[int, ...]
 
@@ -19,7 +19,7 @@ def name_of(key: str, layer: int) -> str:
     return f"blk.{layer}.{key}"
 
 
-class Numbered:
+class Numbered(View):
     """A source whose metadata hold parameters, with these among its tensors; the rest is that of the source."""
 
     def __init__(self, source: TensorSource, keys: Mapping[str, Shape], layers: int, where: str) -> None:
@@ -34,8 +34,6 @@ class Numbered:
         Raises:
             ValueError: a key that is neither a number nor one number for each layer.
         """
-        self.format, self._source = source.format, source
-        self.metadata: Mapping[str, Any] = source.metadata
         self._values = {
             name_of(key, i): value.reshape(shape)
             for key, shape in keys.items()
@@ -44,25 +42,17 @@ class Numbered:
         }
         file = next(iter(source.tensors.values())).file
         shown = {name: TensorInfo(name, x.shape, "F32", x.nbytes, file) for name, x in self._values.items()}
-        self.tensors: Mapping[str, TensorInfo] = {**source.tensors, **shown}
+        super().__init__(source, {**source.tensors, **shown})
 
     def raw(self, name: str) -> np.ndarray:
         """The bytes of one tensor; see `TensorSource`."""
-        return self._values[name].reshape(-1).view(np.uint8) if name in self._values else self._source.raw(name)
+        return self._values[name].reshape(-1).view(np.uint8) if name in self._values else super().raw(name)
 
     def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
         """The values of one tensor from its bytes; see `TensorSource`."""
         if name in self._values:
             return raw.view(np.float32).reshape(self._values[name].shape)
-        return self._source.decode(name, raw)
-
-    def read(self, name: str) -> np.ndarray:
-        """The values of one tensor; see `TensorSource`."""
-        return self.decode(name, self.raw(name))
-
-    def close(self) -> None:
-        """Release the files."""
-        self._source.close()
+        return super().decode(name, raw)
 
 
 def per_layer(value: Any, layers: int, where: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from converters.files import quote, read_json
 from converters.packed import awq, bitsandbytes, compressed, fp8, gptq, mxfp4
 from converters.packed.weight import Stored, Weight
-from converters.source import TensorInfo, TensorSource
+from converters.source import TensorInfo, TensorSource, View
 from converters.take import Take
 
 KEY = "quantization_config"
@@ -37,11 +37,10 @@ METHODS: Mapping[str, Callable[[Take, Stored], Iterator[Weight]]] = {
 CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
-class Packed:
+class Packed(View):
     """The dense tensors of a checkpoint, of which some are made of several stored ones."""
 
     def __init__(self, whole: TensorSource, weights: Iterable[Weight], where: str) -> None:
-        self.whole, self.format, self.metadata = whole, whole.format, whole.metadata
         self.weights = {weight.name: weight for weight in weights}
         used = {part for weight in self.weights.values() for part in (*weight.parts.values(), *weight.spare)}
         rest = {name: info for name, info in whole.tensors.items() if name not in used}
@@ -50,18 +49,12 @@ class Packed:
                 raise ValueError(f"{where}: {quote(name)} is stored, and {list(self.weights[name].parts.values())} too")
             if name.endswith(".weight") and info.dtype in CODES:
                 raise ValueError(f"{where}: {quote(name)} is {info.dtype}, and no scale beside it says of what")
-        dense = {name: self.info(one) for name, one in self.weights.items()}
-        self.tensors: Mapping[str, TensorInfo] = rest | dense
-
-    def info(self, weight: Weight) -> TensorInfo:
-        """A dense tensor as a header would describe it; its bytes are those of its parts."""
-        parts = [self.whole.tensors[part] for part in weight.parts.values()]
-        return TensorInfo(weight.name, weight.shape, "F32", sum(part.nbytes for part in parts), parts[0].file)
+        super().__init__(whole, rest | {name: described(one, whole) for name, one in self.weights.items()})
 
     def raw(self, name: str) -> np.ndarray:
         """The stored bytes of one tensor; those of all its parts, one after another."""
         if name not in self.weights:
-            return self.whole.raw(name)
+            return super().raw(name)
         return np.concatenate([self.whole.raw(part) for part in self.weights[name].parts.values()])
 
     def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
@@ -71,7 +64,7 @@ class Packed:
             ValueError: the parts are not what they are said to be.
         """
         if name not in self.weights:
-            return self.whole.decode(name, raw)
+            return super().decode(name, raw)
         values, begin = {}, 0
         for role, part in self.weights[name].parts.items():
             end = begin + self.whole.tensors[part].nbytes
@@ -83,13 +76,11 @@ class Packed:
         except ValueError as error:
             raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
 
-    def read(self, name: str) -> np.ndarray:
-        """The values of one tensor."""
-        return self.decode(name, self.raw(name))
 
-    def close(self) -> None:
-        """Release the files."""
-        self.whole.close()
+def described(weight: Weight, whole: TensorSource) -> TensorInfo:
+    """A dense tensor as a header would describe it; its bytes are those of its parts."""
+    parts = [whole.tensors[part] for part in weight.parts.values()]
+    return TensorInfo(weight.name, weight.shape, "F32", sum(part.nbytes for part in parts), parts[0].file)
 
 
 def unpacked(
