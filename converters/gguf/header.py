@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from forge_jax.quantization.ggml import REMOVED_TYPES, TYPES_BY_ID, GGMLType
+
 from ..source import TensorInfo
-from .blocks import REMOVED_TYPES, TYPES_BY_ID, GGMLType
 from .values import ARRAY, BOOL, NUMBER_CODES, STRING, TYPE_IDS
 
 MAGIC = b"GGUF"

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from forge_jax.quantization.ggml import decode as decode_blocks
+
 from ..source import TensorInfo
-from .blocks import decode as decode_blocks
 from .header import Entry, Header, read_exactly, read_header
 from .values import Typed
 

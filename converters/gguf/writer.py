@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from converters.files import atomic_write
+from forge_jax.quantization.ggml import GGMLType, encode, lookup
 
-from .blocks import GGMLType, encode, lookup
 from .header import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY, MAX_TENSOR_NAME
 from .values import ARRAY, BOOL, NUMBER_CODES, STRING, TYPE_IDS, Typed, infer
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from converters.gguf import GGML_TYPES, decode, encode, open_gguf
-from converters.gguf.blocks import grids
+from forge_jax.quantization.ggml import grids
 
 gguf = pytest.importorskip("gguf")
 
