@@ -1,7 +1,7 @@
 """The code books of the IQ types: data, copied from the tables iq*_grid of ggml's ggml-common.h (MIT licence).
 
 Kept as in that header's order, one row a code word. A row's elements are indices into a short list of levels, packed
-lowest bits first (2 bits for three levels, 4 bits for eight) and written in base64. The `gguf` package packs the same
+lowest bits first (2 bits for three levels, 4 bits for eight) and written in base64. gguf-py packs the same
 tables the same way, as hexadecimal; the tests compare.
 """
 
