@@ -3,14 +3,14 @@
 Opening one reads headers and JSON only; everything that can be wrong without touching the weights is found here.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters import architectures, rules
+from converters import architectures, rows, rules
 from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
@@ -18,8 +18,9 @@ from converters.files import parse_json, read_json
 from converters.packed import Packed, unpacked
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
-from forge_jax.params import Tree, abstract
+from forge_jax.params import Param, Tree, abstract, flatten
 from forge_jax.spec import ModelSpec
+from forge_jax.tensor import QTensor
 
 UNWATCHED = Unwatched()
 
@@ -41,22 +42,37 @@ class Checkpoint:
     left_out: tuple[str, ...] = ()
     half: str = "bfloat16"
 
-    def read(self, place: Callable[[str, np.ndarray], Any], watch: Watch = UNWATCHED) -> Tree:
+    def read(self, place: Callable[[str, Any], Any], watch: Watch = UNWATCHED, *, packed: bool = False) -> Tree:
         """Read the parameters, one tensor in host memory at a time; `place(path, values)` makes each leaf.
+
+        Args:
+            packed: leave packed weights packed: their leaves are `QTensor`s of host arrays.
 
         Raises:
             ValueError: the bytes of a tensor are not what its header says, or a tied head that differs.
         """
+        described = dict(flatten(abstract(self.spec)))
+        decode = self.source.packed if packed else self.source.decode
 
-        def values(name: str) -> np.ndarray:
+        def values(instance: rules.Instance) -> Sequence[Any]:
+            name = instance.theirs
             with watch.stage("reading"):
                 raw = self.source.raw(name)
             with watch.stage("decoding"):
-                out = self.source.decode(name, raw)
+                stored = decode(name, raw)
+                if isinstance(stored, QTensor):
+                    leaves = rows.read(instance.rule, stored, instance.shapes)
+                else:
+                    leaves = instance.rule.read(stored, instance.shapes)
             watch.advance(self.source.tensors[name].nbytes)
-            return out
+            return leaves
 
-        tree = rules.read_tree(list(self.found), values, place)
+        def placed(path: str, leaf: Any) -> Any:
+            if isinstance(leaf, QTensor) and not stays_packed(leaf, described[path]):
+                leaf = leaf.dense()
+            return place(path, leaf)
+
+        tree = rules.read_tree(list(self.found), values, placed, rows.stack)
         if self.spec.tied:
             self.check_tied()
         return tree
@@ -74,6 +90,12 @@ class Checkpoint:
                     f"{self.path}: the config ties the head to the embedding, but {name} differs from {embed}; "
                     "set tie_word_embeddings to false in config.json if the head is its own"
                 )
+
+
+def stays_packed(w: QTensor, param: Param) -> bool:
+    """Whether a leaf's rows are what products with it sum over, or the rows of a table."""
+    summed = param.summed or (len(param.shape) - 1,)
+    return param.fill is None and tuple(range(w.first, w.first + len(w.summed))) == summed
 
 
 def tied_copies(family: Family, names: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from converters.source import TensorSource, View
+from forge_jax.tensor import QTensor
 
 # the type of the composite -> that of its language model where text_config does not say it
 TYPES: Mapping[str, str] = {
@@ -117,6 +118,10 @@ class Part(View):
     def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
         """The values of one tensor from its bytes."""
         return self.whole.decode(self.names[name], raw)
+
+    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
+        """The values of one tensor from its bytes, packed if they are."""
+        return self.whole.packed(self.names[name], raw)
 
 
 def is_composite(config: Mapping[str, Any]) -> bool:

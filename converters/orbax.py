@@ -125,6 +125,8 @@ class OrbaxSource:
         """The values that the bytes of one tensor stand for."""
         return raw.view(self._stores[name].dtype.numpy_dtype).reshape(self.tensors[name].shape)
 
+    packed = decode  # no type of such a file is packed
+
     def close(self) -> None:
         """Let go of the files."""
         self._stores.clear()

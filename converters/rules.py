@@ -303,20 +303,28 @@ def check(found: list[Instance], stored: Mapping[str, Shape], ignored: Callable[
 
 
 def read_tree(
-    found: list[Instance], read: Callable[[str], np.ndarray], place: Callable[[str, np.ndarray], Any]
+    found: list[Instance],
+    read: Callable[[Instance], Sequence[Any]],
+    place: Callable[[str, Any], Any],
+    stack: Callable[[Sequence[Any], int], Any] = np.stack,
 ) -> Tree:
-    """Read every tensor, one in memory at a time, and hand each leaf to `place(path, values)`."""
+    """Every leaf of a tree, one tensor of theirs in memory at a time.
+
+    Args:
+        read: our leaves, or the slices of them, that an instance's tensor holds.
+        place: what becomes of the leaf at a path.
+        stack: slices along a new axis.
+    """
     leaves: dict[str, Any] = {}
-    slices: dict[str, list[np.ndarray]] = {}
+    slices: dict[str, list[Any]] = {}
     for instance in found:
-        values = instance.rule.read(read(instance.theirs), instance.shapes)
-        for path, value in zip(instance.paths, values, strict=True):
+        for path, value in zip(instance.paths, read(instance), strict=True):
             if instance.axis is None:
                 leaves[path] = place(path, value)
                 continue
             slices.setdefault(path, []).append(value)
             if instance.index + 1 == instance.count:
-                leaves[path] = place(path, np.stack(slices.pop(path), instance.axis))
+                leaves[path] = place(path, stack(slices.pop(path), instance.axis))
     return unflatten(leaves)
 
 

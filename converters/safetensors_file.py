@@ -112,6 +112,8 @@ class SafetensorsSource:
             raw = np.stack([raw & 15, raw >> 4], axis=-1)
         return typed(raw, dtype, f"{info.file}: tensor {quote(name)}").reshape(info.shape)
 
+    packed = decode  # no type of such a file is packed
+
     def close(self) -> None:
         """Close all shards."""
         for file in self._files:

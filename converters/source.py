@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from forge_jax.tensor import QTensor
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -73,6 +75,10 @@ class TensorSource(Protocol):
         """The values of one tensor from its bytes: the part of `read` that computes. Errors as in `read`."""
         ...
 
+    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
+        """As `decode`, but packed types stay packed, their parts host arrays. Errors as in `read`."""
+        ...
+
     def read(self, name: str) -> np.ndarray:
         """The values of one tensor as an array of `tensors[name].shape`.
 
@@ -104,6 +110,10 @@ class View:
     def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
         """The values of one tensor from its bytes; see `TensorSource`."""
         return self.whole.decode(name, raw)
+
+    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
+        """The values of one tensor from its bytes, packed if they are; see `TensorSource`."""
+        return self.whole.packed(name, raw)
 
     def read(self, name: str) -> np.ndarray:
         """The values of one tensor; see `TensorSource`."""

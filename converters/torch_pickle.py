@@ -128,6 +128,8 @@ class TorchSource:
         flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         return typed(flat, tensor.dtype, where).reshape(tensor.shape)
 
+    packed = decode  # no type of such a file is packed
+
     def close(self) -> None:
         """Close all shards."""
         for file in self._files:

@@ -19,7 +19,7 @@ from converters.orbax import PARAMS, write_orbax
 from converters.safetensors_file import Entry, write_safetensors, write_sharded
 from forge_jax.loading import Model, narrowed
 from forge_jax.params import abstract, flatten
-from forge_jax.tensor import Lora, QTensor
+from forge_jax.tensor import Lora, QTensor, dense
 
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NUMPY = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
@@ -47,22 +47,19 @@ def storage_types(model: Model, dtype: str) -> Callable[[str], str]:
     return kind
 
 
-def plain_leaves(model: Model) -> dict[str, Any]:
+def own_leaves(model: Model) -> dict[str, Any]:
     """Every leaf by its path.
 
     Raises:
-        ValueError: a leaf is quantised or adapted, or has not the shape of the spec: an export would not be this model.
+        ValueError: a leaf is adapted, or has not the shape of the spec: an export would not be this model.
     """
     leaves = dict(flatten(model.params))
     wanted = {path: param.shape for path, param in flatten(abstract(model.spec))}
     if odd := sorted(wanted.keys() ^ leaves.keys()):
         raise ValueError(f"export: parameters and spec differ in {len(odd)} leaves, for example {', '.join(odd[:5])}")
     for path, leaf in leaves.items():
-        if isinstance(leaf, QTensor | Lora):
-            raise ValueError(
-                f"export: {path} is a {type(leaf).__name__}; export the model as it was before it was quantised or "
-                "adapted, or merge first"
-            )
+        if isinstance(leaf, Lora):
+            raise ValueError(f"export: {path} is adapted; export the model as it was before, or merge first")
         if tuple(leaf.shape) != wanted[path]:
             raise ValueError(
                 f"export: {path} is {list(leaf.shape)}, the spec asks {list(wanted[path])}; a model that was split "
@@ -74,12 +71,12 @@ def plain_leaves(model: Model) -> dict[str, Any]:
 def entries(model: Model, dtype: str) -> Iterator[Entry]:
     """Every tensor under its HuggingFace name, made when it is written."""
     family = architectures.find(model.config.get("model_type"), "export")
-    kind, leaves = storage_types(model, dtype), plain_leaves(model)
+    kind, leaves = storage_types(model, dtype), own_leaves(model)
     for instance in rules.instances(family.table(model.spec), abstract(model.spec)):
         stored = kind(instance.paths[0])
 
         def make(instance: rules.Instance = instance, stored: str = stored) -> np.ndarray:
-            values = instance.write(lambda path: np.asarray(leaves[path]))
+            values = instance.write(lambda path: np.asarray(dense(leaves[path])))
             return np.ascontiguousarray(narrowed(values, NUMPY[stored], instance.theirs))
 
         yield Entry(instance.theirs, instance.stored_shape, stored, make)
@@ -121,7 +118,7 @@ def export_huggingface(
 
     Raises:
         FileExistsError: the directory is there and not empty, and `overwrite` is false.
-        ValueError: a leaf is quantised or adapted, or an unknown dtype.
+        ValueError: a leaf is adapted, or an unknown dtype.
         OSError: the disk is full; nothing is left behind.
     """
     directory = Path(directory)
@@ -151,14 +148,14 @@ def export_gguf(model: Model, path: str | Path, *, type: Type = "F16", allow: Co
         allow: fields of the spec that the file may lose, if an error named them and they do not matter.
 
     Raises:
-        ValueError: GGUF cannot say this model or its tokenizer (names what), or a leaf is quantised or adapted.
+        ValueError: GGUF cannot say this model or its tokenizer (names what), or a leaf is adapted.
         OSError: the disk is full; nothing is left behind.
     """
-    leaves, spec = plain_leaves(model), model.spec
+    leaves, spec = own_leaves(model), model.spec
     write_gguf_model(
         path,
         spec,
-        leaves.__getitem__,
+        lambda path: np.asarray(dense(leaves[path])),
         str(model.config.get("model_type")),
         type=type,
         tokenizer=model.tokenizer.to_gguf_metadata() if model.tokenizer is not None else None,
@@ -177,10 +174,12 @@ def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False
     Raises:
         FileExistsError: the directory is there and not empty, and `overwrite` is false.
         ImportError: orbax is not installed.
-        ValueError: a leaf is quantised or adapted.
+        ValueError: a leaf is packed or adapted.
         OSError: the disk is full; nothing is left behind.
     """
-    leaves = plain_leaves(model)
+    leaves = own_leaves(model)
+    if packed := [path for path, leaf in leaves.items() if isinstance(leaf, QTensor)]:
+        raise ValueError(f"export: {packed[0]} is packed, and orbax holds plain arrays; load with packed=False")
     size = sum(leaf.nbytes for leaf in leaves.values())
     with atomic_directory(Path(directory), size, overwrite=overwrite) as part:
         write_sides(model, part, str(leaves["embed"].dtype))

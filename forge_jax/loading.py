@@ -25,6 +25,7 @@ from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
 from forge_jax.spec import ModelSpec, Positions
+from forge_jax.tensor import QTensor
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -69,6 +70,7 @@ def load(
     file: str | None = None,
     allow: Iterable[str] = (),
     max_seq_len: int | None = None,
+    packed: bool = True,
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Model:
@@ -77,10 +79,12 @@ def load(
     Args:
         name: a directory, a file, a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M") or "smollm2".
         dtype: of the parameters. "auto": float32 on a CPU; on an accelerator bfloat16, or float16 if that is what the
-            checkpoint has. "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype.
+            checkpoint has. "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype. Of
+            weights that stay packed it is what they are multiplied in.
         allow: config keys that may stay unread, if an error named them and they do not matter.
         max_seq_len: look at more (or fewer) tokens than the config names. Rotary positions allow it; how well the
             model does beyond what it was trained for is another matter.
+        packed: weights that are packed in the checkpoint stay so, as `QTensor` leaves; False decodes them all.
         mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
             goes straight to its shards.
         progress: show a bar that tells reading, decoding and placing apart.
@@ -96,14 +100,14 @@ def load(
     cast = caster(dtype, checkpoint.half)
     try:
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
-        model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress)
+        model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress, packed)
         model = model if max_seq_len is None else replace(model, spec=with_context(model.spec, max_seq_len))
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()
 
 
-def read_model(checkpoint: Checkpoint, place: Callable[[str, np.ndarray], Any], progress: bool) -> Model:
+def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progress: bool, packed: bool) -> Model:
     """Read the weights and the tokenizer of an understood checkpoint."""
     if checkpoint.left_out:
         parts = sorted({name.removeprefix("model.").partition(".")[0] for name in checkpoint.left_out})
@@ -117,12 +121,12 @@ def read_model(checkpoint: Checkpoint, place: Callable[[str, np.ndarray], Any], 
     total = sum(checkpoint.source.tensors[i.theirs].nbytes for i in checkpoint.found)
     with Progress(total, str(checkpoint.path.name), show=progress) as bar:
 
-        def placed(path: str, values: np.ndarray) -> Any:
+        def placed(path: str, values: Any) -> Any:
             check_finite(path, values, checkpoint)
             with bar.stage("placing"):
                 return place(path, values)
 
-        params = checkpoint.read(placed, bar)
+        params = checkpoint.read(placed, bar, packed=packed)
         with bar.stage("placing"):
             jax.block_until_ready(params)
     stored = {path: checkpoint.source.tensors[i.theirs].dtype for i in checkpoint.found for path in i.paths}
@@ -152,13 +156,13 @@ def with_context(spec: ModelSpec, max_seq_len: int) -> ModelSpec:
     return replace(spec, max_seq_len=max_seq_len)
 
 
-def device_put(path: str, values: np.ndarray) -> jax.Array:
-    """Put a host array on the default device."""
+def device_put(path: str, values: Any) -> Any:
+    """Put a leaf of host arrays on the default device."""
     return jax.device_put(values)
 
 
-def caster(dtype: DTypeLike | str, half: str = "bfloat16") -> Callable[[str, np.ndarray], np.ndarray]:
-    """The function that casts a host array, of the parameter at a path, as `load` was told to.
+def caster(dtype: DTypeLike | str, half: str = "bfloat16") -> Callable[[str, Any], Any]:
+    """The function that casts a leaf of host arrays, of the parameter at a path, as `load` was told to.
 
     Args:
         half: what "auto" narrows float32 to on an accelerator.
@@ -176,7 +180,14 @@ def caster(dtype: DTypeLike | str, half: str = "bfloat16") -> Callable[[str, np.
             return jnp.float32 if on_cpu else values.dtype if values.dtype.itemsize == 2 else DTYPES[half]
         return given
 
-    return lambda path, values: np.ascontiguousarray(narrowed(values, target(values), path))
+    wide = jnp.dtype(target(np.empty((), np.float32))).name  # what packed weights decode to
+
+    def cast(path: str, leaf: Any) -> Any:
+        if isinstance(leaf, QTensor):
+            return replace(leaf, dtype=wide)
+        return np.ascontiguousarray(narrowed(leaf, target(leaf), path))
+
+    return cast
 
 
 def computing(dtype: DTypeLike | str) -> Any:
@@ -220,19 +231,27 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Non
         )
 
 
-def check_finite(path: str, values: np.ndarray, checkpoint: Checkpoint) -> None:
-    """Raise ValueError if a tensor has NaN or infinite numbers, which would spoil every logit."""
-    if values.dtype.itemsize == 2 and values.dtype != np.float16:
-        bits = np.ascontiguousarray(values).view(np.uint16)
-        bad = bool(((bits & 0x7F80) == 0x7F80).any())
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            bad = values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float32))
-            bad = bad and not np.isfinite(values).all()  # the sum of sound numbers may overflow
-    if bad:
+def check_finite(path: str, leaf: Any, checkpoint: Checkpoint) -> None:
+    """Raise ValueError if a leaf has NaN or infinite numbers, which would spoil every logit."""
+    # of packed weights the scales are looked at
+    arrays = leaf.parts.values() if isinstance(leaf, QTensor) else (leaf,)
+    if not all(finite(values) for values in arrays):
         raise ValueError(
             f"{checkpoint.path}: {path} has NaN or infinite values; the file is damaged or badly converted"
         )
+
+
+def finite(values: np.ndarray) -> bool:
+    """Whether all numbers are finite; made for large arrays."""
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return True
+    if values.dtype.itemsize == 1:
+        return bool(np.isfinite(np.arange(256, dtype=np.uint8).view(values.dtype))[values.view(np.uint8)].all())
+    if values.dtype.itemsize == 2 and values.dtype != np.float16:
+        bits = np.ascontiguousarray(values).view(np.uint16)
+        return not ((bits & 0x7F80) == 0x7F80).any()
+    with np.errstate(over="ignore", invalid="ignore"):  # the sum of sound numbers may overflow
+        return bool(np.isfinite(values.sum(dtype=np.float32)) or np.isfinite(values).all())
 
 
 def narrowed(values: np.ndarray, dtype: DTypeLike, path: str) -> np.ndarray:

@@ -1,46 +1,119 @@
 """Weights, plain or not, and the only three functions that multiply by them: `contract`, `take`, `dense`.
 
-A leaf of a parameter tree is a jax.Array, a `QTensor` (integer codes with scales) or a `Lora` (any leaf plus a
-low-rank update). Everything else in the library treats leaves as opaque.
+A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes) or a `Lora` (any leaf plus
+a low-rank update). Everything else in the library treats leaves as opaque.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
+class Scheme(Protocol):
+    """How rows of numbers are packed into parts: data that is hashed and compared, never traced.
+
+    A part is [..., n]: the axes before the last one are those of the rows, each of its size or 1. Decoding works on
+    NumPy arrays and on jax's. `whole` names the parts whose last axis does not run along the row (tables).
+    """
+
+    @property
+    def name(self) -> str:
+        """What people call it: "int8", "nf4", "Q4_K", ..."""
+        ...
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The parts whose last axis does not run along the row."""
+        ...
+
+    def size(self, parts: Mapping[str, Any]) -> int:
+        """How many numbers a row has."""
+        ...
+
+    def decode(self, parts: Mapping[str, Any]) -> Any:
+        """The rows, float32 [..., size]."""
+        ...
+
+    def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Scheme, dict[str, Any]]":
+        """The same rows with a scale for every `group` numbers, a divisor of now; as they are if that cannot be."""
+        ...
+
+    def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
+        """The rows as values [..., size] and one factor a row [...] that a product can be multiplied by instead; None
+        where `values` are the numbers themselves."""
+        ...
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QTensor:
-    """An int8 weight: value = codes * scale, each scale covering a tile of codes.
+    """A weight that stays packed: rows along the axes that a product sums over, one row for each of its outputs.
 
-    Invariants: scale.ndim == codes.ndim, and codes.shape[i] is a multiple of scale.shape[i] for every i.
+    The shape it stands for is [*leading, *summed, *trailing]. Every part is [*leading, *trailing, n], what `scheme`
+    makes of a row, or has 1 in the place of an axis where all rows share it.
+
+    inner: the sizes of the summed axes after the first, whose size follows from the length of a row. trailing: how many
+    axes come after the summed ones. dtype: of what `dense` and `take` give.
     """
 
-    codes: Array
-    scale: Array
+    parts: dict[str, Any]
+    scheme: Scheme = field(metadata={"static": True})
+    inner: tuple[int, ...] = field(metadata={"static": True}, default=())
+    trailing: int = field(metadata={"static": True}, default=0)
+    dtype: str = field(metadata={"static": True}, default="float32")
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The sizes of the axes that rows are numbered by."""
+        shapes = [part.shape[:-1] for part in self.parts.values()]
+        return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """The sizes of the axes that a row covers."""
+        return (self.scheme.size(self.parts) // math.prod(self.inner), *self.inner)
+
+    @property
+    def first(self) -> int:
+        """Where the summed axes begin."""
+        return next(iter(self.parts.values())).ndim - 1 - self.trailing
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight it stands for."""
-        return self.codes.shape
+        outputs = self.outputs
+        return (*outputs[: self.first], *self.summed, *outputs[self.first :])
 
     @property
     def ndim(self) -> int:
         """The rank of the weight it stands for."""
-        return self.codes.ndim
+        return len(self.outputs) + 1 + len(self.inner)
 
-    def dense(self) -> Array:
-        """The whole weight in the dtype of the scales."""
-        scale = self.scale
-        for axis, (big, small) in enumerate(zip(self.codes.shape, self.scale.shape, strict=True)):
-            if small not in (1, big):
-                scale = jnp.repeat(scale, big // small, axis)
-        return self.codes.astype(scale.dtype) * scale
+    @property
+    def size(self) -> int:
+        """How many numbers it stands for."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    def rows(self) -> Any:
+        """The numbers, float32 [*outputs, *summed]."""
+        return self.scheme.decode(self.parts).reshape(*self.outputs, *self.summed)
+
+    def dense(self) -> Any:
+        """The whole weight in `dtype`."""
+        rows, first = self.rows().astype(self.dtype), self.first
+        axes = tuple(range(rows.ndim))
+        summed = axes[len(self.outputs) :]
+        return rows.transpose(*axes[:first], *summed, *axes[first : len(self.outputs)])
 
 
 @jax.tree_util.register_dataclass
@@ -90,12 +163,8 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
         case Lora(base, a, b, scale):
             into, out, (first, second) = lora_equations(eq, a, b)
             return contract(eq, x, base) + scale * contract(out, contract(into, x, first), second)
-        case QTensor(codes, scale) if per_output(eq, codes.shape, scale.shape):
-            # one scale an output feature: multiply the product, not the weight
-            y = product(eq, x, codes.astype(x.dtype))
-            outputs = tuple(n for n, s in zip(scale.shape, subscripts(eq)[1], strict=True) if s in subscripts(eq)[2])
-            factor = scale.reshape((1,) * (y.ndim - len(outputs)) + outputs)
-            return y * factor.astype(x.dtype)
+        case QTensor() if rows_fit(eq, w):
+            return packed_product(eq, x, w)
         case QTensor():
             return product(eq, x, w.dense().astype(x.dtype))
         case _:
@@ -121,12 +190,44 @@ def product(eq: str, x: Array, w: Array) -> Array:
     return y.reshape(lead + w.shape[: len(outputs)])
 
 
+def rows_fit(eq: str, w: QTensor) -> bool:
+    """Whether an equation sums over exactly what the rows of a weight cover."""
+    _, axes, out = subscripts(eq)
+    covered = axes[w.first : w.first + len(w.summed)]
+    return set(covered) == {axis for axis in axes if axis not in out}
+
+
+def packed_product(eq: str, x: Array, w: QTensor) -> Array:
+    """The product with a packed weight whose rows are what it sums over.
+
+    The weight is tied to `x`: XLA would otherwise decode it before a loop and keep a copy of all layers in floats. A
+    single row of `x` is multiplied while the weight is decoded; nothing dense is ever written.
+    """
+    xs, axes, out = subscripts(eq)
+    x, parts = jax.lax.optimization_barrier((x, w.parts))
+    summed = axes[w.first : w.first + len(w.summed)]
+    outputs = axes.replace(summed, "")
+    batch = xs.removesuffix(summed)
+    if batch + summed != xs or batch + outputs != out:
+        rows = replace(w, parts=parts).rows().astype(x.dtype)
+        return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
+    values, factor = w.scheme.factors(parts)
+    values = values.reshape(-1, values.shape[-1])
+    flat = x.reshape(-1, values.shape[-1])
+    if len(flat) == 1:
+        y = (values.astype(jnp.float32) * flat.astype(jnp.float32)).sum(-1)[None].astype(x.dtype)
+    else:
+        y = jnp.einsum("ik,jk->ij", flat, values.astype(x.dtype))
+    y = y.reshape(*x.shape[: len(batch)], *w.outputs)
+    return y if factor is None else y * factor.reshape((1,) * len(batch) + factor.shape).astype(x.dtype)
+
+
 def take(w: Weight, ids: Array) -> Array:
     """Rows of a table: w[ids]."""
     match w:
-        case QTensor(codes, scale) if scale.shape[0] == codes.shape[0]:
-            rows = QTensor(codes[ids].reshape(-1, *codes.shape[1:]), scale[ids].reshape(-1, *scale.shape[1:]))
-            return rows.dense().reshape(*ids.shape, *codes.shape[1:])
+        case QTensor(parts) if w.first > 0:
+            chosen = {name: part[jnp.minimum(ids, part.shape[0] - 1)] for name, part in parts.items()}
+            return replace(w, parts=chosen).dense()
         case QTensor():
             return w.dense()[ids]
         case Lora(base, a, b, scale):
@@ -155,14 +256,6 @@ def subscripts(eq: str) -> tuple[str, str, str]:
     operands, out = eq.split("->")
     x, w = operands.split(",")
     return x, w, out
-
-
-def per_output(eq: str, codes: tuple[int, ...], scale: tuple[int, ...]) -> bool:
-    """Whether a scale differs only along axes that survive the contraction, and those trail in the result."""
-    _, w, out = subscripts(eq)
-    kept = "".join(c for c in w if c in out)
-    whole = all(s == n if c in out else s == 1 for c, n, s in zip(w, codes, scale, strict=True))
-    return whole and out.endswith(kept)
 
 
 def lora_equations(eq: str, a: Array, b: Array) -> tuple[str, str, tuple[Array, Array]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from converters.rules import Instance
 from converters.source import TensorInfo, TensorSource, View
+from forge_jax.tensor import QTensor
 
 Shape = tuple[int, ...]
 
@@ -53,6 +54,10 @@ class Numbered(View):
         if name in self._values:
             return raw.view(np.float32).reshape(self._values[name].shape)
         return super().decode(name, raw)
+
+    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
+        """The values of one tensor, packed if they are; see `TensorSource`."""
+        return self.decode(name, raw) if name in self._values else super().packed(name, raw)
 
 
 def per_layer(value: Any, layers: int, where: str) -> np.ndarray:

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from forge_jax.quantization.ggml import Ggml, parts_of
 from forge_jax.quantization.ggml import decode as decode_blocks
+from forge_jax.tensor import QTensor
 
 from ..source import TensorInfo
 from .header import Entry, Header, read_exactly, read_header
@@ -108,6 +110,14 @@ class GGUFSource:
         _, entry = self._find(name)
         values = raw.reshape(-1).view(entry.kind.values) if entry.kind.plain else decode_blocks(entry.kind.name, raw)
         return values.reshape(entry.info.shape)
+
+    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
+        """The tensor that the bytes `raw` stand for; blocks stay blocks."""
+        _, entry = self._find(name)
+        if entry.kind.plain or len(entry.info.shape) < 2:
+            return self.decode(name, raw)
+        rows = raw.reshape(*entry.info.shape[:-1], -1)
+        return QTensor(parts_of(entry.kind.name, rows), Ggml(entry.kind.name))
 
     def close(self) -> None:
         """Release the files. Reading afterwards is an error."""

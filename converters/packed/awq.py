@@ -13,8 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, float32
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields
 from converters.take import Take
+from forge_jax.quantization.schemes import Integers
+from forge_jax.quantization.streams import packed
+from forge_jax.tensor import QTensor
 
 BITS, WORD = 4, 8  # values in a word
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # in which nibble an output lies
@@ -52,7 +55,7 @@ def gemm(module: str, size: int, stored: Stored) -> Weight:
         raise stored.error(parts["qweight"], f"has {inputs} inputs, no multiple of group_size {size}")
     stored.part(parts["qzeros"], ("I32",), (inputs // group, words), said)
     stored.part(parts["scales"], FLOATS, (inputs // group, words * WORD), said)
-    return Weight(f"{module}.weight", (words * WORD, inputs), parts, partial(decode_gemm, group=group))
+    return Weight(f"{module}.weight", (words * WORD, inputs), parts, partial(pack_gemm, group=group))
 
 
 def gemv(module: str, size: int, stored: Stored) -> Weight:
@@ -66,14 +69,13 @@ def gemv(module: str, size: int, stored: Stored) -> Weight:
     if inputs % group or width * WORD < inputs // group:
         raise stored.error(parts["qzeros"], f"has {width} words, expected {ceil_div(inputs // group, WORD)} ({said})")
     stored.part(parts["scales"], FLOATS, (outputs, width * WORD), said)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(decode_gemv, group=group))
+    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack_gemv, group=group))
 
 
-def decode_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> np.ndarray:
-    """float32 [out, in] from the parts of layout "gemm"."""
-    codes, zeros = ordered(qweight), ordered(qzeros)
-    centred = codes.astype(np.int8).reshape(len(scales), group, -1) - zeros.astype(np.int8)[:, None]
-    return np.ascontiguousarray((centred * float32(scales)[:, None]).reshape(len(codes), -1).T)
+def pack_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> QTensor:
+    """[out, in] from the parts of layout "gemm"."""
+    parts = {"codes": packed(ordered(qweight).T, BITS), "scale": scales.T, "zero": ordered(qzeros).T}
+    return rows(parts, group)
 
 
 def ordered(words: np.ndarray) -> np.ndarray:
@@ -82,10 +84,14 @@ def ordered(words: np.ndarray) -> np.ndarray:
     return nibbles.reshape(*words.shape, WORD)[..., ORDER].reshape(nibbles.shape)
 
 
-def decode_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> np.ndarray:
-    """float32 [out, in] from the parts of layout "gemv"."""
-    outputs, words = qweight.shape
-    codes = fields(qweight, BITS, words * WORD).astype(np.int8).reshape(outputs, -1, group)
-    groups = codes.shape[1]
-    centred = codes - fields(qzeros, BITS, groups).astype(np.int8)[..., None]
-    return (centred * float32(scales[:, :groups])[..., None]).reshape(outputs, -1)
+def pack_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> QTensor:
+    """[out, in] from the parts of layout "gemv"."""
+    codes = np.ascontiguousarray(qweight).view(np.uint8)
+    groups = codes.shape[1] * 2 // group
+    return rows({"codes": codes, "scale": scales[:, :groups], "zero": fields(qzeros, BITS, groups)}, group)
+
+
+def rows(parts: dict[str, np.ndarray], group: int) -> QTensor:
+    """The packed tensor of codes, scales and zeros."""
+    parts = {name: np.ascontiguousarray(part) for name, part in parts.items()}
+    return QTensor(parts, Integers(BITS, group=group if parts["scale"].shape[-1] > 1 else 0))

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from converters.files import parse_json
-from converters.packed.weight import Stored, Weight, ceil_div, float32
+from converters.packed.weight import Stored, Weight, ceil_div
 from converters.take import Take
+from forge_jax.quantization.schemes import Codebook, Integers
+from forge_jax.tensor import QTensor
 
 DTYPES = ("float32", "float16", "bfloat16")
 # the tensors say what was quantised and how; outliers are found in activations, by the program that runs
@@ -49,12 +51,12 @@ def eight(module: str, stored: Stored) -> Weight:
     if stored.has(order) and (code := int(stored.source.read(order))):
         raise stored.error(order, f"is {code}, expected 0, rows one after another")
     parts = {"weight": f"{module}.weight", "SCB": f"{module}.SCB"}
-    return Weight(parts["weight"], shape, parts, decode_eight, stored.there(order))
+    return Weight(parts["weight"], shape, parts, pack_eight, stored.there(order))
 
 
-def decode_eight(weight: np.ndarray, SCB: np.ndarray) -> np.ndarray:
-    """float32 [out, in] from int8 [out, in] and the largest absolute value of each row."""
-    return float32(weight) * SCB[:, None] / np.float32(127)
+def pack_eight(weight: np.ndarray, SCB: np.ndarray) -> QTensor:
+    """[out, in] from int8 [out, in] and the largest absolute value of each row."""
+    return QTensor({"codes": weight, "scale": SCB[:, None]}, Integers(8, over=127))
 
 
 def four(name: str, state: str, stored: Stored) -> Weight:
@@ -74,7 +76,7 @@ def four(name: str, state: str, stored: Stored) -> Weight:
         stored.part(f"{name}.nested_quant_map", ("F32",), (256,))
         stored.part(f"{name}.nested_absmax", ("F32",), (ceil_div(blocks, said["nested_blocksize"]),))
         parts |= {key: f"{name}.{key}" for key in ("nested_quant_map", "nested_absmax")}
-    return Weight(name, shape, parts, partial(decode_four, state=said), (state,))
+    return Weight(name, shape, parts, partial(pack_four, state=said), (state,))
 
 
 def state_of(name: str, stored: Stored) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def state_of(name: str, stored: Stored) -> dict[str, Any]:
     return out
 
 
-def decode_four(
+def pack_four(
     weight: np.ndarray,
     quant_map: np.ndarray,
     absmax: np.ndarray,
@@ -113,16 +115,18 @@ def decode_four(
     nested_absmax: np.ndarray | None = None,
     *,
     state: Mapping[str, Any],
-) -> np.ndarray:
-    """float32 `state["shape"]` from the parts of the module's docstring."""
-    count = prod(state["shape"])
-    packed = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
-    codes = np.stack([packed >> 4, packed & 15], -1).reshape(-1)[:count]
+) -> QTensor | np.ndarray:
+    """`state["shape"]` from the parts of the module's docstring; dense where blocks go on from row to row."""
+    codes = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
     if nested_quant_map is not None and nested_absmax is not None:
         outer = repeated(nested_absmax, state["nested_blocksize"], len(absmax))
         absmax = nested_quant_map[absmax] * outer + np.float32(state["nested_offset"])
-    values = quant_map[codes] * repeated(absmax, state["blocksize"], count)
-    return float32(values).reshape(state["shape"])
+    *rows, columns = state["shape"]
+    scheme, table = Codebook(state["quant_type"], group=state["blocksize"]), quant_map.reshape((1,) * len(rows) + (16,))
+    if columns % state["blocksize"] == 0 and rows:
+        return QTensor({"codes": codes.reshape(*rows, -1), "table": table, "scale": absmax.reshape(*rows, -1)}, scheme)
+    values = scheme.decode({"codes": codes, "table": quant_map, "scale": absmax})
+    return values[: prod(state["shape"])].reshape(state["shape"])
 
 
 def repeated(values: np.ndarray, times: int, count: int) -> np.ndarray:

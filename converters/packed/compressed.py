@@ -16,16 +16,17 @@ Activations are taken as floats: how they may be rounded on the way in is up to 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from converters.packed.mxfp4 import E2M1, nibbles, powers
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, float32, is_block, matches, spread
+from converters.packed.mxfp4 import exponents
+from converters.packed.weight import FLOATS, Stored, Weight, by_row, ceil_div, fields, is_block, matches
 from converters.take import Take
+from forge_jax.quantization.schemes import Floats, Integers
+from forge_jax.tensor import QTensor
 
 PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
@@ -128,11 +129,11 @@ def scheme_of(module: str, schemes: list[Scheme], where: str) -> Scheme:
 def weight(module: str, scheme: Scheme, stored: Stored) -> Weight:
     """One module; ValueError where a part is missing or misshapen."""
     make = {PACKED: packed, NVFP4: nvfp4, MXFP4: mxfp4}.get(scheme.format, plain)
-    name, shape, parts, decode = make(module, scheme, stored)
+    name, shape, parts, pack = make(module, scheme, stored)
     spare = stored.there(*(f"{module}.{part}" for part in ACTIVATIONS))
     if "shape" in parts:
         spare += (parts.pop("shape"),)
-    return Weight(name, shape, parts, decode, spare)
+    return Weight(name, shape, parts, pack, spare)
 
 
 Made = tuple[str, tuple[int, ...], dict[str, str], Any]
@@ -143,11 +144,11 @@ def plain(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts = {"weight": f"{module}.weight", "scale": f"{module}.weight_scale"}
     out, inputs = stored.part(parts["weight"], TYPES[scheme.type], (None, None)).shape
     shape = grid(scheme, out, inputs)
-    exponents = scheme.format == MXFP8
-    scaled(parts["scale"], shape, scheme, stored, POWERS if exponents else FLOATS)
+    powers = scheme.format == MXFP8
+    scaled(parts["scale"], shape, scheme, stored, POWERS if powers else FLOATS)
     parts |= zeros(module, shape, scheme, stored, ())
-    decode = partial(decode_plain, block=cells(scheme, out, inputs), exponents=exponents)
-    return parts["weight"], (out, inputs), parts, decode
+    pack = partial(pack_plain, block=cells(scheme, out, inputs), powers=powers)
+    return parts["weight"], (out, inputs), parts, pack
 
 
 def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
@@ -167,8 +168,8 @@ def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts |= zeros(module, shape, scheme, stored, ("group", "channel"))
     if "g_idx" in parts:
         stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
-    decode = partial(decode_packed, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, out, inputs))
-    return f"{module}.weight", (out, inputs), parts, decode
+    pack = partial(pack_stream, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, out, inputs))
+    return f"{module}.weight", (out, inputs), parts, pack
 
 
 def zeros(
@@ -199,7 +200,7 @@ def nvfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
     out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
     stored.part(parts["scale"], ("F8_E4M3",), (out, ceil_div(2 * half, scheme.group_size)))
     stored.part(parts["whole"], ("F32",), (1,))
-    return f"{module}.weight", (out, 2 * half), parts, partial(decode_nvfp4, group=scheme.group_size)
+    return f"{module}.weight", (out, 2 * half), parts, partial(pack_nvfp4, group=scheme.group_size)
 
 
 def mxfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
@@ -207,7 +208,7 @@ def mxfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts = {"packed": f"{module}.weight_packed", "scale": f"{module}.weight_scale"}
     out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
     stored.part(parts["scale"], POWERS, (out, ceil_div(2 * half, scheme.group_size)))
-    return f"{module}.weight", (out, 2 * half), parts, partial(decode_mxfp4, group=scheme.group_size)
+    return f"{module}.weight", (out, 2 * half), parts, partial(pack_mxfp4, group=scheme.group_size)
 
 
 def grid(scheme: Scheme, out: int, inputs: int) -> tuple[int, int]:
@@ -239,23 +240,21 @@ def scaled(name: str, shape: tuple[int, int], scheme: Scheme, stored: Stored, dt
         stored.part(name, dtypes, shape, f"strategy {scheme.strategy}")
 
 
-def decode_plain(
+def pack_plain(
     weight: np.ndarray,
     scale: np.ndarray,
     zero: np.ndarray | None = None,
     *,
     block: tuple[int, int],
-    exponents: bool,
-) -> np.ndarray:
-    """float32 [out, in] from int8 or float8 values; the scales may be `exponents` of two."""
-    values = float32(weight)
-    scale = powers(scale) if exponents else scale
-    if zero is not None:
-        values = values - spread(float32(as_grid(zero)), values.shape, block)
-    return values * spread(float32(as_grid(scale)), values.shape, block)
+    powers: bool,
+) -> QTensor:
+    """[out, in] from int8 or float8 values; the scales may be powers of two."""
+    parts = {"codes": weight, "scale": exponents(scale) if powers else scale} | ({} if zero is None else {"zero": zero})
+    scheme = Integers(8) if weight.dtype == np.int8 else Floats("mxfp8" if powers else "fp8")
+    return rows(parts, scheme, block, weight.shape)
 
 
-def decode_packed(
+def pack_stream(
     packed: np.ndarray,
     scale: np.ndarray,
     zero: np.ndarray | None = None,
@@ -265,42 +264,50 @@ def decode_packed(
     bits: int,
     shape: tuple[int, int],
     block: tuple[int, int],
-) -> np.ndarray:
-    """float32 [out, in] from the parts of a pack-quantized module.
+) -> QTensor:
+    """[out, in] from the parts of a pack-quantized module.
 
     Raises:
         ValueError: an input's group that there is not.
     """
-    scales, offset = float32(as_grid(scale)), np.int16(2 ** (bits - 1))
-    centre = np.full(scales.shape, offset)
+    offset = 2 ** (bits - 1)
+    parts = {"scale": as_grid(scale)}
     if zero is not None and zero.dtype == np.int8:
-        centre = offset + as_grid(zero)
+        parts["zero"] = np.int16(offset) + as_grid(zero)
     elif zero is not None:
-        centre = fields(zero.T, bits, len(scales)).T.astype(np.int16)
-    groups = scales.shape[1]
-    in_order = g_idx is None or bool((g_idx == -1).any())  # -1: made, and never filled in
+        parts["zero"] = np.ascontiguousarray(fields(zero.T, bits, len(parts["scale"])).T)
+    groups = parts["scale"].shape[1]
     if g_idx is not None and not (-1 <= g_idx.min() and g_idx.max() < groups):
         raise ValueError(f"{where}: weight_g_idx has {g_idx.min()} to {g_idx.max()}, expected 0 to {groups - 1}")
-
-    def wide(values: np.ndarray) -> np.ndarray:
-        if g_idx is None or in_order:
-            return spread(values, shape, block)
-        return spread(values[:, g_idx], shape, (block[0], 1))
-
-    return (fields(packed, bits, shape[1]).astype(np.int16) - wide(centre)) * wide(scales)
-
-
-def decode_nvfp4(packed: np.ndarray, scale: np.ndarray, whole: np.ndarray, *, group: int) -> np.ndarray:
-    """float32 [out, in] from the parts of an NVFP4 module, rounded to bfloat16 as compressed-tensors does."""
-    codes = nibbles(packed)
-    values = E2M1[codes] * spread(float32(scale) / whole, codes.shape, (1, group))
-    return float32(values.astype(ml_dtypes.bfloat16))
+    if g_idx is not None and not (g_idx == -1).any():  # -1: made, and never filled in
+        parts["index"] = g_idx.astype(np.int32)[None]
+    if shape[1] % 8:  # a row ends within a byte
+        bits, codes = 8, fields(packed, bits, shape[1])
+    else:
+        codes = np.ascontiguousarray(packed).view(np.uint8)[:, : shape[1] * bits // 8]
+    scheme = Integers(bits, middle=0 if "zero" in parts else offset)
+    return rows({"codes": codes, **parts}, scheme, block, shape)
 
 
-def decode_mxfp4(packed: np.ndarray, scale: np.ndarray, *, group: int) -> np.ndarray:
-    """float32 [out, in] from the parts of an MXFP4 module."""
-    codes = nibbles(packed)
-    return E2M1[codes] * spread(powers(scale), codes.shape, (1, group))
+def pack_nvfp4(packed: np.ndarray, scale: np.ndarray, whole: np.ndarray, *, group: int) -> QTensor:
+    """[out, in] from the parts of an NVFP4 module, rounded to bfloat16 as compressed-tensors does."""
+    return QTensor(
+        {"codes": packed, "scale": scale, "divisor": whole[None]}, Floats("nvfp4", 4, group=group, rounded=True)
+    )
+
+
+def pack_mxfp4(packed: np.ndarray, scale: np.ndarray, *, group: int) -> QTensor:
+    """[out, in] from the parts of an MXFP4 module."""
+    return QTensor({"codes": packed, "scale": exponents(scale)}, Floats("mxfp4", 4, group=group))
+
+
+def rows(
+    parts: dict[str, np.ndarray], scheme: Integers | Floats, block: tuple[int, int], shape: tuple[int, ...]
+) -> QTensor:
+    """The packed tensor: what is stored for every block, for every row."""
+    wide = {name: by_row(as_grid(parts[name]), block[0], shape[0]) for name in ("scale", "zero") if name in parts}
+    group = block[1] if wide["scale"].shape[1] > 1 else 0
+    return QTensor({**parts, **wide}, replace(scheme, group=group))
 
 
 def as_grid(values: np.ndarray) -> np.ndarray:

@@ -13,8 +13,10 @@ from functools import partial
 
 import numpy as np
 
-from converters.packed.weight import Stored, Weight, ceil_div, float32, is_block, spread
+from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block
 from converters.take import Take
+from forge_jax.quantization.schemes import Floats
+from forge_jax.tensor import QTensor
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 SCALES = ("F32", "F16", "BF16", "F8_E8M0")
@@ -69,7 +71,7 @@ def weight(name: str, block: tuple[int, int] | None, stored: Stored) -> Weight:
     module = name.rpartition(".")[0]
     spare = stored.there(*(f"{module}.{part}" for part in ("input_scale", "activation_scale")))
     parts: Mapping[str, str] = {"weight": name, "scale": scale}
-    return Weight(name, shape, parts, partial(decode, block=block), spare)
+    return Weight(name, shape, parts, partial(pack, block=block), spare)
 
 
 def blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
@@ -77,7 +79,13 @@ def blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
     return ceil_div(shape[-2], block[0]), ceil_div(shape[-1], block[1])
 
 
-def decode(weight: np.ndarray, scale: np.ndarray, *, block: tuple[int, int]) -> np.ndarray:
-    """float32 [..., out, in] from float8 [..., out, in] and its scales; blocks of (1, 1) stand for broadcasting."""
-    scales = float32(scale)
-    return float32(weight) * (scales if block == (1, 1) else spread(scales, weight.shape, block))
+def pack(weight: np.ndarray, scale: np.ndarray, *, block: tuple[int, int]) -> QTensor:
+    """[..., out, in] from float8 [..., out, in] and its scales; blocks of (1, 1) stand for one a tensor, or a row."""
+    if scale.ndim == 3 and scale.shape[1] == 1 < scale.shape[2]:  # experts [E, in, out]: a row is a column
+        columns = {"codes": weight.swapaxes(1, 2), "scale": scale.swapaxes(1, 2)}
+        return QTensor({name: np.ascontiguousarray(part) for name, part in columns.items()}, Floats("fp8"), trailing=1)
+    if block == (1, 1):
+        scale = scale.reshape((1,) * (weight.ndim - scale.ndim) + scale.shape)
+        return QTensor({"codes": weight, "scale": scale}, Floats("fp8"))
+    scales = by_row(scale, block[0], weight.shape[-2])
+    return QTensor({"codes": weight, "scale": scales}, Floats("fp8", group=block[1] if scale.shape[-1] > 1 else 0))

@@ -10,14 +10,16 @@ Format "gptq" stores z - 1, "gptq_v2" stores z.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, float32, matches
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches
 from converters.take import Take
+from forge_jax.quantization.schemes import Integers
+from forge_jax.tensor import QTensor
 
 BITS = (2, 3, 4, 8)
 # how the quantiser came to its numbers, how programs run them, what the files are called: the numbers are there
@@ -104,15 +106,13 @@ def weight(module: str, scheme: Scheme, stored: Stored, add: int) -> Weight:
     groups = 1 if scheme.group_size == -1 else ceil_div(inputs, scheme.group_size)
     stored.part(parts["scales"], FLOATS, (groups, outputs), said)
     stored.part(parts["qzeros"], ("I32",), (groups, ceil_div(outputs * scheme.bits, 32)), said)
-    return Weight(
-        f"{module}.weight", (outputs, inputs), parts, partial(decode, where=module, bits=scheme.bits, add=add)
-    )
+    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack, where=module, bits=scheme.bits, add=add))
 
 
-def decode(
+def pack(
     qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, g_idx: np.ndarray, *, where: str, bits: int, add: int
-) -> np.ndarray:
-    """float32 [out, in] from the parts of the module's docstring; `add` is what zeros are stored less.
+) -> QTensor:
+    """[out, in] from the parts of the module's docstring; `add` is what zeros are stored less.
 
     Raises:
         ValueError: an input's group that there is not.
@@ -121,10 +121,11 @@ def decode(
     if g_idx.size and not (-groups <= g_idx.min() and g_idx.max() < groups):
         raise ValueError(f"{where}: g_idx has {g_idx.min()} to {g_idx.max()}, expected a group of 0 to {groups - 1}")
     zeros = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
-    centre, scale = np.ascontiguousarray(zeros.T.astype(np.int16)), np.ascontiguousarray(float32(scales).T)
-    codes = fields(qweight.T, bits, len(g_idx)).astype(np.int16)
+    parts = {"codes": np.ascontiguousarray(qweight.T).view(np.uint8), "scale": np.ascontiguousarray(scales.T)}
     size = ceil_div(len(g_idx), groups)
-    if len(g_idx) == size * groups and (g_idx.reshape(groups, size) == np.arange(groups)[:, None]).all():
-        grouped = codes.reshape(outputs, groups, size) - centre[..., None]  # the usual order, and the quick way
-        return (grouped * scale[..., None]).reshape(outputs, -1)
-    return (codes - centre[:, g_idx]) * scale[:, g_idx]
+    if not np.array_equal(g_idx, np.arange(len(g_idx)) // size):
+        parts["index"] = (g_idx % groups).astype(np.int32)[None]
+    scheme = Integers(bits, group=0 if groups == 1 else size, middle=int(zeros[0, 0]))
+    if (zeros != zeros[0, 0]).any():
+        scheme, parts["zero"] = replace(scheme, middle=0), np.ascontiguousarray(zeros.T)
+    return QTensor(parts, scheme)

@@ -13,10 +13,10 @@ import numpy as np
 
 from converters.packed.weight import Stored, Weight
 from converters.take import Take
+from forge_jax.quantization.schemes import Floats
+from forge_jax.tensor import QTensor
 
 GROUP = 32
-POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E2M1 = np.array([*POSITIVE, *(-value for value in POSITIVE)], np.float32)
 BLOCKS, SCALES = "_blocks", "_scales"
 
 
@@ -30,27 +30,22 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
         experts, outputs, groups, _ = stored.part(name, ("U8",), (None, None, None, GROUP // 2)).shape
         stored.part(own + SCALES, ("U8", "F8_E8M0"), (experts, outputs, groups), f"{name} is {list(info.shape)}")
         parts = {"blocks": name, "scales": own + SCALES}
-        yield Weight(own, (experts, groups * GROUP, outputs), parts, decode)
+        yield Weight(own, (experts, groups * GROUP, outputs), parts, pack)
 
 
-def decode(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """float32 [E, in, out]; ValueError for the exponent 255, which is no number."""
-    values = E2M1[nibbles(blocks)] * powers(scales)[..., None]
-    return np.ascontiguousarray(values.reshape(*values.shape[:2], -1).transpose(0, 2, 1))
+def pack(blocks: np.ndarray, scales: np.ndarray) -> QTensor:
+    """[E, in, out]; ValueError for the exponent 255, which is no number."""
+    codes = blocks.reshape(*blocks.shape[:2], -1)
+    return QTensor({"codes": codes, "scale": exponents(scales)}, Floats("mxfp4", 4, group=GROUP), trailing=1)
 
 
-def nibbles(packed: np.ndarray) -> np.ndarray:
-    """uint8 [..., 2 n] from bytes [..., n]: the low half of a byte comes first."""
-    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
-
-
-def powers(exponents: np.ndarray) -> np.ndarray:
-    """2^(e - 127) in float32 from bytes e.
+def exponents(scales: np.ndarray) -> np.ndarray:
+    """Bytes e that stand for 2^(e - 127).
 
     Raises:
         ValueError: the exponent 255, which stands for NaN.
     """
-    raw = exponents.view(np.uint8)
+    raw = scales.view(np.uint8)
     if raw.size and raw.max() == 255:
         raise ValueError("a scale has the exponent 255, which stands for NaN; expected 0 to 254")
-    return np.ldexp(np.float32(1), raw.astype(np.int32) - 127)
+    return raw

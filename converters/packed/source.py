@@ -17,6 +17,7 @@ from converters.packed import awq, bitsandbytes, compressed, fp8, gptq, mxfp4
 from converters.packed.weight import Stored, Weight
 from converters.source import TensorInfo, TensorSource, View
 from converters.take import Take
+from forge_jax.tensor import QTensor
 
 KEY = "quantization_config"
 # models whose dense weights are [in, out]; packed, they are [out, in] like all others
@@ -63,16 +64,21 @@ class Packed(View):
         Raises:
             ValueError: the parts are not what they are said to be.
         """
+        stored = self.packed(name, raw) if name in self.weights else super().decode(name, raw)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
+            return np.ascontiguousarray(stored.dense()) if isinstance(stored, QTensor) else stored
+
+    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
+        """One tensor from its bytes, packed if it is. Errors as in `decode`."""
         if name not in self.weights:
-            return super().decode(name, raw)
+            return super().packed(name, raw)
         values, begin = {}, 0
         for role, part in self.weights[name].parts.items():
             end = begin + self.whole.tensors[part].nbytes
             values[role] = self.whole.decode(part, raw[begin:end])
             begin = end
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
-                return self.weights[name].decode(**values)
+            return self.weights[name].pack(**values)
         except ValueError as error:
             raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
 
@@ -134,7 +140,8 @@ def said_beside(path: Path, source: TensorSource, where: str) -> tuple[Any, str]
 def flipped(weight: Weight) -> Weight:
     """The transpose of a matrix."""
 
-    def decode(**parts: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(weight.decode(**parts).T)
+    def pack(**parts: np.ndarray) -> QTensor | np.ndarray:
+        stored = weight.pack(**parts)
+        return replace(stored, trailing=1) if isinstance(stored, QTensor) else np.ascontiguousarray(stored.T)
 
-    return replace(weight, shape=weight.shape[::-1], decode=decode)
+    return replace(weight, shape=weight.shape[::-1], pack=pack)

@@ -9,6 +9,7 @@ import numpy as np
 
 from converters.files import quote
 from converters.source import TensorInfo, TensorSource
+from forge_jax.tensor import QTensor
 
 Size = int | None
 FLOATS = ("F16", "BF16", "F32")
@@ -16,16 +17,17 @@ FLOATS = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class Weight:
-    """A dense tensor, float32 [*shape], and the stored tensors that it is made of.
+    """A tensor of `shape`, and the stored tensors that it is made of.
 
-    `parts` maps the argument of `decode` to the name of a stored tensor. `spare` tensors belong to the module and say
-    nothing about its weight (scales of activations, marks of an order).
+    `parts` maps the argument of `pack` to the name of a stored tensor. `pack` gives the packed tensor, on the host; a
+    plain float32 array where its rows cannot stand by themselves. `spare` tensors belong to the module and say nothing
+    about its weight (scales of activations, marks of an order).
     """
 
     name: str
     shape: tuple[int, ...]
     parts: Mapping[str, str]
-    decode: Callable[..., np.ndarray]
+    pack: Callable[..., QTensor | np.ndarray]
     spare: tuple[str, ...] = ()
 
 
@@ -120,12 +122,11 @@ def fields(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return out.reshape(*out.shape[:-2], -1)[..., :count]
 
 
-def spread(scales: np.ndarray, shape: Sequence[int], block: tuple[int, int]) -> np.ndarray:
-    """One number a block [..., R, C] as one number an element [..., out, in]; the last blocks may be cut off."""
-    rows, columns = shape[-2:]
-    block = min(block[0], rows), min(block[1], columns)
-    wide = np.repeat(scales, block[1], -1)[..., :columns] if block[1] > 1 else scales
-    return np.repeat(wide, block[0], -2)[..., :rows, :] if block[0] > 1 else wide
+def by_row(values: np.ndarray, height: int, rows: int) -> np.ndarray:
+    """One number a block [..., R, C] as one for each of `rows`, for blocks of a height; one for all stays so."""
+    if values.shape[-2] == 1:
+        return values
+    return np.repeat(values, height, -2)[..., :rows, :] if height > 1 else values
 
 
 def is_block(value: Any) -> bool:

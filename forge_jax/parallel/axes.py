@@ -3,7 +3,7 @@
 Knows names of axes and kinds of leaves; nothing about ops, devices or what is computed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import PartitionSpec
@@ -54,16 +54,36 @@ def lora_axes(param: Param) -> tuple[tuple[str | None, ...], tuple[str | None, .
 
 
 def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
-    """The PartitionSpec of each array of one leaf, in a copy of the leaf. A scale's axis of size 1 is not split."""
+    """The PartitionSpec of each array of one leaf, in a copy of the leaf. An axis of size 1 is not split."""
     match leaf:
-        case QTensor(codes, scale):
-            split = [None if small == 1 else axis for axis, small in zip(param.axes, scale.shape, strict=True)]
-            return QTensor(array_spec(codes, param.axes, rules), array_spec(scale, tuple(split), rules))
+        case QTensor():
+            return packed_specs(leaf, param, rules)
         case Lora(base, a, b, scale):
             into, out = lora_axes(param)
             return Lora(leaf_specs(base, param, rules), array_spec(a, into, rules), array_spec(b, out, rules), scale)
         case _:
             return array_spec(leaf, param.axes, rules)
+
+
+def packed_specs(leaf: QTensor, param: Param, rules: Rules) -> QTensor:
+    """The PartitionSpec of each part of a packed weight: by the axes of its rows, and along them by the first summed.
+
+    Raises:
+        ValueError: it would be cut where that cannot be.
+    """
+    end = leaf.first + len(leaf.summed)
+    along, *inner = (rules.mesh_axis(axis) for axis in param.axes[leaf.first : end])
+    if any(inner) or (along and "index" in leaf.parts):
+        raise ValueError(
+            f"sharding: {leaf.scheme.name} rows over the axes {param.axes[leaf.first : end]} cannot be cut"
+        )
+    outputs = [rules.mesh_axis(axis) for axis in (*param.axes[: leaf.first], *param.axes[end:])]
+
+    def spec(name: str, part: Any) -> Any:
+        sizes = zip(part.shape, [*outputs, None if name in leaf.scheme.whole else along], strict=True)
+        return PartitionSpec(*(None if size == 1 else axis for size, axis in sizes))
+
+    return replace(leaf, parts={name: spec(name, part) for name, part in leaf.parts.items()})
 
 
 def array_spec(array: Any, axes: tuple[str | None, ...], rules: Rules) -> Any:

@@ -6,9 +6,10 @@ says: kv heads repeated, padding with zero weights. Knows shapes and kinds of le
 For inference: an optimiser would pull the copies of a head apart.
 """
 
+import warnings
 from dataclasses import replace
 from functools import partial
-from math import gcd, lcm
+from math import gcd, lcm, prod
 from typing import Any
 
 import jax
@@ -160,22 +161,63 @@ def arrange_axes(x: Any, axes: tuple[str | None, ...], slots: Slots) -> Any:
     return x
 
 
-def scale_slots(slots: np.ndarray, tile: int, shards: int) -> np.ndarray:
-    """The slots of a scale that has one entry for `tile` entries of the axis; finer where a tile would be cut."""
-    shared = gcd(tile, len(slots) // shards)
-    entries = slots.reshape(-1, shared) // tile  # padding stays -1
-    whole = bool((entries == entries[:, :1]).all())
-    return entries[:, 0] if whole else slots // tile
+def arrange_packed(leaf: QTensor, param: Param, slots: Slots, shards: int) -> QTensor | None:
+    """Arrange a packed weight; None if its rows would have to be cut within what is packed together."""
+    end = leaf.first + len(leaf.summed)
+    outputs, (along, *inner) = (*param.axes[: leaf.first], *param.axes[end:]), param.axes[leaf.first : end]
+    if any(axis in slots for axis in inner):
+        return None
+    parts = dict(leaf.parts)
+    for i, axis in enumerate(outputs):
+        if axis in slots:
+            parts = {name: arrange(x, i, slots[axis]) if x.shape[i] > 1 else x for name, x in parts.items()}
+    leaf = replace(leaf, parts=parts)
+    return arrange_rows(leaf, slots[along], shards) if along in slots else leaf
+
+
+def arrange_rows(leaf: QTensor, slots: np.ndarray, shards: int) -> QTensor | None:
+    """Arrange what a weight sums over, in pieces of whole bytes and blocks; scales are made finer if need be."""
+    size, unit = leaf.summed[0], prod(leaf.inner)
+    if "index" in leaf.parts:
+        return leaf if shards == 1 and np.array_equal(slots, np.arange(size)) else None
+    group = size * unit // max(leaf.parts["scale"].shape[-1], 1) if "scale" in leaf.parts else 1
+    for share in (group, gcd(group, len(slots) // shards * unit), gcd(group, unit)):
+        scheme, parts = leaf.scheme.finer(leaf.parts, share)
+        runs = {name: x for name, x in parts.items() if name not in scheme.whole and x.shape[-1] > 1}
+        piece = lcm(1, *(size // gcd(size, x.shape[-1]) for x in runs.values()))
+        order = pieces_of(slots, piece) if len(slots) // shards % piece == 0 else None
+        if order is not None:
+            moved = {name: by_piece(x, order, size // piece) for name, x in runs.items()}
+            return replace(leaf, scheme=scheme, parts=parts | moved)
+    return None
+
+
+def pieces_of(slots: np.ndarray, piece: int) -> np.ndarray | None:
+    """Slots as slots of whole pieces; None if some piece is not moved as one."""
+    runs = slots.reshape(-1, piece)
+    first = runs[:, :1]
+    moved = (runs == first + np.arange(piece)) & (first % piece == 0)
+    return np.where(first < 0, -1, first // piece)[:, 0] if (moved | ((first < 0) & (runs < 0))).all() else None
+
+
+def by_piece(x: Any, order: np.ndarray, pieces: int) -> Any:
+    """Arrange the last axis, cut into equal pieces."""
+    lead = x.shape[:-1]
+    return arrange(x.reshape(*lead, pieces, -1), len(lead), order).reshape(*lead, -1)
 
 
 def arrange_leaf(leaf: Any, param: Param, slots: Slots, shards: int) -> Any:
-    """Arrange a leaf of any kind."""
+    """Arrange a leaf of any kind. A packed one becomes dense, with a warning, where it cannot be cut as it is."""
     match leaf:
-        case QTensor(codes, scale):
-            for i, (axis, big, small) in enumerate(zip(param.axes, codes.shape, scale.shape, strict=True)):
-                if axis in slots and small > 1:
-                    scale = arrange(scale, i, scale_slots(slots[axis], big // small, shards))
-            return QTensor(arrange_axes(codes, param.axes, slots), scale)
+        case QTensor():
+            packed = arrange_packed(leaf, param, slots, shards)
+            if packed is None:
+                warnings.warn(
+                    f"{leaf.scheme.name} of shape {list(leaf.shape)} cannot be cut for {shards} devices within what is "
+                    "packed together; it is decoded",
+                    stacklevel=2,
+                )
+            return arrange_axes(leaf.dense(), param.axes, slots) if packed is None else packed
         case Lora(base, a, b, scale):
             into, out = lora_axes(param)
             base = arrange_leaf(base, param, slots, shards)

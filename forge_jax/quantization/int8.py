@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
+from forge_jax.quantization.schemes import Integers
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import QTensor
 
@@ -35,8 +36,16 @@ def quantize_int8(spec: ModelSpec, params: Tree, *, linear: bool = True, embeddi
 
 def encode_leaf(w: Array, param: Param) -> QTensor:
     """Quantise one weight; the axes that are summed over (the last one for a table) share a scale."""
-    axes = param.summed or (w.ndim - 1,)
-    wide = w.astype(jnp.float32)
-    scale = jnp.abs(wide).max(axes, keepdims=True) / LEVELS
-    codes = jnp.round(wide / jnp.where(scale > 0, scale, 1.0))
-    return QTensor(codes.astype(jnp.int8), scale.astype(w.dtype))
+    rows, inner, trailing = rows_of(w, param)
+    wide = rows.astype(jnp.float32)
+    scale = jnp.abs(wide).max(-1, keepdims=True) / LEVELS
+    codes = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
+    return QTensor({"codes": codes, "scale": scale.astype(w.dtype)}, Integers(8), inner, trailing, str(w.dtype))
+
+
+def rows_of(w: Array, param: Param) -> tuple[Array, tuple[int, ...], int]:
+    """The rows [*outputs, summed] of a weight, and how a `QTensor` says where they lie: (inner, trailing)."""
+    summed = param.summed or (w.ndim - 1,)
+    outputs = tuple(axis for axis in range(w.ndim) if axis not in summed)
+    rows = w.transpose(*outputs, *summed).reshape(*(w.shape[axis] for axis in outputs), -1)
+    return rows, tuple(w.shape[axis] for axis in summed[1:]), w.ndim - 1 - summed[-1]

@@ -13,6 +13,8 @@ from forge_jax import parallel
 from forge_jax.decoder import forward, inputs
 from forge_jax.ops import Context
 from forge_jax.params import Param, Tree, flatten, map_params, unflatten
+from forge_jax.quantization.int8 import rows_of
+from forge_jax.quantization.schemes import Integers
 from forge_jax.spec import (
     Alibi,
     Attention,
@@ -168,12 +170,14 @@ def test_bfloat16() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ kinds of leaves
-def quantised(leaf: np.ndarray, scale_shape: tuple[int, ...], seed: int) -> QTensor:
-    """Codes and scales of no meaning but of the right size."""
+def quantised(leaf: np.ndarray, inputs: int, group: int, seed: int) -> QTensor:
+    """Codes and scales of no meaning but of the right size; a table if nothing is summed over but its last axis."""
     rng = np.random.default_rng(seed)
-    codes = rng.integers(-127, 128, leaf.shape).astype(np.int8)
-    scale = rng.uniform(0.5, 1.5, scale_shape).astype(np.float32) * (leaf.std() / np.float32(70))
-    return QTensor(codes, scale)
+    rows, inner, trailing = rows_of(leaf, Param(leaf.shape, (None,) * leaf.ndim, inputs=inputs))
+    codes = rng.integers(-127, 128, rows.shape).astype(np.int8)
+    groups = rows.shape[-1] // group if group else 1
+    scale = rng.uniform(0.5, 1.5, (*rows.shape[:-1], groups)).astype(np.float32) * (leaf.std() / np.float32(70))
+    return QTensor({"codes": codes, "scale": scale}, Integers(8, group=group), inner, trailing)
 
 
 def low_rank(leaf: QTensor | np.ndarray, inputs: int, seed: int) -> Lora:
@@ -184,17 +188,17 @@ def low_rank(leaf: QTensor | np.ndarray, inputs: int, seed: int) -> Lora:
     return Lora(leaf, a, b, 0.5)
 
 
-# scales by the last part of a path: one a feature, one a group of features, one a head, one a group of heads
-SCALES = {
-    "embed": (37, 1),
-    "head": (1, 37),
-    "q": (1, 6, 8),
-    "k": (2, 3, 4),
-    "v": (1, 3, 1),
-    "o": (3, 2, 16),
-    "gate": (4, 24),
-    "up": (1, 3),
-    "down": (6, 16),
+# by the last part of a path: how many axes are summed over, and how many numbers share a scale
+GROUPS = {
+    "embed": (0, 4),
+    "head": (1, 0),
+    "q": (1, 0),
+    "k": (1, 8),
+    "v": (1, 4),
+    "o": (2, 16),
+    "gate": (1, 4),
+    "up": (1, 0),
+    "down": (1, 4),
 }
 
 
@@ -203,10 +207,10 @@ def mixed(spec: ModelSpec) -> Tree:
     leaves = dict(flatten(numbers(spec)))
     for seed, (path, leaf) in enumerate(leaves.items()):
         name, index = path.split(".")[-1], path.split(".")[1:2]
-        if name not in SCALES:
+        if name not in GROUPS:
             continue
         if index != ["1"]:
-            leaf = quantised(leaf, SCALES[name], seed)
+            leaf = quantised(leaf, *GROUPS[name], seed)
         if index in (["1"], ["2"]):
             leaf = low_rank(leaf, 2 if name == "o" else 1, seed)
         leaves[path] = leaf

@@ -10,8 +10,9 @@ from forge_jax import parallel
 from forge_jax.decoder import inputs
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import lora_axes
-from forge_jax.parallel.prepare import scale_slots
+from forge_jax.parallel.prepare import pieces_of
 from forge_jax.params import Param, abstract, flatten, map_params
+from forge_jax.quantization.schemes import Integers
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm
 from forge_jax.tensor import Lora, QTensor
 
@@ -127,25 +128,47 @@ def test_device_arrays_are_prepared_like_host_arrays(dtype: jnp.dtype) -> None:
         np.testing.assert_array_equal(np.asarray(found), expected, err_msg=path, strict=True)
 
 
+def packed(codes: tuple[int, ...], scale: tuple[int, ...], group: int, **where: int) -> QTensor:
+    """A leaf of int8 codes, of shapes only."""
+    parts = {"codes": jax.ShapeDtypeStruct(codes, jnp.int8), "scale": jax.ShapeDtypeStruct(scale, jnp.float32)}
+    return QTensor(parts, Integers(8, group=group), **where)
+
+
 def test_abstract_quantised_leaf() -> None:
     """Codes and scales alike."""
     spec, described = model(), dict(flatten(abstract(model())))
     path = "layers.0.mlp.down"
-    leaf = QTensor(jax.ShapeDtypeStruct((22, 16), jnp.int8), jax.ShapeDtypeStruct((11, 16), jnp.float32))
+    ready = parallel.prepare_leaf(spec, path, described[path], packed((16, 22), (16, 11), 2, trailing=1), 4)
+    assert ready.shape == (24, 16)
+    assert ready.parts["codes"].shape == (16, 24)
+    assert ready.parts["scale"].shape == (16, 12)  # groups of 2, and 6 features a device
+
+
+def test_groups_that_would_be_cut() -> None:
+    """A group that lies on two devices is cut into groups that do not; codes of half a byte cannot be."""
+    spec, described = model(), dict(flatten(abstract(model())))
+    path = "layers.0.mlp.down"
+    rng = np.random.default_rng(1)
+    codes, scale = rng.integers(-9, 9, (16, 22)).astype(np.int8), rng.normal(size=(16, 2)).astype(np.float32)
+    leaf = QTensor({"codes": codes, "scale": scale}, Integers(8, group=11), trailing=1)
     ready = parallel.prepare_leaf(spec, path, described[path], leaf, 4)
-    assert ready.codes.shape == (24, 16)
-    assert ready.scale.shape == (12, 16)  # groups of 2, and 6 features a device
+    assert ready.parts["scale"].shape == (16, 24)
+    np.testing.assert_array_equal(ready.dense()[:22], leaf.dense())
+    assert not ready.dense()[22:].any()
+    nibbles = QTensor({"codes": codes[:, :11].view(np.uint8), "scale": scale}, Integers(4, group=11), trailing=1)
+    halves = parallel.prepare_leaf(spec, path, described[path], nibbles, 4)  # 6 features a device
+    np.testing.assert_array_equal(halves.dense()[:22], nibbles.dense())
+    with pytest.warns(UserWarning, match="int4-g11 of shape .* cannot be cut for 8 devices .* it is decoded"):
+        plain = parallel.prepare_leaf(spec, path, described[path], nibbles, 8)  # 3 features a device
+    np.testing.assert_array_equal(plain[:22], nibbles.dense())
 
 
-def test_scales_that_would_be_cut() -> None:
-    """A group that lies on two devices is cut into groups that do not."""
-    ends = np.append(np.arange(24), [-1] * 8)
-    assert scale_slots(ends, 8, 4).tolist() == [0, 1, 2, -1]
-    assert scale_slots(ends, 8, 8).tolist() == [0, 0, 1, 1, 2, 2, -1, -1]
-    assert scale_slots(np.arange(24), 8, 8).tolist() == [i // 8 for i in range(24)]  # 3 features a device
-    assert scale_slots(np.array([0, 0, 1, 1, 2, 2]), 3, 2).tolist() == [0, 0]
-    assert scale_slots(np.array([0, 0, 1, 1, 2, 2]), 2, 2).tolist() == [0, 0, 0, 0, 1, 1]
-    assert scale_slots(np.array([0, 1, 2, -1, 3, 4, 5, -1]), 2, 4).tolist() == [0, 0, 1, -1, 1, 2, 2, -1]
+def test_pieces_are_moved_whole() -> None:
+    """Slots of several entries that are packed together."""
+    assert pieces_of(np.arange(12), 4).tolist() == [0, 1, 2]
+    assert pieces_of(np.array([2, 3, 0, 1, -1, -1]), 2).tolist() == [1, 0, -1]
+    assert pieces_of(np.array([0, 1, 2, -1]), 2) is None
+    assert pieces_of(np.array([1, 2, 3, 4]), 2) is None
 
 
 # ------------------------------------------------------------------------------------------------ rules
@@ -154,15 +177,15 @@ def test_specs_of_each_kind_of_leaf() -> None:
     spec = model()
     params = numbers(spec)
     attention = params["layers"]["0"]["attention"]
-    attention["q"] = QTensor(np.zeros((16, 6, 8), np.int8), np.ones((1, 6, 1), np.float32))
-    attention["k"] = QTensor(np.zeros((16, 2, 8), np.int8), np.ones((4, 1, 8), np.float32))
+    attention["q"] = packed((6, 8, 16), (6, 1, 1), 0, trailing=2)
+    attention["k"] = packed((2, 8, 16), (1, 8, 4), 4, trailing=2)
     attention["o"] = Lora(attention["o"], np.zeros((6, 8, 3)), np.zeros((3, 16)), 2.0)
     specs = parallel.partition_specs(spec, params, parallel.tensor_rules("tp"))
     assert specs["embed"] == P("tp", None)
     assert specs["head"] == P(None, "tp")
     found = specs["layers"]["0"]["attention"]
-    assert found["q"] == QTensor(P(None, "tp", None), P(None, "tp", None))
-    assert found["k"] == QTensor(P(None, "tp", None), P(None, None, None))
+    assert found["q"].parts == {"codes": P("tp", None, None), "scale": P("tp", None, None)}
+    assert found["k"].parts == {"codes": P("tp", None, None), "scale": P(None, None, None)}
     assert found["o"] == Lora(P("tp", None, None), P("tp", None, None), P(None, None), 2.0)
     assert found["sinks"] == P("tp")
     assert specs["layers"]["0"]["mlp"]["down"] == P("tp", None)

@@ -1,5 +1,7 @@
 """contract, take and dense for each kind of leaf, against einsum on the dense weight in float64."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from forge_jax.params import Param
 from forge_jax.quantization.int8 import encode_leaf
+from forge_jax.quantization.schemes import Integers
 from forge_jax.tensor import Lora, QTensor, contract, dense, product, take
 
 EQUATIONS = {
@@ -40,13 +43,14 @@ def test_int8_is_the_product_with_the_dense_weight(eq: str):
     param = Param(ws, (None,) * len(ws), inputs=0 if eq.endswith("V") else inputs)
     q = encode_leaf(normal(ws, 1), param)
     np.testing.assert_allclose(contract(eq, x, q), exact(eq, x, q.dense()), rtol=1e-5, atol=1e-5)
-    step = np.asarray(q.scale)
+    step = np.asarray(replace(q, parts=q.parts | {"codes": jnp.ones_like(q.parts["codes"])}).dense())
     assert np.all(np.abs(np.asarray(q.dense()) - np.asarray(normal(ws, 1))) <= 0.5 * step * (1 + 1e-6))
 
 
-def test_tiles_of_scales():
-    q = QTensor(jnp.arange(-16, 16, dtype=jnp.int8).reshape(8, 4), jnp.asarray([[1.0], [10.0]]))
-    want = np.arange(-16, 16).reshape(8, 4) * np.repeat([[1.0], [10.0]], 4, 0)
+def test_groups_of_scales():
+    codes = jnp.arange(-16, 16, dtype=jnp.int8).reshape(4, 8)
+    q = QTensor({"codes": codes, "scale": jnp.asarray([[1.0, 10.0]])}, Integers(8, group=4), trailing=1)
+    want = np.arange(-16, 16).reshape(4, 8).T * np.repeat([[1.0], [10.0]], 4, 0)
     np.testing.assert_array_equal(dense(q), want)
     x = normal((2, 3, 8))
     np.testing.assert_allclose(contract("BTD,DF->BTF", x, q), exact("BTD,DF->BTF", x, q.dense()), rtol=1e-5, atol=1e-4)

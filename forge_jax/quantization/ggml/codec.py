@@ -6,13 +6,13 @@ from types import MappingProxyType
 import ml_dtypes
 import numpy as np
 
-from . import iquants, kquants, legacy, small_floats
-from .bits import Decoder
-from .encoders import ENCODERS
-from .types import GGMLType, lookup
+from forge_jax.quantization.ggml import iquants, kquants, legacy, small_floats
+from forge_jax.quantization.ggml.bits import Decoder
+from forge_jax.quantization.ggml.encoders import ENCODERS
+from forge_jax.quantization.ggml.types import GGMLType, lookup
 
-CHUNK = 1 << 18
-"""Elements converted at once. 1 MB of float32: the working set stays in the cache, temporaries below 3 MB."""
+CHUNK = 1 << 17
+"""Elements converted at once. 0.5 MB of float32: the working set stays in the cache, temporaries below 3 MB."""
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {**legacy.DECODERS, **kquants.DECODERS, **iquants.DECODERS, **small_floats.DECODERS}
@@ -44,7 +44,8 @@ def decode(type_name: str, raw: np.ndarray) -> np.ndarray:
     step = CHUNK // kind.block
     with np.errstate(all="ignore"):  # a hostile scale may be NaN, infinite or huge
         for start in range(0, len(blocks), step):
-            DECODERS[type_name](blocks[start : start + step], out[start : start + step])
+            chunk = blocks[start : start + step]
+            out[start : start + step] = DECODERS[type_name]({name: chunk[name] for name in kind.layout.names or ()})
     return out.reshape(shape)
 
 

@@ -1,60 +1,58 @@
 """Decoding of the formats with one scale for a short block: Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q8_K.
 
-Each function takes blocks (an array of the type's struct) and fills `out`, float32 [blocks, elements]. The order of
-the float operations is ggml's, so the results are the same bits.
+Each function takes the fields of blocks and gives float32 [..., blocks, elements]. The order of the float operations
+is ggml's, so the results are the same bits.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-import numpy as np
+from forge_jax.quantization.ggml.bits import (
+    Blocks,
+    Decoder,
+    bits32,
+    codes_of,
+    float32,
+    nibbles,
+    scale_of,
+    signed,
+)
 
-from .bits import Decoder, bits32, fields, nibbles, scale_of
 
-
-def _q1_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    ones = np.unpackbits(blocks["qs"], axis=-1, bitorder="little").astype(bool)
+def _q1_0(blocks: Blocks) -> Any:
     d = scale_of(blocks)
-    np.copyto(out, np.where(ones, d, -d))
+    return d.__array_namespace__().where(codes_of(blocks["qs"], 1, 1) > 0, d, -d)
 
 
-def _q2_0(blocks: np.ndarray, out: np.ndarray) -> None:
+def _q2_0(blocks: Blocks) -> Any:
     # Four consecutive elements share a byte, unlike in every other 2-bit type.
-    codes = fields(blocks["qs"], 2, 1)
-    out[...] = codes.view(np.int8) - np.int8(1)
-    out *= scale_of(blocks)
+    return signed(codes_of(blocks["qs"], 2, 1), 1) * scale_of(blocks)
 
 
-def _q4_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = nibbles(blocks["qs"], 16).view(np.int8) - np.int8(8)
-    out *= scale_of(blocks)
+def _q4_0(blocks: Blocks) -> Any:
+    return signed(nibbles(blocks["qs"], 16), 8) * scale_of(blocks)
 
 
-def _q4_1(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = nibbles(blocks["qs"], 16)
-    out *= scale_of(blocks)
-    out += scale_of(blocks, "m")
+def _q4_1(blocks: Blocks) -> Any:
+    return float32(nibbles(blocks["qs"], 16)) * scale_of(blocks) + scale_of(blocks, "m")
 
 
-def _five_bits(blocks: np.ndarray) -> np.ndarray:
-    return nibbles(blocks["qs"], 16) | bits32(blocks["qh"]) << np.uint8(4)
+def _five_bits(blocks: Blocks) -> Any:
+    return nibbles(blocks["qs"], 16) | bits32(blocks["qh"]) << 4
 
 
-def _q5_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = _five_bits(blocks).view(np.int8) - np.int8(16)
-    out *= scale_of(blocks)
+def _q5_0(blocks: Blocks) -> Any:
+    return signed(_five_bits(blocks), 16) * scale_of(blocks)
 
 
-def _q5_1(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = _five_bits(blocks)
-    out *= scale_of(blocks)
-    out += scale_of(blocks, "m")
+def _q5_1(blocks: Blocks) -> Any:
+    return float32(_five_bits(blocks)) * scale_of(blocks) + scale_of(blocks, "m")
 
 
-def _q8(blocks: np.ndarray, out: np.ndarray) -> None:
+def _q8(blocks: Blocks) -> Any:
     # Q8_1 and Q8_K also store sums of the codes, which only dot products need.
-    out[...] = blocks["qs"]
-    out *= scale_of(blocks)
+    return float32(blocks["qs"]) * scale_of(blocks)
 
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(

@@ -5,10 +5,21 @@ Same contract as in `legacy`. IQ4_NL and IQ4_XS belong here: their codes index a
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from .bits import Decoder, fields, nibbles, scale_of
+from forge_jax.quantization.ggml.bits import (
+    Blocks,
+    Decoder,
+    codes_of,
+    look_up,
+    nibbles,
+    scale_of,
+    scaled,
+    signed,
+)
+from forge_jax.quantization.streams import shifted
 
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 """The 4-bit floats of the OCP microscaling formats, times two; the scales are halved to match. Has no -0, as ggml."""
@@ -37,50 +48,43 @@ HALF_E8M0 = _half_e8m0()
 HALF_UE4M3 = _half_ue4m3()
 
 
-def _mxfp4(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = E2M1_DOUBLED[nibbles(blocks["qs"], 16)]
-    out *= HALF_E8M0[blocks["e"]][:, None]
+def _mxfp4(blocks: Blocks) -> Any:
+    return look_up(E2M1_DOUBLED, nibbles(blocks["qs"], 16)) * look_up(HALF_E8M0, blocks["e"])[..., None]
 
 
-def _nvfp4(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = E2M1_DOUBLED[nibbles(blocks["qs"], 8)]
-    grouped = out.reshape(-1, 4, 16)
-    grouped *= HALF_UE4M3[blocks["d"]][:, :, None]
+def _nvfp4(blocks: Blocks) -> Any:
+    return scaled(look_up(E2M1_DOUBLED, nibbles(blocks["qs"], 8)), look_up(HALF_UE4M3, blocks["d"]))
 
 
-def _iq4_nl(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = IQ4_VALUES[nibbles(blocks["qs"], 16)]
-    out *= scale_of(blocks)
+def _iq4_nl(blocks: Blocks) -> Any:
+    return look_up(IQ4_VALUES, nibbles(blocks["qs"], 16)) * scale_of(blocks)
 
 
-def _iq4_xs(blocks: np.ndarray, out: np.ndarray) -> None:
-    high = blocks["scales_h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3
-    scales = nibbles(blocks["scales_l"], 1) | high.astype(np.uint8) << np.uint8(4)
-    out[...] = IQ4_VALUES[nibbles(blocks["qs"], 16)]
-    grouped = out.reshape(-1, 8, 32)
-    grouped *= (scale_of(blocks) * (scales.view(np.int8) - np.int8(32)).astype(np.float32))[:, :, None]
+def _iq4_xs(blocks: Blocks) -> Any:
+    high = shifted(blocks["scales_h"], np.arange(0, 16, 2, dtype=np.uint16)) & 3
+    scales = nibbles(blocks["scales_l"], 1) | high.astype(np.uint8) << 4
+    return scaled(look_up(IQ4_VALUES, nibbles(blocks["qs"], 16)), scale_of(blocks) * signed(scales, 32))
 
 
-def _trits(packed: np.ndarray, count: int) -> np.ndarray:
-    """`count` base-3 digits per byte, the highest of all bytes first: uint8 [n, count * bytes].
+def _trits(packed: Any, count: int) -> Any:
+    """`count` base-3 digits per byte, the highest of all bytes first: uint8 [..., count * bytes].
 
     A byte is the fraction 0.ddddd in base 3, in 256ths, so multiplying by 3^i modulo 256 brings digit i to the front.
     """
-    powers = np.array([3**i for i in range(count)], np.uint8)[:, None]
-    shifted = packed[:, None, :] * powers
-    return (shifted.astype(np.uint16) * np.uint16(3) >> 8).astype(np.uint8).reshape(len(packed), -1)
+    powers = np.array([3**i for i in range(count)], np.uint8).reshape((1,) * (packed.ndim - 1) + (-1, 1))
+    front = packed[..., None, :] * powers
+    digits = (front.astype(np.uint16) * np.uint16(3) >> 8).astype(np.uint8)
+    return digits.reshape(*packed.shape[:-1], -1)
 
 
-def _tq1_0(blocks: np.ndarray, out: np.ndarray) -> None:
+def _tq1_0(blocks: Blocks) -> Any:
     qs = blocks["qs"]
-    codes = np.concatenate([_trits(qs[:, :32], 5), _trits(qs[:, 32:], 5), _trits(blocks["qh"], 4)], axis=-1)
-    out[...] = codes.view(np.int8) - np.int8(1)
-    out *= scale_of(blocks)
+    digits = [_trits(qs[..., :32], 5), _trits(qs[..., 32:], 5), _trits(blocks["qh"], 4)]
+    return signed(qs.__array_namespace__().concatenate(digits, axis=-1), 1) * scale_of(blocks)
 
 
-def _tq2_0(blocks: np.ndarray, out: np.ndarray) -> None:
-    out[...] = fields(blocks["qs"], 2, 32).view(np.int8) - np.int8(1)
-    out *= scale_of(blocks)
+def _tq2_0(blocks: Blocks) -> Any:
+    return signed(codes_of(blocks["qs"], 2, 32), 1) * scale_of(blocks)
 
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(

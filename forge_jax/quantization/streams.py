@@ -1,0 +1,40 @@
+"""Integers of a few bits, one after another in bytes: value i has the bits i * bits to (i + 1) * bits - 1 of its row,
+the least significant first, so that it may lie across two bytes."""
+
+from typing import Any
+
+import numpy as np
+
+
+def shifted(words: Any, shifts: np.ndarray) -> Any:
+    """words >> shift for every shift, [..., shifts]."""
+    return words[..., None] >> shifts.reshape((1,) * words.ndim + (-1,))
+
+
+def unpacked(rows: Any, bits: int) -> Any:
+    """uint8 [..., n] from bytes [..., n * bits / 8]; n is a multiple of 8, or of the values of a byte."""
+    *lead, nbytes = rows.shape
+    mask = np.uint8(2**bits - 1)
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return (shifted(rows, shifts) & mask).reshape(*lead, -1)
+    rows = rows.reshape(*lead, nbytes // bits, bits)
+    values = []
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        value = rows[..., byte] >> shift
+        if shift + bits > 8:
+            value = value | rows[..., byte + 1] << (8 - shift)
+        values.append(value & mask)
+    return rows.__array_namespace__().stack(values, axis=-1).reshape(*lead, -1)
+
+
+def packed(values: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes [..., ceil(n * bits / 8)] from integers [..., n], of which the lower `bits` count: back from `unpacked`."""
+    single = values[..., None].astype(np.uint8) >> np.arange(bits, dtype=np.uint8) & 1
+    return np.packbits(single.reshape(*values.shape[:-1], -1), axis=-1, bitorder="little")
+
+
+def nibbles(packed: Any) -> Any:
+    """uint8 [..., 2 n] from bytes [..., n]: the low half of a byte comes first."""
+    return unpacked(packed, 4)
