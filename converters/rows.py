@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.rules import Rule, Shape, groups
+from converters.rules import Instance, Rule, Shape, groups
 from forge_jax.tensor import QTensor
 
 ROW = ["row"]
@@ -20,43 +20,98 @@ Groups = list[list[str]]
 
 def read(rule: Rule, w: QTensor, shapes: Sequence[Shape]) -> list[Any]:
     """Their packed tensor to our leaves, in the order of the rule's paths: packed, or dense where it must be."""
-    moved = None if rule.add or rule.decay else move(rule, w, shapes)
-    return rule.read(w.dense(), shapes) if moved is None else moved
-
-
-def move(rule: Rule, w: QTensor, shapes: Sequence[Shape]) -> list[QTensor] | None:
-    """The rule on packed rows; None if they cannot be moved whole."""
-    if not rule.layout:
-        return [w] if w.ndim > 1 else None
-    axes = groups(rule.cat or rule.sides()[0][0])
-    if len(axes) != w.ndim or (rule.cat and axes[w.first] == ["c"]):
-        return None
-    names = axes[w.first]
-    places = [place_of(names, right) for right in ours(rule)]
-    small = replace(
-        rule, layout=tuple(side(left, right, names) for left, right in rule.sides()), cat=cut(rule.cat, names)
-    )
-    small = replace(small, layout=small.layout[0]) if isinstance(rule.layout, str) else small
-    found = [place for place in places if place is not None]
-    if len(found) < len(places):
-        return None
-    rows = [
-        tuple(size for i, size in enumerate(shape) if i not in place)
-        for shape, place in zip(shapes, found, strict=True)
-    ]
+    if not rule.layout and w.ndim > 1 and plain(rule):
+        return [w]
+    moved = rule_of_rows(rule, w.ndim, w.first)
+    if moved is None:
+        return rule.read(w.dense(), shapes)
+    small, places = moved
+    sizes = [without(shape, place) for shape, place in zip(shapes, places, strict=True)]
     parts: list[dict[str, np.ndarray]] = [{} for _ in shapes]
     for name, part in w.parts.items():
         if prod(part.shape[:-1]) == 1:  # all rows share it
-            pieces = [part.reshape(*(1,) * len(sizes), -1) for sizes in rows]
+            pieces = [part.reshape(*(1,) * len(rows), -1) for rows in sizes]
         else:
             part = np.broadcast_to(part, (*w.outputs, part.shape[-1]))
-            pieces = small.read(part, [(*sizes, part.shape[-1]) for sizes in rows])
+            pieces = small.read(part, [(*rows, part.shape[-1]) for rows in sizes])
         for mine, piece in zip(parts, pieces, strict=True):
             mine[name] = piece
     return [
         replace(w, parts=mine, inner=tuple(shape[i] for i in place[1:]), trailing=len(shape) - 1 - place[-1])
-        for mine, shape, place in zip(parts, shapes, found, strict=True)
+        for mine, shape, place in zip(parts, shapes, places, strict=True)
     ]
+
+
+def write(rule: Rule, leaves: Sequence[QTensor], first: int) -> QTensor | None:
+    """Our packed leaves to their tensor, whose rows run along axis `first`: the inverse of `read`.
+
+    None where rows cannot be moved whole, or the leaves are not packed alike.
+    """
+    if not rule.layout and plain(rule):
+        return leaves[0] if leaves[0].first == first else None
+    rank = len(groups(rule.cat or rule.sides()[0][0]))
+    moved = rule_of_rows(rule, rank, first)
+    if moved is None or any(kind_of(leaf) != kind_of(leaves[0]) for leaf in leaves):
+        return None
+    small, places = moved
+    covered = [[*range(leaf.first, leaf.first + len(leaf.summed))] for leaf in leaves]
+    if covered != places:
+        return None
+    parts = {}
+    for name in leaves[0].parts:
+        mine = [leaf.parts[name] for leaf in leaves]
+        if all(prod(part.shape[:-1]) == 1 for part in mine):
+            if any(not np.array_equal(part.ravel(), mine[0].ravel()) for part in mine):
+                return None
+            parts[name] = mine[0].reshape(*(1,) * (rank - 1), -1)
+        else:
+            wide = [np.broadcast_to(x, (*leaf.outputs, x.shape[-1])) for x, leaf in zip(mine, leaves, strict=True)]
+            parts[name] = small.write(wide)
+    return replace(leaves[0], parts=parts, inner=(), trailing=rank - 1 - first)
+
+
+def tensor(instance: Instance, leaves: Sequence[QTensor], first: int) -> QTensor | None:
+    """The packed tensor of theirs that an instance makes of our leaves; see `write`."""
+    if instance.axis is None:
+        return write(instance.rule, leaves, first)
+    return write(instance.rule, [slice_of(leaf, instance.index, instance.axis) for leaf in leaves], first)
+
+
+def slice_of(leaf: QTensor, index: int, axis: int) -> QTensor:
+    """One slice of a leaf along an axis that rows are numbered by: the inverse of `stack`."""
+    before = axis < leaf.first
+    at = axis if before else axis - len(leaf.summed)
+    parts = {name: np.take(part, min(index, part.shape[at] - 1), at) for name, part in leaf.parts.items()}
+    return replace(leaf, parts=parts, trailing=leaf.trailing - (not before))
+
+
+def plain(rule: Rule) -> bool:
+    """Whether a rule only moves numbers."""
+    return not rule.add and not rule.decay
+
+
+def kind_of(leaf: QTensor) -> Any:
+    """What leaves that become one tensor must have in common."""
+    return leaf.scheme, leaf.dtype, {name: part.dtype for name, part in leaf.parts.items()}
+
+
+def rule_of_rows(rule: Rule, rank: int, first: int) -> tuple[Rule, list[list[int]]] | None:
+    """The rule for rows that run along axis `first` of their tensor of `rank` axes, and which axes of each of our
+    leaves they cover; None if they cannot be moved whole."""
+    axes = groups(rule.cat or rule.sides()[0][0]) if rule.layout else []
+    if not plain(rule) or len(axes) != rank or axes[first] == ["c"]:
+        return None
+    names = axes[first]
+    places = [place_of(names, right) for right in ours(rule)]
+    found = [place for place in places if place is not None]
+    layouts = tuple(side(left, right, names) for left, right in rule.sides())
+    small = replace(rule, layout=layouts[0] if isinstance(rule.layout, str) else layouts, cat=cut(rule.cat, names))
+    return (small, found) if len(found) == len(places) else None
+
+
+def without(shape: Shape, place: Sequence[int]) -> Shape:
+    """The sizes of the axes that rows are numbered by."""
+    return tuple(size for i, size in enumerate(shape) if i not in place)
 
 
 def ours(rule: Rule) -> list[Groups]:
@@ -69,8 +124,7 @@ def place_of(names: list[str], axes: Groups) -> list[int] | None:
     """Which axes are made of the letters of a row, if nothing else is in them and the order is the row's."""
     place = [i for i, group in enumerate(axes) if set(group) & set(names)]
     letters = [letter for i in place for letter in axes[i]]
-    whole = letters == names and place == list(range(place[0], place[0] + len(place)))
-    return place if whole else None
+    return place if letters == names and place == [*range(place[0], place[0] + len(place))] else None
 
 
 def cut(axes: str, names: list[str]) -> str:
