@@ -219,6 +219,14 @@ def dtype_name(dtype: np.dtype) -> str:
     raise ValueError(f"safetensors has no type for {dtype}")
 
 
+def numpy_dtype(name: str) -> np.dtype:
+    """Give the NumPy dtype of a safetensors name; ValueError if there is none."""
+    dtype = _DTYPES.get(name, (0, None))[1]
+    if dtype is None:
+        raise ValueError(f"{name} has no NumPy type")
+    return dtype
+
+
 def write_safetensors(path: Path, tensors: Iterable[Entry], metadata: Mapping[str, str] | None = None) -> None:
     """Write one file, tensor by tensor, all or nothing; byte for byte what the safetensors package writes.
 
