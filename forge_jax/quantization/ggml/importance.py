@@ -1,7 +1,7 @@
 """How much each element of a block counts when its scale is searched, given an importance matrix, as in ggml.
 
 An importance matrix has a number for each column of a matrix: the mean square of the input that the column is
-multiplied by, over a calibration text (llama.cpp's imatrix). An element x weighs importance * sqrt(mean square of its
+multiplied by, over a calibration text (an "imatrix"). An element x weighs importance * sqrt(mean square of its
 surroundings + x²), so that large elements count more; what the surroundings are differs by type.
 """
 
