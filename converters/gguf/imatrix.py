@@ -73,6 +73,8 @@ def _read_gguf(path: Path) -> dict[str, np.ndarray]:
             total, over = source.read(name + SUMS), np.rint(source.read(name + COUNTS)).reshape(-1, 1)
             if not over.size or not total.size or total.size % over.size:
                 raise ValueError(f"{path}: {name} has {total.size} sums for {over.size} counts")
+            if not (np.isfinite(over) & (over >= 0)).all():
+                raise ValueError(f"{path}: {name} has counts that are negative, infinite or NaN")
             total = total.reshape(len(over), -1)
             with np.errstate(all="ignore"):
                 mean = np.where(over > 0, total / over, np.float32(1)).astype(np.float32)

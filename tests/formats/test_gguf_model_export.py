@@ -257,6 +257,30 @@ def test_float_weights_become_the_file_that_llama_cpp_makes_of_them(shared: Path
     again.close()
 
 
+def test_importance_reaches_the_blocks_and_gguf_py_reads_them(shared: Path, tmp_path: Path) -> None:
+    spec, params = read(shared / "oracle/gguf/llama/F32.gguf")
+    source = open_gguf(shared / "oracle/gguf/llama/F32.gguf")
+    up, embedding = "blk.0.ffn_up.weight", "token_embd.weight"
+    importance = {up: np.random.RandomState(0).gamma(0.3, size=256).astype(np.float32)}
+    export_gguf(tmp_path / "m.gguf", spec, params.__getitem__, "llama", type="Q4_K_S", importance=importance)
+    again = open_gguf(tmp_path / "m.gguf")
+    assert again.metadata["quantize.imatrix.entries_count"] == 1
+    np.testing.assert_array_equal(again.raw(up), encode("Q4_K", source.read(up), importance[up]))
+    np.testing.assert_array_equal(again.raw(embedding), encode("Q4_K", source.read(embedding)))
+    assert (again.raw(up) != encode("Q4_K", source.read(up))).mean() > 0.1
+    gguf = pytest.importorskip("gguf")
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert set(theirs) == set(again.tensors)
+    for name, tensor in theirs.items():
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(again.read(name), values.reshape(again.tensors[name].shape), err_msg=name)
+    with pytest.raises(ValueError, match="type IQ2_XXS stores 6 tensors"):
+        export_gguf(tmp_path / "n.gguf", spec, params.__getitem__, "llama", type="IQ2_XXS", importance={})
+    assert not (tmp_path / "n.gguf").exists()
+    source.close()
+    again.close()
+
+
 # ------------------------------------------------------------------------------------------------ rope
 def with_rope(spec: ModelSpec, scaling: Any) -> ModelSpec:
     def turn(block: Block) -> Block:
