@@ -6,7 +6,18 @@ from types import MappingProxyType
 import ml_dtypes
 import numpy as np
 
-from . import encoders, iquants, kencoders, kquants, legacy, level_encoders, small_encoders, small_floats
+from . import (
+    encoders,
+    grid_encoders,
+    iquants,
+    kencoders,
+    kquants,
+    legacy,
+    level_encoders,
+    small_encoders,
+    small_floats,
+    ternary_encoders,
+)
 from .bits import Decoder
 from .importance import Weighing, weighing
 from .packing import Encoder
@@ -23,7 +34,14 @@ SEARCH_CHUNK = 1 << 15
 """Elements encoded at once: a search goes over several arrays of them again and again, which should stay near."""
 
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
-    {**encoders.ENCODERS, **kencoders.ENCODERS, **level_encoders.ENCODERS, **small_encoders.ENCODERS}
+    {
+        **encoders.ENCODERS,
+        **kencoders.ENCODERS,
+        **grid_encoders.ENCODERS,
+        **level_encoders.ENCODERS,
+        **small_encoders.ENCODERS,
+        **ternary_encoders.ENCODERS,
+    }
 )
 
 FLOATS = ("F32", "F16", "BF16")

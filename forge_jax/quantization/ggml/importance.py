@@ -18,7 +18,9 @@ ROW_SPREAD = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """Types whose elements are compared with their whole row."""
 
 BLOCK_SPREAD: Mapping[str, float] = MappingProxyType(
-    {"Q2_K": 1, "Q3_K": 2, "Q4_K": 2, "Q5_K": 2, "Q6_K": 0, "IQ4_NL": 2, "IQ4_XS": 2}
+    {"Q6_K": 0}
+    | dict.fromkeys(("Q2_K", "IQ2_XXS", "IQ2_XS"), 1)
+    | dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "IQ1_S", "IQ1_M", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"), 2)
 )
 """Types whose elements are compared with their block, and how often its mean square counts; at 0 only the importance
 counts. Of the types that are in neither table each element is rounded for itself, and importance changes nothing."""
