@@ -26,6 +26,8 @@ BLOCK_SPREAD: Mapping[str, float] = MappingProxyType(
 counts. Of the types that are in neither table each element is rounded for itself, and importance changes nothing."""
 
 ROWS_AT_ONCE = 64
+LARGE = 1e6
+"""Importances are made smaller if one is above."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def weighing(kind: GGMLType, values: np.ndarray, importance: np.ndarray | None) 
     flat = values.reshape(-1, columns)
     parts = [_mean_square(flat[i : i + ROWS_AT_ONCE]) for i in range(0, len(flat), ROWS_AT_ONCE)]
     power = np.concatenate(parts) if kind.name in ROW_SPREAD else None
+    if importance.max(initial=0) > LARGE:  # a power of four changes no result, but the sums do not overflow
+        importance = np.ldexp(importance, -2 * (np.frexp(importance.max())[1] // 2))
     return Weighing(kind, importance.reshape(-1, columns // kind.block, kind.block), rows, power)
 
 

@@ -86,9 +86,6 @@ def _nvfp4(blocks: np.ndarray, weights: np.ndarray | None, out: np.ndarray) -> N
     out["qs"] = pack(codes.reshape(-1, 64), 4, 8)
 
 
-LARGEST: Mapping[str, float] = MappingProxyType({"NVFP4": 6 * 448.0})
-"""The largest numbers of the types whose scales do not become infinite beyond."""
-
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {"Q1_0": _q1_0, "Q2_0": _q2_0, "TQ1_0": _tq1_0, "TQ2_0": _tq2_0, "MXFP4": _mxfp4, "NVFP4": _nvfp4}
 )
