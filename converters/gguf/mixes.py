@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from converters.gguf.mix_table import MIXES, Facts, Mix, Place, falcon
+from converters.gguf.values import Typed
 from forge_jax.quantization.ggml import lookup
 
 QUANTIZATION_VERSION = 2
@@ -96,11 +97,11 @@ def part_of(name: str) -> str:
 
 
 def facts(metadata: Mapping[str, Any], prefix: str, tied: bool, weighed: bool) -> Facts:
-    """What a file's metadata says to the mixes; `prefix` is what its keys start with."""
+    """What a file's metadata says to the mixes; `prefix` is what its keys start with. Of lists the first counts."""
 
     def number(key: str, default: int) -> int:
         value = metadata.get(f"{prefix}.{key}", default)
-        return int(value[0]) if isinstance(value, Sequence) else int(value)
+        return int(np.ravel(value.value if isinstance(value, Typed) else value)[0])
 
     heads = number("attention.head_count", 0)
     shared = number("attention.head_count_kv", heads)
@@ -148,9 +149,7 @@ def type_of(mix: Mix, name: str, shape: Sequence[int], place: Place) -> str:
         kind = mix.experts
     elif part in mix.parts:
         kind = next((kind for holds, kind in mix.parts[part] if holds(place)), mix.base)
-        big = BIG.get(place.model.arch) == place.model.layers and (
-            place.model.arch != "llama" or place.model.groups > 1
-        )
+        big = BIG.get(place.model.arch) == place.model.layers and place.model.groups > 1
         if part == "v" and big and kind in ("Q3_K", "Q4_K") and not mix.low:
             kind = "Q5_K"
     if shape[-1] % lookup(kind).block:

@@ -1,6 +1,7 @@
 """Packing into ggml's block types: the bytes of ggml's own quantisers, with and without an importance matrix."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -61,6 +62,19 @@ def test_importance_lowers_the_error_that_it_weighs(name: str) -> None:
 
 def test_every_packed_type_is_written() -> None:
     assert set(ENCODERS) == {name for name, kind in GGML_TYPES.items() if not kind.plain}
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_XS", "Q4_0"])
+def test_encoding_needs_little_memory_beside_the_result(name: str) -> None:
+    x = np.zeros((4, 1 << 18), np.float32)
+    x[:, ::7] = 1
+    weights = np.ones(1 << 18, np.float32)
+    tracemalloc.start()
+    raw = encode(name, x, weights)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert raw.shape == (4, GGML_TYPES[name].row_bytes(1 << 18))
+    assert peak < raw.nbytes + (8 << 20)
 
 
 def test_8_bit_types_of_activations() -> None:

@@ -124,7 +124,7 @@ def _search(name: str, x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
         np.multiply(scale, products, out=best, where=better)
         np.copyto(words, found, where=better)
         np.copyto(exact, there, where=better)
-    again = ~exact.all(axis=0) & (scale > 0) | (name == "IQ2_XXS") & (scale > 0)
+    again = (scale > 0) & (~exact.all(axis=0) | (name == "IQ2_XXS"))
     found, _ = search.snap(np.float32(1) / scale, scale)
     np.copyto(words, found, where=again & (plan.all_again | ~exact))
     products, squares = search.sums(words)
@@ -149,6 +149,11 @@ def _encode(
 
 
 def required(name: str, weights: np.ndarray | None) -> np.ndarray:
+    """The weights of a type that is not written without.
+
+    Raises:
+        ValueError: there are none.
+    """
     if weights is None:
         raise ValueError(f"{name} needs an importance for each column: without, it is of no use, and ggml refuses too")
     return weights

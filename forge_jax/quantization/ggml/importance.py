@@ -25,7 +25,7 @@ BLOCK_SPREAD: Mapping[str, float] = MappingProxyType(
 """Types whose elements are compared with their block, and how often its mean square counts; at 0 only the importance
 counts. Of the types that are in neither table each element is rounded for itself, and importance changes nothing."""
 
-ROWS_AT_ONCE = 64
+AT_ONCE = 1 << 15  # elements, at least a row
 LARGE = 1e6
 """Importances are made smaller if one is above."""
 
@@ -75,9 +75,12 @@ def weighing(kind: GGMLType, values: np.ndarray, importance: np.ndarray | None) 
     if kind.name not in ROW_SPREAD and kind.name not in BLOCK_SPREAD:
         return None
     rows = int(np.prod(values.shape[:-1])) if importance.ndim == 1 else values.shape[-2]
-    flat = values.reshape(-1, columns)
-    parts = [_mean_square(flat[i : i + ROWS_AT_ONCE]) for i in range(0, len(flat), ROWS_AT_ONCE)]
-    power = np.concatenate(parts) if kind.name in ROW_SPREAD else None
+    power = None
+    if kind.name in ROW_SPREAD:
+        flat, step = values.reshape(-1, columns), max(1, AT_ONCE // columns)
+        power = np.empty(len(flat), np.float32)
+        for i in range(0, len(flat), step):
+            power[i : i + step] = _mean_square(flat[i : i + step])
     if importance.max(initial=0) > LARGE:  # a power of four changes no result, but the sums do not overflow
         importance = np.ldexp(importance, -2 * (np.frexp(importance.max())[1] // 2))
     return Weighing(kind, importance.reshape(-1, columns // kind.block, kind.block), rows, power)
