@@ -9,7 +9,7 @@ import numpy as np
 
 from converters.gguf.mix_table import MIXES, Facts, Mix, Place, falcon
 from converters.gguf.values import Typed
-from forge_jax.quantization.ggml import lookup
+from forge_jax.quantization.ggml import WEIGHED, lookup
 
 QUANTIZATION_VERSION = 2
 """general.quantization_version of all files with packed tensors."""
@@ -62,12 +62,18 @@ def fit_importance(
     `kinds` are the tensors' storage types. Embeddings and the head may have no entry; neither may what is finer anyway.
 
     Raises:
-        ValueError: entries of other tensors or of another size, or none where the type is no use without.
+        ValueError: entries of other tensors or of another size, none where the type is no use without, or none that
+            would change anything.
     """
     if other := sorted(importance.keys() - shapes.keys()):
         raise ValueError(
             f"the importance matrix has {len(other)} entries of tensors that this model does not have, for example "
             f"{', '.join(other[:3])}; it must have been made with this model"
+        )
+    if importance and not any(kinds[tensor] in WEIGHED for tensor in importance):
+        raise ValueError(
+            f"type {name} stores no tensor of the importance matrix in a way that it would change; leave it out, or "
+            f"choose a mix of {', '.join(WEIGHED)}"
         )
     needy = (*NEED_IMPORTANCE, "Q2_K") if name == "Q2_K_S" else NEED_IMPORTANCE
     bare = [n for n, kind in kinds.items() if kind in needy and n not in (*EMBEDDINGS, HEAD, *importance)]

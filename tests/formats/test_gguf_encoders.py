@@ -38,7 +38,7 @@ def test_types_of_few_bits_need_an_importance(name: str) -> None:
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ4_XS"])
 def test_a_stack_of_matrices_has_an_importance_for_each(name: str) -> None:
     """Chunks begin anywhere in a row of any matrix."""
-    columns = 256 * 9
+    columns = 256 * 45
     x = np.random.RandomState(2).standard_normal((3, 5, columns)).astype(np.float32)
     weights = np.random.RandomState(3).gamma(0.3, size=(3, columns)).astype(np.float32)
     stacked = encode(name, x, weights)

@@ -23,7 +23,10 @@ BLOCK_SPREAD: Mapping[str, float] = MappingProxyType(
     | dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "IQ1_S", "IQ1_M", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"), 2)
 )
 """Types whose elements are compared with their block, and how often its mean square counts; at 0 only the importance
-counts. Of the types that are in neither table each element is rounded for itself, and importance changes nothing."""
+counts. Of types in neither table each element is rounded for itself."""
+
+WEIGHED = (*ROW_SPREAD, *BLOCK_SPREAD)
+"""The types that make use of an importance matrix."""
 
 AT_ONCE = 1 << 15  # elements, at least a row
 LARGE = 1e6
@@ -72,7 +75,7 @@ def weighing(kind: GGMLType, values: np.ndarray, importance: np.ndarray | None) 
         )
     if not np.isfinite(importance).all() or (importance < 0).any():
         raise ValueError("importance has entries that are negative, infinite or NaN; it holds mean squares")
-    if kind.name not in ROW_SPREAD and kind.name not in BLOCK_SPREAD:
+    if kind.name not in WEIGHED:
         return None
     rows = int(np.prod(values.shape[:-1])) if importance.ndim == 1 else values.shape[-2]
     power = None
