@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import grids
-from .search import total
+from forge_jax.quantization.ggml import grids
+from forge_jax.quantization.ggml.search import total
 
 BOOKS = {
     "IQ1": (grids.IQ1_GRID, 3),

@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .code_books import CodeBook, code_book
-from .packing import Encoder, pack
-from .search import columns, nearest, positive, ratio, rows, total
-from .types import K
+from forge_jax.quantization.ggml.code_books import CodeBook, code_book
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import columns, nearest, positive, ratio, rows, total
+from forge_jax.quantization.ggml.types import K
 
 
 @dataclass(frozen=True)

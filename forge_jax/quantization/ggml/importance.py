@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .search import total
-from .types import GGMLType
+from forge_jax.quantization.ggml.search import total
+from forge_jax.quantization.ggml.types import GGMLType
 
 ROW_SPREAD = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """Types whose elements are compared with their whole row."""

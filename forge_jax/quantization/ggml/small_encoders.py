@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .encoders import round_away
-from .packing import Encoder, pack
-from .search import columns, ratio, total
-from .small_floats import E2M1_DOUBLED, HALF_E8M0, HALF_UE4M3
+from forge_jax.quantization.ggml.encoders import round_away
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import columns, ratio, total
+from forge_jax.quantization.ggml.small_floats import E2M1_DOUBLED, HALF_E8M0, HALF_UE4M3
 
 
 def _q1_0(blocks: np.ndarray, weights: np.ndarray | None, out: np.ndarray) -> None:

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .code_books import code_book
-from .grid_encoders import by_words, required
-from .packing import Encoder, pack
-from .search import columns, nearest, ratio, rows, total
-from .types import K
+from forge_jax.quantization.ggml.code_books import code_book
+from forge_jax.quantization.ggml.grid_encoders import by_words, required
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import columns, nearest, ratio, rows, total
+from forge_jax.quantization.ggml.types import K
 
 DELTA = np.float32(0.125)
 UP, DOWN = (np.array([-1, 0, 1], np.float32) + shift for shift in (DELTA, -DELTA))
