@@ -22,7 +22,7 @@ def scheme_of(described: Any, where: str) -> Scheme:
     Raises:
         ValueError: no known kind, or fields that it does not have or that are of another type.
     """
-    kind = KINDS.get(described.get("kind")) if isinstance(described, Mapping) else None
+    kind = KINDS.get(str(described.get("kind"))) if isinstance(described, Mapping) else None
     if kind is None:
         raise ValueError(f"{where}: {described!r} is no scheme; expected a kind of {', '.join(KINDS)} and its fields")
     given = {name: value for name, value in described.items() if name != "kind"}

@@ -161,7 +161,7 @@ def test_gguf_and_back(model: Model, stories: Path, tmp_path: Path):
 @pytest.mark.parametrize(("type", "error"), [("F16", 2**-11), ("BF16", 2**-8), ("Q8_0", 2**-7), ("Q4_0", 2**-3)])
 def test_narrower_gguf_loses_no_more_than_it_must(model: Model, tmp_path: Path, type: str, error: float):
     """The error of a value is at most its type's step: of the value for floats, of the row's largest for blocks."""
-    back = load(export_gguf(model, tmp_path / "a.gguf", type=type))  # pyright: ignore[reportArgumentType]
+    back = load(export_gguf(model, tmp_path / "a.gguf", type=type))
     for path, leaf in flatten(model.params):
         found = dense(dict(flatten(back.params))[path])
         assert float(jnp.abs(found - leaf).max()) <= error * float(jnp.abs(leaf).max()), path
