@@ -15,12 +15,13 @@ the place of the first token of each later window, which is never scored. Part o
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from forge_jax.evaluation.figures import Comparison, Estimate, Evaluation, compare, mean, table
-from forge_jax.evaluation.windows import measure, windows
+from forge_jax.evaluation.figures import Comparison, Estimate, Evaluation, compare, mean
+from forge_jax.evaluation.rows import Row, scored
+from forge_jax.evaluation.tables import table
 from forge_jax.forge import Forge
 from forge_jax.loading import Model
 
@@ -61,21 +62,40 @@ def evaluate(
     ids = ids[:tokens]
     context = min(CONTEXT, *(m.spec.max_seq_len for m in models)) if context is None else context
     check(models, ids, context, stride, batch)
-    spans = list(windows(len(ids), context, stride))
-    found = measure(models, ids, spans, context=context, batch=batch, bos=bos, progress=progress)
-    nll = mean(-found.logprob_MN[-1])
+    rows = list(windows(ids, context, stride, bos))
+    places = max(row.count for row in rows)
+    parts = scored(models, rows, length=context - 1, places=places, batch=batch, progress=progress)
+    target_N, *found = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    logprob_MN, best_MN, divergence_MN = found
+    nll = mean(-logprob_MN[-1].astype(np.float64))
+    bits = bits_per_nat(models, target_N) if isinstance(text, str) else None
     return Evaluation(
         str(models[-1].path),
-        len(found.target_N),
-        len(spans),
+        len(target_N),
+        len(rows),
         context,
         stride,
         nll,
         nll.exp(),
-        per_byte(models, found.target_N, nll) if isinstance(text, str) else None,
-        None if reference is None else compare(str(models[0].path), *found[1:3], found.divergence_MN[1]),
+        None if bits is None else nll.times(bits),
+        None if reference is None else compare(str(models[0].path), logprob_MN, best_MN, divergence_MN[1], bits),
         time.perf_counter() - start,
     )
+
+
+def windows(ids: np.ndarray, context: int, stride: int | None, bos: int | None) -> Iterator[Row]:
+    """The windows of a text: second halves of them, or with a stride every token (see the module)."""
+    if stride is None:
+        spans = [(start, start + context) for start in range(0, len(ids) - context + 1, context)]
+        counts = [context - context // 2 - 1] * len(spans)
+    else:
+        stops = [min(first + stride, len(ids)) for first in range(1, len(ids), stride)]
+        spans = [(max(0, stop - context), stop) for stop in stops]
+        counts = np.diff([1, *stops]).tolist()
+    for (start, stop), count in zip(spans, counts, strict=True):
+        window = ids[start:stop].copy()
+        window[0] = window[0] if bos is None else bos
+        yield Row(window, count)
 
 
 def ids_of(models: Sequence[Model], text: str | Sequence[int]) -> tuple[np.ndarray, int | None]:
@@ -126,8 +146,8 @@ def check(models: Sequence[Model], ids: np.ndarray, context: int, stride: int | 
         raise ValueError(f"evaluate: ids reach from {ids.min()} to {ids.max()}; the vocabulary has {logits[0]}")
 
 
-def per_byte(models: Sequence[Model], target_N: np.ndarray, nll: Estimate) -> Estimate:
-    """Bits for each byte that the tokens stand for."""
+def bits_per_nat(models: Sequence[Model], target_N: np.ndarray) -> float:
+    """What makes nats a token into bits a byte, of the bytes that the tokens stand for."""
     tokenizer = next(model.tokenizer for model in reversed(models) if model.tokenizer is not None)
     total = sum(len(tokenizer.token_bytes(int(token))) for token in target_N)
-    return nll.times(len(target_N) / total / float(np.log(2.0)))
+    return len(target_N) / total / float(np.log(2.0))
