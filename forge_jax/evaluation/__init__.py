@@ -58,6 +58,8 @@ def evaluate(
     """
     start = time.perf_counter()
     models = [m.model if isinstance(m, Forge) else m for m in (reference, model) if m is not None]
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"evaluate: tokens = {tokens}; expected 1 or more")
     ids, bos = ids_of(models, text)
     ids = ids[:tokens]
     context = min(CONTEXT, *(m.spec.max_seq_len for m in models)) if context is None else context

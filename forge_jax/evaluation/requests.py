@@ -42,6 +42,8 @@ def encode(tokenizer: Tokenizer, prompt: str, prefix: int) -> list[int]:
 def continued(tokenizer: Tokenizer, context: str, continuation: str, prefix: int) -> Row:
     """A context and its continuation as ids, of which the continuation's are scored.
 
+    Where the two grow together at the seam, the ids are the context's own and then those that both have beyond them.
+
     Raises:
         ValueError: the continuation has no ids of its own.
     """
@@ -53,7 +55,7 @@ def continued(tokenizer: Tokenizer, context: str, continuation: str, prefix: int
         ids = ids if ids[:1] == known else known + ids
     if len(ids) <= len(known):
         raise ValueError(f"evaluation: the continuation {continuation!r} of {context[-40:]!r} adds no token")
-    return Row(np.asarray(ids, np.int32), len(ids) - len(known))
+    return Row(np.asarray(known + ids[len(known) :], np.int32), len(ids) - len(known))
 
 
 def rolled(ids: Sequence[int], prefix: int, limit: int) -> list[Row]:
