@@ -65,7 +65,7 @@ def evaluate(
     context = min(CONTEXT, *(m.spec.max_seq_len for m in models)) if context is None else context
     check(models, ids, context, stride, batch)
     rows = list(windows(ids, context, stride, bos))
-    places = max(row.count for row in rows)
+    places = context - context // 2 - 1 if stride is None else stride
     parts = scored(models, rows, length=context - 1, places=places, batch=batch, progress=progress)
     target_N, *found = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
     logprob_MN, best_MN, divergence_MN = found
@@ -104,10 +104,13 @@ def ids_of(models: Sequence[Model], text: str | Sequence[int]) -> tuple[np.ndarr
     """The ids of a text, and the id that every window of it begins with.
 
     Raises:
-        ValueError: no model has a tokenizer, or the tokenizers give different ids.
+        ValueError: no model has a tokenizer, the tokenizers give different ids, or ids are no row of integers.
     """
     if not isinstance(text, str):
-        return np.asarray(text, np.int64).reshape(-1), None
+        ids = np.asarray(text)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"evaluate: ids are {ids.dtype}{list(ids.shape)}; expected a row of integers")
+        return ids.astype(np.int64), None
     read = []
     for tokenizer in (model.tokenizer for model in models if model.tokenizer is not None):
         ids = tokenizer.encode(text, add_special=False, parse_special=False)
@@ -134,8 +137,8 @@ def check(models: Sequence[Model], ids: np.ndarray, context: int, stride: int | 
             f"evaluate: {models[1].path} gives {logits[1]} logits, {models[0].path} {logits[0]}; models can be "
             "compared only if they share a vocabulary"
         )
-    if not 4 <= context <= most:
-        raise ValueError(f"evaluate: context = {context}; expected 4 to {most}, the context of the model")
+    if not 5 <= context <= most:
+        raise ValueError(f"evaluate: context = {context}; expected 5 to {most}, the context of the model")
     if stride is not None and not 1 <= stride < context:
         raise ValueError(f"evaluate: stride = {stride}; expected 1 to {context - 1}, less than the window of {context}")
     if batch < 1:

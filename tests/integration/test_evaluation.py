@@ -300,8 +300,8 @@ def test_split_over_devices(tmp_path, model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 65}, "context = 65; expected 4 to 64, the context of the model"),
-        ({"context": 3}, "context = 3; expected 4 to 64"),
+        ({"context": 65}, "context = 65; expected 5 to 64, the context of the model"),
+        ({"context": 4}, "context = 4; expected 5 to 64"),
         ({"context": 16, "stride": 16}, "stride = 16; expected 1 to 15, less than the window of 16"),
         ({"context": 16, "stride": 0}, "stride = 0; expected 1 to 15"),
         ({"batch": 0}, "batch = 0; expected 1 or more"),
@@ -322,6 +322,8 @@ def test_what_cannot_be_evaluated(model, tmp_path):
     mute = dataclasses.replace(model, tokenizer=None)
     with pytest.raises(ValueError, match="has no tokenizer; give the text as token ids"):
         evaluate(mute, TEXT)
+    with pytest.raises(ValueError, match=r"ids are float64\[1, 64\]; expected a row of integers"):
+        evaluate(model, np.ones((1, 64)))
     with pytest.raises(ValueError, match="ids reach from 3 to 99; the vocabulary has 98"):
         evaluate(model, [3, 99] * 40)
     stranger = load(write_golden_directory("llama", tmp_path / "llama"), progress=False)
