@@ -15,12 +15,12 @@ the place of the first token of each later window, which is never scored. Part o
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from forge_jax.evaluation.figures import Comparison, Estimate, Evaluation, compare, mean
-from forge_jax.evaluation.rows import Row, scored
+from forge_jax.evaluation.rows import Row, overlapping, scored
 from forge_jax.evaluation.tables import table
 from forge_jax.forge import Forge
 from forge_jax.loading import Model
@@ -64,7 +64,7 @@ def evaluate(
     ids = ids[:tokens]
     context = min(CONTEXT, *(m.spec.max_seq_len for m in models)) if context is None else context
     check(models, ids, context, stride, batch)
-    rows = list(windows(ids, context, stride, bos))
+    rows = windows(ids, context, stride, bos)
     places = context - context // 2 - 1 if stride is None else stride
     parts = scored(models, rows, length=context - 1, places=places, batch=batch, progress=progress)
     target_N, *found = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
@@ -85,19 +85,14 @@ def evaluate(
     )
 
 
-def windows(ids: np.ndarray, context: int, stride: int | None, bos: int | None) -> Iterator[Row]:
+def windows(ids: np.ndarray, context: int, stride: int | None, bos: int | None) -> list[Row]:
     """The windows of a text: second halves of them, or with a stride every token (see the module)."""
-    if stride is None:
-        spans = [(start, start + context) for start in range(0, len(ids) - context + 1, context)]
-        counts = [context - context // 2 - 1] * len(spans)
+    if stride is not None:
+        rows = overlapping(ids, context, stride)
     else:
-        stops = [min(first + stride, len(ids)) for first in range(1, len(ids), stride)]
-        spans = [(max(0, stop - context), stop) for stop in stops]
-        counts = np.diff([1, *stops]).tolist()
-    for (start, stop), count in zip(spans, counts, strict=True):
-        window = ids[start:stop].copy()
-        window[0] = window[0] if bos is None else bos
-        yield Row(window, count)
+        starts = range(0, len(ids) - context + 1, context)
+        rows = [Row(ids[start : start + context], context - context // 2 - 1) for start in starts]
+    return rows if bos is None else [Row(np.asarray([bos, *row.ids[1:]]), row.count) for row in rows]
 
 
 def ids_of(models: Sequence[Model], text: str | Sequence[int]) -> tuple[np.ndarray, int | None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from converters.tokenizer import Tokenizer
 from forge_jax import text
-from forge_jax.evaluation.rows import Row, scored
+from forge_jax.evaluation.rows import Row, overlapping, scored
 from forge_jax.generation.sizes import bucket
 from forge_jax.loading import Model
 from forge_jax.sampling import SamplingParams
@@ -60,10 +60,7 @@ def continued(tokenizer: Tokenizer, context: str, continuation: str, prefix: int
 
 def rolled(ids: Sequence[int], prefix: int, limit: int) -> list[Row]:
     """A text of any length as rows of up to `limit` ids before the last, so that each of its ids is scored once."""
-    whole = np.asarray([prefix, *ids], np.int32)
-    stops = [min(at + limit, len(whole)) for at in range(1, len(whole), limit)]
-    counts = np.diff([1, *stops]).tolist()
-    return [Row(whole[max(0, stop - limit - 1) : stop], count) for stop, count in zip(stops, counts, strict=True)]
+    return overlapping(np.asarray([prefix, *ids], np.int32), limit + 1, limit)
 
 
 # ------------------------------------------------------------------------------------------------ answers

@@ -184,10 +184,9 @@ def check(result: forge_jax.Evaluation, expected: dict[str, float]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ figures
-@pytest.mark.parametrize("batch", [1, 3])
-def test_second_halves_of_windows_as_llama_cpp(model, other, batch):
+def test_second_halves_of_windows_as_llama_cpp(model, other):
     ids = ids_of(model, TEXT)
-    result = evaluate(other, TEXT, reference=model, context=CONTEXT, batch=batch)
+    result = evaluate(other, TEXT, reference=model, context=CONTEXT)
     check(result, sums(logp_of(other), logp_of(model), second_halves(ids, CONTEXT)))
     assert result.windows == len(ids) // CONTEXT
     assert result.tokens == result.windows * (CONTEXT - CONTEXT // 2 - 1)
