@@ -114,7 +114,7 @@ def scheme(group: Any, format: str | None, where: str, allow: set[str]) -> Schem
     if strategy in ("group", "tensor_group") and not (type(size) is int and size > 0):
         raise ValueError(f"{where}: group_size is {size!r}, expected a size")
     blocks = (block[0], block[1]) if strategy == "block" else (1, 1)
-    ordered = order is True or order == "group"
+    ordered = order in (True, "group", "dynamic")
     return Scheme(tuple(targets), own, bits, kind, symmetric, strategy, size or 0, blocks, ordered, where)
 
 

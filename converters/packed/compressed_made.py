@@ -28,13 +28,11 @@ class Kind:
     strategy: str
     group: int = 0
     symmetric: bool = True
-    ordered: bool = False
 
     def said(self, targets: Sequence[str]) -> dict[str, Any]:
         """The group of a config for the modules that it is about."""
         block = self.strategy == "block"
         weights: dict[str, Any] = {
-            "actorder": "group" if self.ordered else None,
             "block_structure": [self.group, self.group] if block else None,
             "dynamic": False,
             "group_size": None if block else self.group or None,
@@ -76,8 +74,10 @@ def whole_numbers(w: QTensor) -> Kind:
     if signed and not {"shift", "index"} & {*w.parts}:
         return Kind("int-quantized", 8, "int", strategy(w, scheme.group), scheme.group, "zero" not in w.parts)
     said = facts_of(unsigned(w))
+    if said.ordered:  # "group" among its orders, which versions to 0.19 had
+        raise ValueError("has inputs in another order than their groups, which compressed-tensors no longer holds")
     by = "group" if said.group else "channel"
-    return Kind(PACKED, said.bits, "int", by, said.group, said.symmetric, said.ordered)
+    return Kind(PACKED, said.bits, "int", by, said.group, said.symmetric)
 
 
 def floats(w: QTensor, scheme: Floats) -> Kind:
@@ -126,7 +126,6 @@ def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
     match kind.format:
         case "pack-quantized":
             suffixes |= {"packed": "weight_packed", "shape": "weight_shape"}
-            suffixes |= {"g_idx": "weight_g_idx"} if kind.ordered else {}
             pack = partial(compressed.pack_stream, where=module, bits=kind.bits, block=block)
             unpack = partial(unpack_unsigned, kind=kind)
         case "nvfp4-pack-quantized":
@@ -138,7 +137,7 @@ def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
         case _:
             suffixes |= {"weight": "weight"}
             pack = partial(compressed.pack_plain, block=block, powers=kind.format == MXFP8)
-            unpack = partial(unpack_plain, step=block[0])
+            unpack = partial(unpack_plain, step=block[0], single=kind.strategy == "tensor")
     parts = {role: f"{module}.{suffix}" for role, suffix in suffixes.items()}
     return Weight(f"{module}.weight", said.shape, parts, pack, unpack)
 
@@ -147,11 +146,13 @@ def unpack_unsigned(w: QTensor, *, kind: Kind) -> dict[str, np.ndarray]:
     """The parts of any integers in streams of bits."""
     whole = unsigned(w)
     parts = {name: part for name, part in whole.parts.items() if name != "zero" or not kind.symmetric}
-    return compressed.unpack_stream(replace(whole, parts=parts), bits=kind.bits, step=1, ordered=kind.ordered)
+    return compressed.unpack_stream(replace(whole, parts=parts), bits=kind.bits, step=1, ordered=False)
 
 
-def unpack_plain(w: QTensor, *, step: int) -> dict[str, np.ndarray]:
-    """The parts of bytes or float8, their scales floats or exponents."""
+def unpack_plain(w: QTensor, *, step: int, single: bool) -> dict[str, np.ndarray]:
+    """The parts of bytes or float8, their scales floats or exponents; one for the tensor is [1]."""
     parts = compressed.unpack_plain(w, step=step)
-    power = parts["scale"].dtype == ml_dtypes.float8_e8m0fnu
-    return parts | ({"scale": parts["scale"].astype(np.float32)} if power else {})
+    scales = {name: part.reshape(-1) if single else part for name, part in parts.items() if name != "weight"}
+    if scales["scale"].dtype == ml_dtypes.float8_e8m0fnu:
+        scales["scale"] = scales["scale"].astype(np.float32)
+    return parts | scales
