@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import quote, read_json
-from converters.packed import awq, bitsandbytes, compressed, fp8, gptq, mxfp4
+from converters.packed import awq, bitsandbytes, compressed, fp8, gptq, hqq, mxfp4
 from converters.packed.weight import Stored, Weight
 from converters.source import TensorInfo, TensorSource, View
 from converters.take import Take
@@ -32,6 +32,7 @@ METHODS: Mapping[str, Callable[[Take, Stored], Iterator[Weight]]] = {
     "fbgemm_fp8": fp8.weights,
     "fp8": fp8.weights,
     "gptq": gptq.weights,
+    "hqq": hqq.weights,
     "mxfp4": mxfp4.weights,
 }
 # types that no weight of a model is computed in: what is left in them has no scheme
