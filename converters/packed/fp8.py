@@ -31,7 +31,6 @@ QUIET = (
     "dequantize",
     "fmt",
     "ignored_layers",
-    "kv_cache_scheme",
     "modules_to_convert",
     "modules_to_not_convert",
     "scale_fmt",

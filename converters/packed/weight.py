@@ -127,12 +127,12 @@ def fields(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return out.reshape(*out.shape[:-2], -1)[..., :count]
 
 
-def words(rows: np.ndarray) -> np.ndarray:
-    """Bytes [..., n] as int32 words [..., ceil(n / 4)], the last one filled up with zeros: back from `fields`."""
-    short = -rows.shape[-1] % 4
+def words(rows: np.ndarray, dtype: str = "int32") -> np.ndarray:
+    """Bytes [..., n] as words, the last one filled up with zeros: back from `fields`."""
+    short = -rows.shape[-1] % np.dtype(dtype).itemsize
     if short:
         rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], short), np.uint8)], -1)
-    return np.ascontiguousarray(rows).view(np.int32)
+    return np.ascontiguousarray(rows).view(dtype)
 
 
 def wide(w: QTensor, name: str) -> np.ndarray:

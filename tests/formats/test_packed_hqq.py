@@ -4,10 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packed_files import dense, module
+from packed_files import assert_written_again, dense, module
 
-from converters.packed import packing_of
-from converters.packed.write import stored_parts
 from forge_jax.tensor import QTensor
 
 R = np.random.default_rng(5)
@@ -56,11 +54,7 @@ def test_hqq(bits: int, axis: int, group: int, shape: tuple[int, int]):
     w = source.packed("q.weight", source.raw("q.weight"))
     assert isinstance(w, QTensor) == (axis == 1 and shape[1] % group == 0)
     if isinstance(w, QTensor):
-        again = stored_parts(source.weights["q.weight"], w, packing_of(source, ()))
-        assert again.keys() == arrays.keys()
-        for name, array in arrays.items():
-            assert (again[name].dtype, again[name].shape) == (array.dtype, array.shape), name
-            np.testing.assert_array_equal(again[name], array)
+        assert_written_again(source, arrays)
 
 
 def test_hqq_codes_seen_as_floats():
