@@ -15,7 +15,7 @@ from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
-from converters.packed import Packed, unpacked
+from converters.packed import Packed, Packing, packing_of, unpacked
 from converters.packed.leaves import joined
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
@@ -78,6 +78,13 @@ class Checkpoint:
             self.check_tied()
         return tree
 
+    def packing(self) -> Packing | None:
+        """How the weights are packed; None where they are not."""
+        if isinstance(self.source, Packed):
+            return packing_of(self.source, self.found)
+        inside = self.source.whole if isinstance(self.source, Part) else None
+        return Packing(inside.method, inside.said) if isinstance(inside, Packed) else None
+
     def check_tied(self) -> None:
         """A head beside a tied embedding must be the same numbers, or one of the two would be lost.
 
@@ -101,8 +108,13 @@ def stays_packed(w: QTensor, param: Param) -> bool:
 
 def tied_copies(family: Family, names: Iterable[str]) -> list[str]:
     """Tensors of a tied model that repeat its embedding under the name of the head."""
-    heads = {rule.theirs for rule in family.rules if rule.ours == "head"}
+    heads = tied_heads(family)
     return [name for name in names if name in heads]
+
+
+def tied_heads(family: Family) -> set[str]:
+    """How the head's tensor is called in a family."""
+    return {rule.theirs for rule in family.rules if rule.ours == "head"}
 
 
 def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None = None) -> Checkpoint:

@@ -1,27 +1,34 @@
-"""GPTQ: integers of 2, 3, 4 or 8 bits with a scale and a zero for every group of inputs and every output.
+"""GPTQ: integers of 2 to 8 bits with a scale and a zero for every group of inputs and every output.
 
-Layout (AutoGPTQ, GPTQModel): of a module [in -> out], in int32 words, each value in the next bits of a stream that
-begins with the least significant (3-bit values lie across words):
+Layout (AutoGPTQ, GPTQModel, auto-round): of a module [in -> out], in words of `pack_dtype` (int32), each value in the
+next bits of a stream that begins with the least significant (values of 3, 5, 6, 7 bits lie across int32 words):
     qweight int32 [in * bits / 32, out], a stream down each column; qzeros int32 [groups, out * bits / 32], a stream
     along each row; scales [groups, out]; g_idx int32 [in], the group of each input: not rising where the inputs were
-    quantised in the order of their activations.
+    quantised in the order of their activations (desc_act), else it may be left out.
     w[o, i] = scales[g, o] * (q[i, o] - z[g, o]), g = g_idx[i]
-Format "gptq" stores z - 1, "gptq_v2" stores z.
+Format "gptq" stores z - 1, "gptq_v2" stores z. Of auto-round's packings, "auto_round:auto_gptq" is the first of these,
+"auto_round" and "auto_round:gptqmodel" are the second, "auto_round:auto_awq" is that of `converters.packed.awq`.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches
+from converters.packed.unsigned import Facts, facts_of, unsigned
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches, wide, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
+from forge_jax.quantization.streams import packed
 from forge_jax.tensor import QTensor
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 7, 8)
+WRITTEN = (2, 3, 4, 8)  # what every program that reads the format takes
+WORDS = {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"}
 # how the quantiser came to its numbers, how programs run them, what the files are called: the numbers are there
 QUIET = """
     act_group_aware adapter auto_forward_data_parallel backend batch_size block_name_to_quantize cache_block_outputs
@@ -43,6 +50,15 @@ class Scheme:
     group_size: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How all modules are stored: what zeros are stored less, the dtype of words, whether inputs tell their group."""
+
+    add: int
+    words: str = "int32"
+    ordered: bool = False
+
+
 def weights(take: Take, stored: Stored) -> Iterator[Weight]:
     """The quantised modules of a checkpoint: those that have a `qweight`.
 
@@ -52,13 +68,15 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
     stored_zeros = str(take.either("checkpoint_format", "format", default="gptq")).lower()
     if stored_zeros not in ("gptq", "gptq_v2"):
         raise ValueError(f"{take.where}: checkpoint_format = {stored_zeros!r}; expected 'gptq' or 'gptq_v2'")
-    take.require("pack_dtype", "int32")
+    kind = str(take("pack_dtype", "int32")).removeprefix("torch.")
+    if kind not in WORDS:
+        raise ValueError(f"{take.where}: pack_dtype = {kind!r} is not known; expected {', '.join(WORDS)}")
+    layout = Layout(1 if stored_zeros == "gptq" else 0, kind, bool(take("desc_act", False)))
     common = {"bits": take("bits"), "group_size": take("group_size", 128)}
     dynamic = take("dynamic", {})
     take.ignore(*QUIET)
     for module in stored.modules("qweight"):
-        scheme = scheme_of(module, common, dynamic, take.where)
-        yield weight(module, scheme, stored, 1 if stored_zeros == "gptq" else 0)
+        yield weight(module, scheme_of(module, common, dynamic, take.where), stored, layout)
 
 
 def scheme_of(module: str, common: Mapping[str, Any], dynamic: Any, where: str) -> Scheme:
@@ -92,25 +110,39 @@ def scheme_of(module: str, common: Mapping[str, Any], dynamic: Any, where: str) 
     return Scheme(bits, size)
 
 
-def weight(module: str, scheme: Scheme, stored: Stored, add: int) -> Weight:
+def weight(module: str, scheme: Scheme, stored: Stored, layout: Layout) -> Weight:
     """One module; its sizes come from its tensors, and every tensor must have the size that follows.
 
     Raises:
         ValueError: a part that is missing or misshapen.
     """
-    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
-    packed, outputs = stored.part(parts["qweight"], ("I32",), (None, None)).shape
-    inputs = packed * 32 // scheme.bits
-    said = f"{scheme.bits} bits, group_size {scheme.group_size}, qweight {[packed, outputs]}"
-    stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
+    kinds, width = (WORDS[layout.words],), np.dtype(layout.words).itemsize * 8
+    length, outputs = stored.part(parts["qweight"], kinds, (None, None)).shape
+    inputs = length * width // scheme.bits
+    said = f"{scheme.bits} bits, group_size {scheme.group_size}, qweight {[length, outputs]}"
+    if width != 32 and width % scheme.bits:
+        raise stored.error(parts["qweight"], f"has {scheme.bits} bits in words of {width}; expected words of 32")
+    if layout.ordered or stored.has(f"{module}.g_idx"):
+        parts["g_idx"] = f"{module}.g_idx"
+        stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
     groups = 1 if scheme.group_size == -1 else ceil_div(inputs, scheme.group_size)
     stored.part(parts["scales"], FLOATS, (groups, outputs), said)
-    stored.part(parts["qzeros"], ("I32",), (groups, ceil_div(outputs * scheme.bits, 32)), said)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack, where=module, bits=scheme.bits, add=add))
+    stored.part(parts["qzeros"], kinds, (groups, ceil_div(outputs * scheme.bits, width)), said)
+    way = partial(pack, where=module, bits=scheme.bits, add=layout.add)
+    back = partial(unpack, bits=scheme.bits, layout=layout)
+    return Weight(f"{module}.weight", (outputs, inputs), parts, way, back)
 
 
 def pack(
-    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, g_idx: np.ndarray, *, where: str, bits: int, add: int
+    qweight: np.ndarray,
+    qzeros: np.ndarray,
+    scales: np.ndarray,
+    g_idx: np.ndarray | None = None,
+    *,
+    where: str,
+    bits: int,
+    add: int,
 ) -> QTensor:
     """[out, in] from the parts of the module's docstring; `add` is what zeros are stored less.
 
@@ -118,14 +150,75 @@ def pack(
         ValueError: an input's group that there is not.
     """
     groups, outputs = scales.shape
+    codes = np.ascontiguousarray(qweight.T).view(np.uint8)
+    inputs = codes.shape[1] * 8 // bits
+    size = ceil_div(inputs, groups)
+    g_idx = np.arange(inputs) // size if g_idx is None else g_idx
     if g_idx.size and not (-groups <= g_idx.min() and g_idx.max() < groups):
         raise ValueError(f"{where}: g_idx has {g_idx.min()} to {g_idx.max()}, expected a group of 0 to {groups - 1}")
-    zeros = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
-    parts = {"codes": np.ascontiguousarray(qweight.T).view(np.uint8), "scale": np.ascontiguousarray(scales.T)}
-    size = ceil_div(len(g_idx), groups)
-    if not np.array_equal(g_idx, np.arange(len(g_idx)) // size):
+    zero = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
+    parts = {"codes": codes, "scale": np.ascontiguousarray(scales.T)}
+    if not np.array_equal(g_idx, np.arange(inputs) // size):
         parts["index"] = (g_idx % groups).astype(np.int32)[None]
-    scheme = Integers(bits, group=0 if groups == 1 else size, middle=int(zeros[0, 0]))
-    if (zeros != zeros[0, 0]).any():
-        scheme, parts["zero"] = replace(scheme, middle=0), np.ascontiguousarray(zeros.T)
+    scheme = Integers(bits, group=0 if groups == 1 else size, middle=int(zero[0, 0]))
+    if (zero != zero[0, 0]).any():
+        scheme, parts["zero"] = replace(scheme, middle=0), np.ascontiguousarray(zero.T)
     return QTensor(parts, scheme)
+
+
+def unpack(w: QTensor, *, bits: int, layout: Layout) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack`."""
+    outputs, inputs = w.shape
+    scales = wide(w, "scale").T
+    order = w.parts["index"][0] if "index" in w.parts else np.arange(inputs) // ceil_div(inputs, len(scales))
+    return {
+        "qweight": np.ascontiguousarray(words(w.parts["codes"], layout.words).T),
+        "qzeros": words(packed(zeros(w).T - np.uint8(layout.add), bits), layout.words),
+        "scales": np.ascontiguousarray(scales),
+        "g_idx": order.astype(np.int32),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ made from others
+def facts(w: QTensor) -> Facts:
+    """What is to be said of a packed tensor; ValueError where the format cannot hold it."""
+    said = facts_of(unsigned(w))
+    if said.bits not in WRITTEN or said.shape[1] * said.bits % 32:
+        raise ValueError(f"has {said.bits} bits of {said.shape[1]} inputs; GPTQ has {WRITTEN}, in whole words of 32")
+    return said
+
+
+def config(said: Mapping[str, Facts], plain: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of modules, and of those that are plain; modules unlike most are told one by one."""
+    sizes = Counter(one.group for one in said.values() if one.group)
+    usual_size = sizes.most_common(1)[0][0] if sizes else -1
+
+    def size(one: Facts) -> int:
+        """The size of groups; more inputs than a matrix has stand for all of them."""
+        return one.group or (usual_size if one.shape[1] <= usual_size else -1)
+
+    kinds = {module: Scheme(one.bits, size(one)) for module, one in said.items()}
+    usual = Counter(kinds.values()).most_common(1)[0][0]
+    odd = {f"+:{re.escape(module)}$": vars(kind) for module, kind in kinds.items() if kind != usual}
+    dynamic = odd | {f"-:{re.escape(module)}$": {} for module in plain}
+    # a zero of 0 is stored as -1 in the first version, and readers differ in how they take that
+    version = "gptq_v2" if min(one.lowest for one in said.values()) == 0 else "gptq"
+    return {
+        "quant_method": "gptq",
+        "bits": usual.bits,
+        "group_size": usual.group_size,
+        "desc_act": any(one.ordered for one in said.values()),
+        "sym": all(one.symmetric for one in said.values()),
+        "lm_head": "lm_head" in said,
+        "checkpoint_format": version,
+    } | ({"dynamic": dynamic} if dynamic else {})
+
+
+def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
+    """The description of a module that is written anew."""
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
+    add = 1 if config["checkpoint_format"] == "gptq" else 0
+    way, layout = partial(pack, where=module, bits=said.bits, add=add), Layout(add)
+    return Weight(
+        f"{module}.weight", said.shape, parts, way, lambda w: unpack(unsigned(w), bits=said.bits, layout=layout)
+    )

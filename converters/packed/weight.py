@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
 
 from converters.files import quote
 from converters.source import TensorInfo, TensorSource
+from forge_jax.quantization.schemes import Integers
 from forge_jax.tensor import QTensor
 
 Size = int | None
@@ -20,15 +22,18 @@ class Weight:
     """A tensor of `shape`, and the stored tensors that it is made of.
 
     `parts` maps the argument of `pack` to the name of a stored tensor. `pack` gives the packed tensor, on the host; a
-    plain float32 array where its rows cannot stand by themselves. `spare` tensors belong to the module and say nothing
-    about its weight (scales of activations, marks of an order).
+    plain float32 array where its rows cannot stand by themselves. `unpack` is its inverse: the parts of a packed tensor
+    by their argument, but those in `kept`, which it is given because a packed tensor does not have them. `spare`
+    tensors belong to the module and say nothing about its weight (scales of activations, marks of an order).
     """
 
     name: str
     shape: tuple[int, ...]
     parts: Mapping[str, str]
     pack: Callable[..., QTensor | np.ndarray]
+    unpack: Callable[..., dict[str, np.ndarray]]
     spare: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 class Stored:
@@ -120,6 +125,40 @@ def fields(words: np.ndarray, bits: int, count: int) -> np.ndarray:
             value = value | rows[..., byte + 1] << (8 - shift)
         out[..., i] = value & (2**bits - 1)
     return out.reshape(*out.shape[:-2], -1)[..., :count]
+
+
+def words(rows: np.ndarray, dtype: str = "int32") -> np.ndarray:
+    """Bytes [..., n] as words, the last one filled up with zeros: back from `fields`."""
+    short = -rows.shape[-1] % np.dtype(dtype).itemsize
+    if short:
+        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], short), np.uint8)], -1)
+    return np.ascontiguousarray(rows).view(dtype)
+
+
+def wide(w: QTensor, name: str) -> np.ndarray:
+    """A part of a packed tensor [*outputs, n], for every row."""
+    part = w.parts[name]
+    return np.broadcast_to(part, (*w.outputs, part.shape[-1]))
+
+
+def integers(w: QTensor) -> Integers:
+    """The scheme of packed integers; ValueError where it is another."""
+    if not isinstance(w.scheme, Integers):
+        raise ValueError(f"is {w.scheme.name}, expected integers")
+    return w.scheme
+
+
+def zeros(w: QTensor) -> np.ndarray:
+    """The zeros of packed integers [*outputs, groups], whether they are stored or one for all."""
+    scale, middle = wide(w, "scale"), integers(w).middle
+    return wide(w, "zero") if "zero" in w.parts else np.full(scale.shape, middle, np.int16 if middle < 0 else np.uint8)
+
+
+def shared_rows(w: QTensor) -> int:
+    """How many rows of a packed matrix, one after another, share their scales; 0 if all do."""
+    scale = wide(w, "scale")
+    changes = np.flatnonzero((scale[1:] != scale[:-1]).any(-1)) + 1
+    return gcd(*(int(row) for row in changes))
 
 
 def by_row(values: np.ndarray, height: int, rows: int) -> np.ndarray:

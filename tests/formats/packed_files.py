@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from converters.packed import Packed, unpacked
+from converters.packed import Packed, packing_of, unpacked
+from converters.packed.write import stored_parts
 from converters.safetensors_file import dtype_name
 from converters.source import TensorInfo
+from forge_jax.tensor import QTensor
 
 WHERE = Path("/models/m.safetensors")
 
@@ -41,6 +43,19 @@ def dense(arrays: Mapping[str, np.ndarray], said: Any) -> Packed:
     assert config == {"hidden_size": 8}
     assert isinstance(source, Packed)
     return source
+
+
+def assert_written_again(source: Packed, arrays: Mapping[str, np.ndarray]) -> None:
+    """Every weight that stays packed is made of the same stored tensors again, bit for bit."""
+    packing, count = packing_of(source, ()), 0
+    for name, weight in source.weights.items():
+        w = source.packed(name, source.raw(name))
+        if isinstance(w, QTensor):
+            for part, again in stored_parts(weight, w, packing).items():
+                assert (again.dtype, again.shape) == (arrays[part].dtype, arrays[part].shape), part
+                assert again.tobytes() == arrays[part].tobytes(), part
+                count += 1
+    assert count
 
 
 def module(name: str, **parts: np.ndarray) -> dict[str, np.ndarray]:

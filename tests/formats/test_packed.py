@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from packed_files import WHERE, Memory, dense, module, stream
+from packed_files import WHERE, Memory, assert_written_again, dense, module, stream
 
 from converters.checkpoint import open_checkpoint
 from converters.packed import unpacked
@@ -85,7 +85,7 @@ def gptq_config(bits: int = 4, size: int = GROUP, **more: Any) -> dict[str, Any]
     return {"quant_method": "gptq", "bits": bits, "group_size": size, "desc_act": True, "sym": False, **more}
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("size", [GROUP, -1])
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("ordered", [True, False])
@@ -94,6 +94,7 @@ def test_gptq(bits: int, size: int, version: str, ordered: bool):
     source = dense(arrays, gptq_config(bits, size, checkpoint_format=version))
     assert list(source.tensors) == ["model.layers.0.q.weight"]
     np.testing.assert_array_equal(source.read("model.layers.0.q.weight"), expected)
+    assert_written_again(source, arrays)
     assert source.tensors["model.layers.0.q.weight"].nbytes == sum(array.nbytes for array in arrays.values())
 
 
@@ -136,6 +137,14 @@ def test_awq_gemv():
     np.testing.assert_array_equal(source.read("q.weight"), np.array(expected, np.float32))
 
 
+def test_awq_gemv_is_written_again():
+    q, z, s = codes(4, OUT, IN), codes(4, OUT, 8), scales(OUT, 8)
+    z[:, IN // GROUP :], s[:, IN // GROUP :] = 0, 0  # no group is there
+    arrays = module("q", qweight=stream(q, 4), qzeros=stream(z, 4), scales=s)
+    said = {"quant_method": "awq", "w_bit": 4, "q_group_size": GROUP, "version": "GEMV"}
+    assert_written_again(dense(arrays, said), arrays)
+
+
 # ------------------------------------------------------------------------------------------------ FP8
 @pytest.mark.parametrize("shape", [(20, 50), (3, 20, 50)], ids=["matrix", "experts"])
 def test_fp8_in_blocks(shape: tuple[int, ...]):
@@ -146,6 +155,7 @@ def test_fp8_in_blocks(shape: tuple[int, ...]):
         expected[at] = np.float32(weight[at]) * scale[(*at[:-2], at[-2] // 16, at[-1] // 16)]
     assert list(source.tensors) == ["q"]
     np.testing.assert_array_equal(source.read("q"), expected)
+    assert_written_again(source, {"q": weight, "q_scale_inv": scale})
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (20, 1)])
@@ -154,13 +164,16 @@ def test_fp8_with_a_scale_of_the_tensor_or_a_row(shape: tuple[int, ...]):
     arrays = module("q", weight=weight, weight_scale=np.asarray(scale), input_scale=np.ones(1, np.float32))
     source = dense(arrays, {"quant_method": "fp8", "activation_scheme": "static"})
     np.testing.assert_array_equal(source.read("q.weight"), weight.astype(np.float32) * scale)
+    assert_written_again(source, arrays)
     assert list(source.tensors) == ["q.weight"]
 
 
 def test_fp8_scales_that_are_powers_of_two_and_blocks_that_are_not_named():
     weight = R.normal(size=(3, 130)).astype(E4M3)
     scale = np.array([[0.5, 4.0]]).astype(ml_dtypes.float8_e8m0fnu)
-    source = dense(module("q", weight=weight, weight_scale_inv=scale), {"quant_method": "fp8"})
+    arrays = module("q", weight=weight, weight_scale_inv=scale)
+    source = dense(arrays, {"quant_method": "fp8"})
+    assert_written_again(source, arrays)
     each = np.array([0.5] * 128 + [4.0] * 2, np.float32)
     np.testing.assert_array_equal(source.read("q.weight"), weight.astype(np.float32) * each)
 
@@ -168,6 +181,7 @@ def test_fp8_scales_that_are_powers_of_two_and_blocks_that_are_not_named():
 def test_fp8_experts_with_a_scale_an_output():
     weight, scale = R.normal(size=(2, 6, 5)).astype(E4M3), R.uniform(1, 2, (2, 1, 5)).astype(np.float32)
     source = dense({"e.down": weight, "e.down_scale": scale}, {"quant_method": "fbgemm_fp8"})
+    assert_written_again(source, {"e.down": weight, "e.down_scale": scale})
     np.testing.assert_array_equal(source.read("e.down"), weight.astype(np.float32) * scale)
 
 
@@ -193,6 +207,7 @@ def test_compressed_integers_in_groups(bits: int, symmetric: bool, ordered: bool
     said |= {"actorder": "group"} if ordered else {}
     expected = [[np.float32(s[o, g[i]]) * (q[o, i] - z[o, g[i]]) for i in range(IN)] for o in range(OUT)]
     source = dense(module("q", **parts), compressed_config("pack-quantized", **said))
+    assert_written_again(source, module("q", **parts))
     np.testing.assert_array_equal(source.read("q.weight"), np.array(expected, np.float32))
 
 
@@ -201,7 +216,9 @@ def test_compressed_integers_with_one_zero_and_an_order_that_was_never_filled_in
     parts = {"weight_packed": stream(q, 4), "weight_scale": scales(1), "weight_shape": np.array([OUT, IN])}
     said = {"num_bits": 4, "type": "int", "strategy": "tensor", "symmetric": False, "actorder": "group"}
     arrays = module("q", **parts, weight_zero_point=zero, weight_g_idx=np.full(IN, -1))
-    found = dense(arrays, compressed_config("pack-quantized", **said)).read("q.weight")
+    source = dense(arrays, compressed_config("pack-quantized", **said))
+    assert_written_again(source, arrays)
+    found = source.read("q.weight")
     np.testing.assert_array_equal(found, np.float32(parts["weight_scale"][0]) * np.float32(q - 8 - 3))
 
 
@@ -210,7 +227,9 @@ def test_compressed_integers_by_row_with_zeros():
     z = R.integers(-8, 8, (OUT, 1)).astype(np.int8)
     said = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": False}
     arrays = module("q", weight=q, weight_scale=s, weight_zero_point=z)
-    found = dense(arrays, compressed_config("int-quantized", **said)).read("q.weight")
+    source = dense(arrays, compressed_config("int-quantized", **said))
+    assert_written_again(source, arrays)
+    found = source.read("q.weight")
     np.testing.assert_array_equal(found, s.astype(np.float32) * (q.astype(np.float32) - z))
 
 
@@ -229,6 +248,7 @@ def test_compressed_mxfp8():
     weight, power = R.normal(size=(OUT, IN)).astype(E4M3), R.integers(120, 130, (OUT, IN // 32)).astype(np.uint8)
     said = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
     source = dense(module("q", weight=weight, weight_scale=power), compressed_config("mxfp8-quantized", **said))
+    assert_written_again(source, module("q", weight=weight, weight_scale=power))
     expected = weight.astype(np.float32) * np.repeat(2.0 ** (power.astype(np.float32) - 127), 32, -1)
     np.testing.assert_array_equal(source.read("q.weight"), expected)
 

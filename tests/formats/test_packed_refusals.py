@@ -38,7 +38,10 @@ def refused(arrays: Arrays, said: Any, *parts: str) -> None:
 
 def test_methods_that_are_not_known():
     for said in ({"quant_method": "zip"}, {"quant_method": ["gptq"]}, {"bits": 4}):
-        refused({}, said, "quant_method = ", "is not known; expected awq, bitsandbytes")
+        refused({}, said, "quant_method = ", "is not known; expected auto-round, awq")
+    refused(
+        {}, {"quant_method": "aqlm"}, "quant_method = 'aqlm' is not read (sums of learned codebooks); expected auto"
+    )
     refused({}, [4], "quantization_config is list, expected a dict")
 
 
@@ -79,13 +82,14 @@ def test_a_part_of_another_shape_or_type(part: str, change: Callable[[np.ndarray
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"bits": 5}, "has bits = 5, group_size = 32; expected one of (2, 3, 4, 8)"),
+        ({"bits": 9}, "has bits = 9, group_size = 32; expected one of (2, 3, 4, 5, 6, 7, 8)"),
         ({"bits": 4.0}, "has bits = 4.0"),
         ({"bits": 8}, f"is [{IN}], expected [{IN // 2}] (8 bits"),
         ({"group_size": 0}, "group_size = 0"),
         ({"group_size": 16}, f"is [2, {OUT}], expected [4, {OUT}]"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format = 'marlin'; expected 'gptq' or 'gptq_v2'"),
-        ({"pack_dtype": "int64"}, "pack_dtype = 'int64' is not implemented"),
+        ({"pack_dtype": "int64"}, "is I32, expected I64"),
+        ({"pack_dtype": "int4"}, "pack_dtype = 'int4' is not known; expected int8, int16, int32, int64"),
         ({"is_marlin_format": True}, "is_marlin_format=True"),
         (
             {"rotation": "hadamard"},
@@ -115,7 +119,8 @@ def test_awq_that_does_not_fit():
     said = {"quant_method": "awq", "bits": 4, "group_size": 32}
     refused(arrays, said, "'q.qweight' has 48 inputs, no multiple of group_size 32")
     refused(arrays, said | {"group_size": 16}, "'q.qzeros' is [2, 2], expected [3, 2]")
-    refused(arrays, said | {"version": "gemv_fast"}, "version = 'gemv_fast' is not implemented")
+    refused(arrays, said | {"version": "exl"}, "version = 'exl' is not implemented; expected gemm, gemv, gemv_fast")
+    refused(arrays, said | {"version": "gemv_fast"}, "'q.qweight' is I32, expected I16")
     refused(arrays, said | {"bits": 8}, "bits = 8, group_size = 32; expected 4")
 
 
