@@ -4,7 +4,7 @@ Every writer but orbax streams: one tensor is on the host at a time. A file is t
 """
 
 import json
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from converters import architectures, rules
 from converters.files import atomic_directory
-from converters.gguf.export import Type
 from converters.gguf.export import export_gguf as write_gguf_model
 from converters.orbax import PARAMS, write_orbax
 from converters.safetensors_file import Entry, write_safetensors, write_sharded
@@ -140,15 +139,25 @@ def export_safetensors(model: Model, path: str | Path, *, dtype: str = "stored")
     return Path(path)
 
 
-def export_gguf(model: Model, path: str | Path, *, type: Type = "F16", allow: Container[str] = ()) -> Path:
+def export_gguf(
+    model: Model,
+    path: str | Path,
+    *,
+    type: str = "F16",
+    importance: Mapping[str, np.ndarray] | None = None,
+    allow: Container[str] = (),
+) -> Path:
     """Write a GGUF file with the tokenizer in it, for llama.cpp and everything built on it.
 
     Args:
-        type: how matrices are stored: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1.
+        type: how matrices are stored: F32, F16, BF16 or a mix of llama.cpp's, such as Q8_0 or Q4_K_M
+            (`converters.gguf.mixes.MIXES`).
+        importance: what columns weigh when matrices are packed, by GGUF names (`converters.gguf.imatrix.read_imatrix`).
         allow: fields of the spec that the file may lose, if an error named them and they do not matter.
 
     Raises:
-        ValueError: GGUF cannot say this model or its tokenizer (names what), or a leaf is adapted.
+        ValueError: GGUF cannot say this model or its tokenizer (names what), a leaf is adapted, or importance does not
+            fit.
         OSError: the disk is full; nothing is left behind.
     """
     leaves, spec = own_leaves(model), model.spec
@@ -158,6 +167,7 @@ def export_gguf(model: Model, path: str | Path, *, type: Type = "F16", allow: Co
         lambda path: np.asarray(dense(leaves[path])),
         str(model.config.get("model_type")),
         type=type,
+        importance=importance,
         tokenizer=model.tokenizer.to_gguf_metadata() if model.tokenizer is not None else None,
         name=model.path.stem if model.path is not None else None,
         allow=allow,

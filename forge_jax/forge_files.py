@@ -145,8 +145,8 @@ class ForgeFiles:
         """Write all weights to one safetensors file."""
         return exporting.export_safetensors(self.model, path, **options)
 
-    def export_to_gguf(self, path: str | Path, type: exporting.Type = "F16", **options: Any) -> Path:
-        """Write a GGUF file: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1."""
+    def export_to_gguf(self, path: str | Path, type: str = "F16", **options: Any) -> Path:
+        """Write a GGUF file: F32, F16, BF16, Q8_0, Q4_K_M, ... Options: `forge_jax.exporting.export_gguf`."""
         return exporting.export_gguf(self.model, path, type=type, **options)
 
     def export_to_onnx(self, path: str | Path, **options: Any) -> Path:

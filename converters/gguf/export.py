@@ -3,9 +3,8 @@
 Everything is derived from the spec. Before anything is written, the metadata is read back as an import would; where
 that gives another spec, GGUF cannot say this model, and the error names the field.
 
-Storage: F32, F16 and BF16 hold every matrix; one-dimensional tensors, norms and learned positions are always F32. With
-a quantised type, the head (or the embedding, where it is the head) is Q8_0, as llama.cpp's quantiser keeps it finer
-than the rest, and matrices whose rows are no multiple of 32 are F16, as it does.
+Storage: F32, F16 and BF16 hold every matrix; one-dimensional tensors, norms and learned positions are always F32. All
+other types are llama.cpp's mixes (`mixes`): "Q4_K_M" stores most matrices as Q4_K and some finer.
 """
 
 import os
@@ -13,12 +12,12 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from converters import rules
-from converters.gguf import names
+from converters.gguf import mixes, names
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix
 from converters.gguf.describe import describe
@@ -30,20 +29,8 @@ from converters.gguf.values import Typed
 from converters.gguf.writer import TensorToWrite, write_gguf
 from converters.source import TensorInfo
 from forge_jax.params import abstract
+from forge_jax.quantization.ggml import encode, lookup
 from forge_jax.spec import ModelSpec, Moe
-
-Type = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
-FILE_TYPES: Mapping[str, int] = {
-    "F32": 0,
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q8_0": 7,
-    "Q5_0": 8,
-    "Q5_1": 9,
-    "BF16": 32,
-}
-"""general.file_type of each."""
 
 PRECISE = (
     *("_norm.weight", ".bias", "_inp.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", "_coef.weight"),
@@ -54,9 +41,6 @@ PRECISE = (
 COARSE = ("altup", "laurel", "per_layer_model_proj")
 """Parts of the names of matrices that are not packed either, but may be F16: streams, shortcuts, inputs of layers."""
 
-PLAIN = ("F32", "F16", "BF16")
-BLOCK = 32  # elements that the quantised types pack together
-QUANTIZATION_VERSION = 2
 PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.token_type": 5}
 """What an unused token has; 5 is "unused"."""
 
@@ -114,7 +98,8 @@ def export_gguf(
     fetch: Callable[[str], Any],
     model_type: str,
     *,
-    type: Type = "F32",
+    type: str = "F32",
+    importance: Mapping[str, np.ndarray] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     name: str | None = None,
     allow: Container[str] = (),
@@ -125,18 +110,19 @@ def export_gguf(
         path: the file; it appears when it is complete.
         spec, model_type: the model, and the family whose conventions it follows.
         fetch: gives a parameter by its path, "layers.0.attention.q", as anything NumPy can take.
-        type: how matrices are stored.
+        type: how matrices are stored, one of `mixes.MIXES`.
+        importance: what the columns of matrices weigh when they are packed, by the file's own names, float32 [columns]
+            or [experts, columns] (see `importance` of `forge_jax.quantization.ggml.encode`, and `imatrix`).
         tokenizer: the "tokenizer." metadata, plain or `Typed`; a shorter vocabulary is padded with unused tokens.
         name: general.name.
         allow: fields of the spec that the file may lose, such as "window".
 
     Raises:
-        ValueError: the family has no GGUF architecture, GGUF cannot say the spec (with the field), or the vocabulary
-            or a value does not fit.
+        ValueError: the family has no GGUF architecture, GGUF cannot say the spec (with the field), the vocabulary or a
+            value does not fit, or importance is for other tensors or missing where a type needs it.
         OSError: the disk is full or the path cannot be written.
     """
-    if type not in FILE_TYPES:
-        raise ValueError(f"type {type!r} is not written; expected one of {', '.join(FILE_TYPES)}")
+    mix = mixes.find(type)
     arch = variant(architecture(model_type), mixture(spec))
     spec, fetch = with_all_rows(spec, fetch)
     said, vectors = describe(arch, spec)
@@ -145,15 +131,17 @@ def export_gguf(
     metadata: dict[str, Any] = {"general.architecture": prefix(arch), "general.type": "model"}
     metadata |= {"general.name": name} if name else {}
     metadata |= said | numbers
-    metadata |= {"general.file_type": FILE_TYPES[type], "general.quantization_version": QUANTIZATION_VERSION}
-    head = "token_embd.weight" if spec.tied else "output.weight"
-    tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
-    for instance in found:
-        shape = instance.stored_shape
-        stored = storage(instance.theirs, shape, type, head)
-        tensors.append((instance.theirs, shape, stored, partial(values, instance, fetch)))
+    metadata |= {"general.file_type": mix.id, "general.quantization_version": mixes.QUANTIZATION_VERSION}
+    metadata |= {"quantize.imatrix.entries_count": len(importance)} if importance else {}
+    made = {instance.theirs: (instance.stored_shape, partial(values, instance, fetch)) for instance in found}
     if ARCHS[arch].idle_keys:
-        tensors += [(n, shape, storage(n, shape, type, head), partial(np.zeros, shape)) for n, shape in idle(spec)]
+        made |= {n: (shape, partial(np.zeros, shape)) for n, shape in idle(spec)}
+    model = mixes.facts(metadata, prefix(arch), spec.tied, importance is not None)
+    kinds = storage(mix, {n: shape for n, (shape, _) in made.items()}, model)
+    fitted = mixes.fit_importance(type, kinds, {n: shape for n, (shape, _) in made.items()}, importance or {})
+    tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
+    for n, (shape, make) in made.items():
+        tensors.append((n, shape, kinds[n], partial(packed, kinds[n], make, fitted.get(n))))
     infos = {n: TensorInfo(n, tuple(shape), stored, 0, Path(path)) for n, shape, stored, _ in tensors}
     check(arch, spec, metadata, infos, vectors, allow)
     write_gguf(path, metadata | vocabulary(tokenizer or {}, spec.vocab_size), tensors)
@@ -173,15 +161,23 @@ def with_all_rows(spec: ModelSpec, fetch: Callable[[str], Any]) -> tuple[ModelSp
     return replace(spec, own=replace(own, vocab_size=spec.vocab_size)), padded
 
 
-def storage(name: str, shape: tuple[int, ...], type: Type, head: str) -> str:
-    """The storage type of one tensor of a file whose matrices are `type`."""
-    if len(shape) < 2 or name.endswith(PRECISE) or name == "position_embd.weight":
-        return "F32"
-    if type in PLAIN:
-        return type
-    if shape[-1] % BLOCK or any(part in name for part in COARSE):
-        return "F16"
-    return "Q8_0" if name == head else type
+def storage(mix: mixes.Mix, shapes: Mapping[str, tuple[int, ...]], model: mixes.Facts) -> dict[str, str]:
+    """The storage type of every tensor of a file."""
+    kinds: dict[str, str] = {}
+    packable: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if len(shape) < 2 or name.endswith(PRECISE) or name == "position_embd.weight":
+            kinds[name] = "F32"
+        elif any(part in name for part in COARSE) and not lookup(mix.base).plain:
+            kinds[name] = "F16"
+        else:
+            packable[name] = shape
+    return kinds | mixes.types(mix, packable, model)
+
+
+def packed(kind: str, make: Callable[[], np.ndarray], importance: np.ndarray | None) -> np.ndarray:
+    """The stored bytes of one tensor."""
+    return encode(kind, make(), importance)
 
 
 def values(instance: rules.Instance, fetch: Callable[[str], Any]) -> np.ndarray:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 KINDS = ("huggingface", "safetensors", "gguf", "orbax")
 FILES = {".safetensors": "safetensors", ".gguf": "gguf"}
 DTYPES = ("stored", "float32", "bfloat16", "float16")
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -28,14 +27,15 @@ def add(commands: options.Commands) -> None:
         "convert",
         run,
         "write a checkpoint in another format",
-        "forge-jax convert org/name model.gguf --type Q8_0\n"
+        "forge-jax convert org/name model.gguf --type Q4_K_M\n"
         "  forge-jax convert model.gguf my-model --to huggingface --dtype bfloat16",
     )
     parser.add_argument("source", metavar="SOURCE", help="a directory, a file or a hub id")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the file or directory to write")
     parser.add_argument("--to", choices=KINDS, help="what to write (by TARGET: .gguf, .safetensors, or huggingface)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights, not for GGUF (stored: as in the source)")
-    parser.add_argument("--type", choices=GGUF_TYPES, help="of the matrices of a GGUF (what most of the source has)")
+    parser.add_argument("--type", help="of the matrices of a GGUF, such as F16, Q8_0, Q4_K_M (as most of the source)")
+    parser.add_argument("--importance", metavar="FILE", type=Path, help="llama.cpp's imatrix of the model, for --type")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="of huggingface's files (5GB)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at TARGET")
     options.add_source(parser)
@@ -59,15 +59,20 @@ def check(args: argparse.Namespace, kind: str) -> None:
 
     Raises:
         FileExistsError: there is something at the target.
-        ValueError: an option that this kind of target does not have.
+        ValueError: an option that this kind of target does not have, or an unknown type.
     """
     for option, value, kinds in (
         ("--type", args.type, ("gguf",)),
+        ("--importance", args.importance, ("gguf",)),
         ("--dtype", args.dtype, ("huggingface", "safetensors")),
         ("--max-shard-size", args.max_shard_size, ("huggingface",)),
     ):
         if value is not None and kind not in kinds:
             raise ValueError(f"{option} does not apply to {kind}; it is for {' and '.join(kinds)}")
+    if args.type is not None:
+        from converters.gguf import mixes
+
+        mixes.find(args.type)
     there = any(args.target.iterdir()) if args.target.is_dir() else args.target.exists()
     if there and not args.overwrite:
         raise FileExistsError(f"{args.target}: is there already; choose another name or add --overwrite")
@@ -75,6 +80,7 @@ def check(args: argparse.Namespace, kind: str) -> None:
 
 def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> None:
     """Write the model as one of KINDS."""
+    from converters.gguf.imatrix import read_imatrix
     from forge_jax import exporting
 
     match kind:
@@ -85,7 +91,8 @@ def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> No
         case "safetensors":
             exporting.export_safetensors(model, args.target, dtype=args.dtype or "stored")
         case "gguf":
-            exporting.export_gguf(model, args.target, type=args.type or usual_type(model))
+            importance = read_imatrix(args.importance) if args.importance else None
+            exporting.export_gguf(model, args.target, type=args.type or usual_type(model), importance=importance)
         case "orbax":
             exporting.export_orbax(model, args.target, overwrite=args.overwrite)
 

@@ -15,7 +15,8 @@ gguf = pytest.importorskip("gguf")
 INTEGERS = ("I8", "I16", "I32", "I64", "F64")
 NOT_IN_GGUF_PY = ("Q8_1", "Q8_K", "Q1_0", "Q2_0")
 DECODED_BY_GGUF_PY = [name for name in GGML_TYPES if name not in INTEGERS + NOT_IN_GGUF_PY]
-WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4")
+"""Types that gguf-py writes."""
 
 
 def random_blocks(name: str, rows: int, blocks: int, seed: int = 0) -> np.ndarray:
@@ -145,14 +146,14 @@ def test_files_of_llama_cpp_hold_their_float_weights_rounded(shared, name: str, 
 def normals(name: str, seed: int = 0) -> np.ndarray:
     """Weights of all sizes, with zero blocks, ties and repeated extremes among them."""
     rng = np.random.default_rng(seed)
-    values = rng.normal(size=(8, 320)).astype(np.float32)
+    values = rng.normal(size=(8, 512)).astype(np.float32)
     values[1] *= 1e-6
     values[2] *= 1e4
     values[3] = np.round(values[3] * 4) / 4
     values[4, :64] = 0
     values[5] = np.abs(values[5])
     values[6] = -1
-    values[7] = np.where(np.arange(320) % 32, np.arange(320) % 32 * np.where(np.arange(320) % 3, 1, -1) - 0.5, 127)
+    values[7] = np.where(np.arange(512) % 32, np.arange(512) % 32 * np.where(np.arange(512) % 3, 1, -1) - 0.5, 127)
     return values
 
 
@@ -162,7 +163,7 @@ def test_encodes_to_the_bytes_of_gguf_py(name: str) -> None:
     wanted = gguf.quantize(values, gguf.GGMLQuantizationType[name]).view(np.uint8)
     encoded = encode(name, values)
     np.testing.assert_array_equal(encoded, wanted)
-    assert encoded.shape == (8, GGML_TYPES[name].row_bytes(320))
+    assert encoded.shape == (8, GGML_TYPES[name].row_bytes(512))
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
@@ -193,7 +194,7 @@ def test_integers_encode_as_they_are_and_only_from_their_dtype(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("Q4_K", np.zeros(256, np.float32), "read but not written; write F32, F16, BF16"),
+        ("IQ1_S", np.zeros(256, np.float32), "read but not written; write F32, F16, BF16"),
         ("Q9_9", np.zeros(32, np.float32), "unknown ggml type 'Q9_9'; expected one of F32"),
         ("Q8_0", np.zeros(33, np.float32), "packs 32 elements"),
         ("Q8_0", np.zeros(32, np.int32), "encodes floating-point values, not int32"),

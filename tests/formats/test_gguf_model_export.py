@@ -22,7 +22,8 @@ import pytest
 from converters import architectures
 from converters.gguf import Typed, decode, encode, open_gguf, write_gguf
 from converters.gguf.archs import ARCHS
-from converters.gguf.export import FILE_TYPES, architecture, export_gguf
+from converters.gguf.export import architecture, export_gguf
+from converters.gguf.mix_table import MIXES
 from converters.gguf.model import understand
 from converters.take import Take
 from forge_jax.params import abstract, flatten
@@ -191,7 +192,7 @@ def test_names_and_keys_are_in_the_specification(exported: dict[str, Path], name
 
 
 # ------------------------------------------------------------------------------------------------ storage
-@pytest.mark.parametrize("type", FILE_TYPES)
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"])
 def test_storage_types(tmp_path: Path, type: Any) -> None:
     spec = spec_of("llama")
     layer = spec.layers[0]
@@ -203,7 +204,8 @@ def test_storage_types(tmp_path: Path, type: Any) -> None:
     for name, info in source.tensors.items():
         norm = name.endswith("_norm.weight")
         assert info.dtype == ("F32" if norm else "Q8_0" if packed and name == "output.weight" else type), name
-    assert source.metadata["general.file_type"] == FILE_TYPES[type]
+    assert source.metadata["general.file_type"] == MIXES[type].id
+    assert source.metadata["general.quantization_version"] == 2
     source.close()
     _, again = read(tmp_path / "m.gguf")
     # one matrix whose axes only swap: what comes back is what the storage type makes of it
@@ -232,27 +234,49 @@ def test_a_tied_embedding_and_positions_keep_more_bits(tmp_path: Path) -> None:
     source.close()
 
 
-@pytest.mark.parametrize(
-    ("file", "type"),
-    [("gguf/llama/F32", "F32"), ("gguf/llama/BF16", "BF16"), ("gguf/llama/F16", "F16"), ("gguf/llama/Q8_0", "Q8_0")]
-    + [(f"gguf/llama/{kind}", kind) for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1")],
-)
-def test_an_existing_file_keeps_its_bytes(shared: Path, tmp_path: Path, file: str, type: Any) -> None:
-    path = shared / "oracle" / f"{file}.gguf"
-    spec, params = read(path)
-    source = open_gguf(path)
+PLAIN_MIXES = """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q1_0 Q2_0 Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K TQ1_0 TQ2_0""".split()
+"""The files of llama.cpp's quantiser that it wrote without an importance matrix."""
+
+
+@pytest.mark.parametrize("type", PLAIN_MIXES)
+def test_float_weights_become_the_file_that_llama_cpp_makes_of_them(shared: Path, tmp_path: Path, type: str) -> None:
+    spec, params = read(shared / "oracle/gguf/llama/F32.gguf")
+    source = open_gguf(shared / f"oracle/gguf/llama/{type}.gguf")
     tokenizer = {key: value for key, value in source.typed_metadata().items() if key.startswith("tokenizer.")}
     export_gguf(tmp_path / "m.gguf", spec, params.__getitem__, "llama", type=type, tokenizer=tokenizer)
     again = open_gguf(tmp_path / "m.gguf")
     assert set(source.tensors) == set(again.tensors)
     for name, info in source.tensors.items():
-        if info.dtype == "Q6_K":  # llama.cpp's type for the head, which is not written here
-            assert again.tensors[name].dtype == "Q8_0"
-        else:
-            assert again.tensors[name].dtype == info.dtype
-            np.testing.assert_array_equal(again.raw(name), source.raw(name), err_msg=name)
+        assert again.tensors[name].dtype == info.dtype
+        np.testing.assert_array_equal(again.raw(name), source.raw(name), err_msg=name)
+    for key in ("general.file_type", "general.quantization_version"):
+        assert again.metadata[key] == source.metadata[key]
     for key in tokenizer:
         np.testing.assert_array_equal(again.metadata[key], source.metadata[key], err_msg=key)
+    source.close()
+    again.close()
+
+
+def test_importance_reaches_the_blocks_and_gguf_py_reads_them(shared: Path, tmp_path: Path) -> None:
+    spec, params = read(shared / "oracle/gguf/llama/F32.gguf")
+    source = open_gguf(shared / "oracle/gguf/llama/F32.gguf")
+    up, embedding = "blk.0.ffn_up.weight", "token_embd.weight"
+    importance = {up: np.random.RandomState(0).gamma(0.3, size=256).astype(np.float32)}
+    export_gguf(tmp_path / "m.gguf", spec, params.__getitem__, "llama", type="Q4_K_S", importance=importance)
+    again = open_gguf(tmp_path / "m.gguf")
+    assert again.metadata["quantize.imatrix.entries_count"] == 1
+    np.testing.assert_array_equal(again.raw(up), encode("Q4_K", source.read(up), importance[up]))
+    np.testing.assert_array_equal(again.raw(embedding), encode("Q4_K", source.read(embedding)))
+    assert (again.raw(up) != encode("Q4_K", source.read(up))).mean() > 0.1
+    gguf = pytest.importorskip("gguf")
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert set(theirs) == set(again.tensors)
+    for name, tensor in theirs.items():
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(again.read(name), values.reshape(again.tensors[name].shape), err_msg=name)
+    with pytest.raises(ValueError, match="type IQ2_XXS stores 6 tensors"):
+        export_gguf(tmp_path / "n.gguf", spec, params.__getitem__, "llama", type="IQ2_XXS", importance={})
+    assert not (tmp_path / "n.gguf").exists()
     source.close()
     again.close()
 

@@ -1,6 +1,7 @@
 """`forge-jax inspect`, `convert`, `verify` and the command line as a whole."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_dtype_and_shards(llama, tmp_path):
     assert len(shards) > 2
     assert {x.dtype for shard in shards for x in load_file(shard).values()} == {np.dtype(np.float16)}
     assert load(target, progress=False).spec == load(llama, progress=False).spec
+
+
+def test_a_mix_with_an_importance_matrix(llama, tmp_path, capsys):
+    plain, weighed, matrix = (tmp_path / name for name in ("plain.gguf", "weighed.gguf", "imatrix.dat"))
+    name, columns = b"blk.0.attn_q.weight", load(llama, progress=False).spec.dim
+    sums = np.arange(columns, dtype="<f4").tobytes()
+    matrix.write_bytes(struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii", 1, columns) + sums)
+    assert main(["convert", str(llama), str(plain), "--type", "Q4_K_M"]) == 0
+    assert main(["convert", str(llama), str(weighed), "--type", "Q4_K_M", "--importance", str(matrix)]) == 0
+    assert not same_weights(plain, weighed)
+    assert load(plain, progress=False).spec == load(weighed, progress=False).spec
+    capsys.readouterr()
+    assert main(["convert", str(llama), str(tmp_path / "a.gguf"), "--type", "Q9_K"]) == 1
+    assert "type 'Q9_K' is not written; expected one of F32, F16" in capsys.readouterr().err
+    assert main(["convert", str(llama), str(tmp_path / "a"), "--importance", str(matrix)]) == 1
+    assert "--importance does not apply to huggingface" in capsys.readouterr().err
 
 
 def test_a_gguf_loses_nothing_unless_asked(llama, tmp_path):

@@ -6,9 +6,19 @@ from types import MappingProxyType
 import ml_dtypes
 import numpy as np
 
-from forge_jax.quantization.ggml import iquants, kquants, legacy, small_floats
+from forge_jax.quantization.ggml import (
+    encoders,
+    iquants,
+    kencoders,
+    kquants,
+    legacy,
+    level_encoders,
+    small_encoders,
+    small_floats,
+)
 from forge_jax.quantization.ggml.bits import Decoder
-from forge_jax.quantization.ggml.encoders import ENCODERS
+from forge_jax.quantization.ggml.importance import Weighing, weighing
+from forge_jax.quantization.ggml.packing import Encoder
 from forge_jax.quantization.ggml.types import GGMLType, lookup
 
 CHUNK = 1 << 17
@@ -16,6 +26,13 @@ CHUNK = 1 << 17
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {**legacy.DECODERS, **kquants.DECODERS, **iquants.DECODERS, **small_floats.DECODERS}
+)
+
+SEARCH_CHUNK = 1 << 15
+"""Elements encoded at once: a search goes over several arrays of them again and again, which should stay near."""
+
+ENCODERS: Mapping[str, Encoder] = MappingProxyType(
+    {**encoders.ENCODERS, **kencoders.ENCODERS, **level_encoders.ENCODERS, **small_encoders.ENCODERS}
 )
 
 FLOATS = ("F32", "F16", "BF16")
@@ -49,11 +66,15 @@ def decode(type_name: str, raw: np.ndarray) -> np.ndarray:
     return out.reshape(shape)
 
 
-def encode(type_name: str, values: np.ndarray) -> np.ndarray:
+def encode(type_name: str, values: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """Pack numbers [..., elements] into stored bytes, uint8 [..., bytes].
 
-    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 take floats, rounded as ggml's reference code does. I8 ... I64 and
-    F64 take arrays of exactly their dtype.
+    F32, F16, BF16 and the packed types of `ENCODERS` take floats, with the results of ggml's own quantisers. I8 ... I64
+    and F64 take arrays of exactly their dtype.
+
+    Args:
+        importance: float32 [elements], what the columns weigh when scales are searched (see `importance`); or
+            [..., elements] without the rows' axis for a stack of matrices. Types without a search do not use it.
 
     Raises:
         ValueError: a type that is not written here, rows that are not whole blocks, a wrong dtype, or finite values
@@ -73,14 +94,16 @@ def encode(type_name: str, values: np.ndarray) -> np.ndarray:
     row_bytes = kind.row_bytes(values.shape[-1])
     source = np.ascontiguousarray(values).reshape(-1, kind.block)
     stored = np.empty(len(source), kind.layout)
-    step = CHUNK // kind.block
+    step = (CHUNK if kind.plain else SEARCH_CHUNK) // kind.block
     with np.errstate(all="ignore"):  # overflow is found below, and said with its cause
+        weigh = weighing(kind, values, importance)
         for start in range(0, len(source), step):
-            _encode_chunk(kind, source[start : start + step], stored[start : start + step])
+            _encode_chunk(kind, source[start : start + step], weigh, start, stored[start : start + step])
     return stored.view(np.uint8).reshape(*values.shape[:-1], row_bytes)
 
 
-def _encode_chunk(kind: GGMLType, source: np.ndarray, out: np.ndarray) -> None:
+def _encode_chunk(kind: GGMLType, source: np.ndarray, weigh: Weighing | None, first: int, out: np.ndarray) -> None:
+    """Fill `out` from blocks, the first of which is the `first` of all."""
     finite = np.isfinite(source)
     values = source.astype(np.float32)
     if kind.plain:
@@ -89,8 +112,10 @@ def _encode_chunk(kind: GGMLType, source: np.ndarray, out: np.ndarray) -> None:
     else:
         if not finite.all():
             raise ValueError(f"{kind.name} holds no NaN and no infinity, and {(~finite).sum()} of the values are")
-        ENCODERS[kind.name](values, out)
-        kept = np.isfinite([out[field] for field in ("d", "m") if field in (kind.layout.names or ())])
+        ENCODERS[kind.name](values, weigh.weights(values, first) if weigh else None, out)
+        kept = (np.abs(values) <= small_encoders.LARGEST.get(kind.name, np.inf)).all(axis=-1)
+        for field in {"d", "m", "dmin"}.intersection(kind.layout.names or ()):
+            kept &= np.isfinite(out[field].reshape(len(out), -1)).all(axis=-1)
     if not kept.all():
         largest = np.abs(source[finite]).max()
         raise ValueError(f"values up to {largest:.6g} are too large for {kind.name}; choose a type with a wider range")
