@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from forge_jax.decoder import Inputs as Inputs
     from forge_jax.decoder import forward as forward
     from forge_jax.decoder import inputs as inputs
+    from forge_jax.evaluation import Evaluation as Evaluation
+    from forge_jax.evaluation import evaluate as evaluate
     from forge_jax.forge import Enigma as Enigma
     from forge_jax.forge import Forge as Forge
     from forge_jax.forge import ForgeModel as ForgeModel
@@ -46,6 +48,7 @@ HOMES = {
     "catalogue": ("Architecture", "architectures"),
     "config": ("ForgeConfig", "QuantizationConfig"),
     "decoder": ("Inputs", "forward", "inputs"),
+    "evaluation": ("Evaluation", "evaluate"),
     "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),
     "generation": ("Session", "generate", "stream"),
     "inspection": ("Inspection", "inspect"),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import forge_jax
-from forge_jax.cli import chat, convert, generate, inspect, verify
+from forge_jax.cli import chat, convert, evaluate, generate, inspect, verify
 
 EXAMPLES = """examples:
   forge-jax generate "The capital of France is"
@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   forge-jax inspect org/name --context 8192
   forge-jax convert org/name model.gguf --type Q8_0
   forge-jax verify org/name
+  forge-jax evaluate model.gguf --reference org/name --text wiki.txt
 
 MODEL is a directory, a file (GGUF, safetensors, PyTorch), a hub id ("org/name", "org/name@revision",
 "org/name:Q4_K_M"), or "smollm2", a small model that is downloaded when it is first used.
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--version", action="version", version=f"forge-jax {forge_jax.__version__}")
     commands = out.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, chat, inspect, convert, verify):
+    for command in (generate, chat, inspect, convert, verify, evaluate):
         command.add(commands)
     return out
 
