@@ -31,6 +31,11 @@ class Scheme(Protocol):
         """The parts whose last axis does not run along the row."""
         ...
 
+    @property
+    def rounds(self) -> bool:
+        """Whether products round their inputs to int8 as well, see `rounded_product`; `factors` are then int8."""
+        ...
+
     def size(self, parts: Mapping[str, Any]) -> int:
         """How many numbers a row has."""
         ...
@@ -208,6 +213,8 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
     summed = axes[w.first : w.first + len(w.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
+    if w.scheme.rounds:
+        return rounded_product(f"{xs},{outputs}{summed}->{out}", x, *w.scheme.factors(parts), w.outputs, w.summed)
     if batch + summed != xs or batch + outputs != out:
         rows = replace(w, parts=parts).rows().astype(x.dtype)
         return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
@@ -220,6 +227,27 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
         y = jnp.einsum("ik,jk->ij", flat, values.astype(x.dtype))
     y = y.reshape(*x.shape[: len(batch)], *w.outputs)
     return y if factor is None else y * factor.reshape((1,) * len(batch) + factor.shape).astype(x.dtype)
+
+
+def rounded_product(
+    eq: str, x: Array, codes: Array, factor: Array, outputs: tuple[int, ...], sizes: tuple[int, ...]
+) -> Array:
+    """The product of two matrices of integers, [*outputs, *sizes] being the second.
+
+    x is rounded to int8 for each of its places, the largest number that a sum runs over being 127 (LLM.int8,
+    arXiv:2208.07339, without its outliers). Sums are int32, which 2^31 / 127^2 = 133,000 numbers do not overflow.
+    """
+    xs, ws, out = subscripts(eq)
+    summed = "".join(c for c in ws if c not in out)
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max([xs.index(c) for c in summed], keepdims=True)
+    step = jnp.where(largest > 0, largest, 1.0) / 127
+    rounded = jnp.round(wide / step).astype(jnp.int8)
+    sums = jnp.einsum(eq, rounded, codes.reshape(*outputs, *sizes), preferred_element_type=jnp.int32)
+    places = "".join(c for c in xs if c not in summed)
+    scale = step.reshape([n for c, n in zip(xs, x.shape, strict=True) if c not in summed])
+    factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, jnp.broadcast_to(factor, outputs))
+    return (sums.astype(jnp.float32) * factors).astype(x.dtype)
 
 
 def take(w: Weight, ids: Array) -> Array:

@@ -44,6 +44,11 @@ class Grouped:
         """The parts that do not run along the row."""
         return ()
 
+    @property
+    def rounds(self) -> bool:
+        """Products take their inputs as they are."""
+        return False
+
     def finer(self, parts: Parts, group: int) -> tuple[Self, dict[str, Any]]:
         """The same rows with a scale for every `group` numbers, a divisor of now."""
         if self.group == 0 or group == self.group:
@@ -63,16 +68,24 @@ class Integers(Grouped):
     Codes of 8 bits are int8 or uint8 [..., n], others a stream of bits, uint8 [..., n * bits / 8] (`streams`). Where
     there is no part "zero" [..., groups], it is `middle`; where there is no "shift" [..., groups], it is 0. A part
     "index" int32 [..., n] numbers the group of each element, where these do not follow one another.
+
+    dynamic: products round their inputs to int8 as well; for codes of int8 and a scale a row.
     """
 
     bits: int
     middle: int = 0
     over: int = 1
+    dynamic: bool = False
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "") + ("-dynamic" if self.dynamic else "")
+
+    @property
+    def rounds(self) -> bool:
+        """Whether products round their inputs."""
+        return self.dynamic
 
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""
@@ -100,7 +113,8 @@ class Integers(Grouped):
         """The rows before they are scaled, and their scales, where a row has one."""
         if self.group or "index" in parts or "shift" in parts:
             return self.decode(parts), None
-        return self.centred(parts), float32(parts["scale"][..., 0]) / np.float32(self.over)
+        values = parts["codes"] if self.dynamic else self.centred(parts)
+        return values, float32(parts["scale"][..., 0]) / np.float32(self.over)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ FRONT = {
     "network",
     "default_model",
     "catalogue",
+    "quantizing",
     "evaluation",
     "lm_eval",
 }
