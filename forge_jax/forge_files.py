@@ -175,8 +175,6 @@ class ForgeFiles:
         Raises:
             ValueError: an unknown mode, or a model that is quantised already.
         """
-        if mode == "none":
-            return self.from_model(self.model)
 
         def scheme(row: int) -> str:
             known = {"dynamic": "int8-dynamic", "int4": f"int4-g{gcd(group_size, row)}"}
@@ -187,8 +185,9 @@ class ForgeFiles:
             for path, param in flatten(abstract(self.model.spec))
             if packable(path, param) and not fine(path, param)
         }
+        model = self.model if mode == "none" else quantizing.quantize(self.model, scheme(group_size), policy=policy)
         new = type(self).__new__(type(self))
-        new.adopt(quantizing.quantize(self.model, scheme(group_size), policy=policy), self.config)
+        new.adopt(model, self.config)
         return new
 
     def load_lora(self, path: str | Path, adapter_name: str = "default", merge: bool = False) -> None:

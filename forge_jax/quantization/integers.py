@@ -5,8 +5,10 @@ value = scale * (code - zero), codes and zero from 0 to 2^b - 1, so that 0 is ex
 two bytes with float32's range, and all of its values are float16's too but for very small ones. A row's only scale is
 float32.
 
-Of several scales, from the smallest that clips nothing down, a group takes the one with the least squared error,
-elements counting by their importance. The first is rounded up, so that it keeps every element within half a step.
+Of several scales a group takes the one with the least squared error, elements counting by their importance: the
+smallest that clips nothing, which keeps every element within half a step, and parts of one that clips. Codes of a
+symmetric scheme reach further below zero than above, so that its scale is negative where the largest element is
+positive (as Q4_0's is).
 """
 
 from collections.abc import Mapping
@@ -19,16 +21,18 @@ from forge_jax.quantization.streams import packed
 
 RATIOS: Mapping[int, tuple[float, ...]] = MappingProxyType(
     {
-        2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
-        3: (1.0, 0.93, 0.86, 0.79, 0.72, 0.65, 0.58, 0.5),
-        4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
-        5: (1.0, 0.96, 0.92, 0.88, 0.84),
-        6: (1.0, 0.97, 0.94),
+        2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
+        3: (1.0, 0.92, 0.84, 0.76, 0.68, 0.6),
+        4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75),
+        5: (1.0, 0.95, 0.9, 0.85),
+        6: (1.0, 0.96, 0.92),
         7: (1.0,),
-        8: (1.0,),
+        8: (),
     }
 )
-"""The scales that are tried, by bits, as parts of the one that clips nothing. With many bits clipping does not pay."""
+"""The scales that are tried, by bits, as parts of the range. With many bits clipping does not pay."""
+
+LARGEST = np.float32(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 
 
 def integers(
@@ -44,11 +48,15 @@ def integers(
     least = (1 - half if bits == 8 else -half) if symmetric else 0
     low = x.min(-1, keepdims=True).clip(None, 0)
     high = x.max(-1, keepdims=True).clip(0)
-    widest = np.maximum(high, -low) / np.float32(half - 1) if symmetric else (high - low) / np.float32(most)
+    if symmetric:
+        widest = np.maximum(high, -low) / np.float32(half - 1)
+        narrow = np.where(high > -low, high, low) / np.float32(-half)
+    else:
+        widest = narrow = high / np.float32(most) - low / np.float32(most)
 
     def rounded(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes and zeros under a scale."""
-        step = np.where(scale > 0, scale, np.float32(1))
+        step = np.where(scale == 0, np.float32(1), scale)
         zero = np.zeros_like(low) if symmetric else np.rint(-low / step).clip(0, most)
         return (np.rint(x / step) + zero).clip(least, least + most - (symmetric and bits == 8)), zero
 
@@ -59,9 +67,9 @@ def integers(
         return np.square(off).sum(-1, keepdims=True) if weight is None else (off * off * weight).sum(-1, keepdims=True)
 
     best = stored(widest, group)
-    found = error(best) if len(RATIOS[bits]) > 1 else best
-    for ratio in RATIOS[bits][1:]:
-        scale = stored(widest * np.float32(ratio), group)
+    found = error(best) if RATIOS[bits] else best
+    for ratio in RATIOS[bits]:
+        scale = stored(narrow * np.float32(ratio), group)
         other = error(scale)
         best, found = np.where(other < found, scale, best), np.minimum(found, other)
     codes, zero = rounded(best)
@@ -78,8 +86,8 @@ def as_bits(codes_RN: np.ndarray, bits: int, symmetric: bool) -> np.ndarray:
 
 
 def stored(scale: np.ndarray, group: int) -> np.ndarray:
-    """Scales as the next larger number that is stored: bfloat16 for groups, float32 for whole rows."""
+    """Scales as they are stored: float32 for whole rows, for groups the next bfloat16 away from zero."""
     if group == 0:
         return scale
     bits = scale.view(np.uint32) + np.uint32(0xFFFF) & np.uint32(0xFFFF0000)
-    return np.minimum(bits.view(np.float32), np.float32(ml_dtypes.finfo(ml_dtypes.bfloat16).max))
+    return bits.view(np.float32).clip(-LARGEST, LARGEST)
