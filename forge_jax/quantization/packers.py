@@ -1,9 +1,9 @@
 """Schemes by their names, and how rows are packed into them. Knows rows, no models.
 
-    int8 ... int2, int4-g64, int4-g64-asym    integers with a scale a row, or for every 64 numbers (`integers`)
-    int8-dynamic                              int8, and products round their inputs to int8 too, token by token
-    fp8, fp8-block, mxfp4, nvfp4, nf4, fp4    small floats and codes of tables (`floats`)
-    Q8_0, Q4_K, IQ4_NL, MXFP4, ...            blocks of ggml's, with the bits that its own quantisers give (`ggml`)
+int8 ... int2, int4-g64, int4-g64-asym    integers with a scale a row, or for every 64 numbers (`integers`)
+int8-dynamic                              int8, and products round their inputs to int8 too, token by token
+fp8, fp8-block, mxfp4, nvfp4, nf4, fp4    small floats and codes of tables (`floats`)
+Q8_0, Q4_K, IQ4_NL, MXFP4, ...            blocks of ggml's, with the bits that its own quantisers give (`ggml`)
 """
 
 import difflib

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
@@ -66,6 +65,8 @@ def check(
     if odd := sorted(described.keys() ^ leaves.keys()):
         raise ValueError(f"quantize: parameters and spec differ in {len(odd)} leaves, for example {', '.join(odd[:5])}")
     for path in chosen:
+        if any(isinstance(x, jax.Array) and not x.is_fully_replicated for x in jax.tree.leaves(leaves[path])):
+            raise ValueError(f"quantize: {path} is split over devices; quantise parameters before they are split")
         if tuple(leaves[path].shape) != described[path].shape:
             raise ValueError(
                 f"quantize: {path} is {list(leaves[path].shape)}, the spec asks {list(described[path].shape)}; quantise "
@@ -108,7 +109,7 @@ def encode_leaf(
     if isinstance(w, Lora):
         return replace(w, base=encode_leaf(w.base, param, packer, importance, path))
     dtype = w.dtype if isinstance(w, QTensor) else str(w.dtype)
-    on_device = any(isinstance(part, jax.Array) for part in jax.tree.leaves(w))
+    places = [part.sharding for part in jax.tree.leaves(w) if isinstance(part, jax.Array)]
     rows, inner, trailing = rows_of(np.asarray(dense(w)), param)
     outputs, stacked = rows.shape[:-1], rows.shape[: param.stacked]
     matrices = rows.reshape(*stacked, -1, rows.shape[-1])
@@ -117,8 +118,10 @@ def encode_leaf(
     for name in found[0]:
         part = np.stack([one[name] for one in found])
         alike = part.shape[1] != matrices.shape[-2]  # one for all rows of a matrix
-        part = part.reshape(*stacked, *((1,) * len(outputs[param.stacked :]) if alike else outputs[param.stacked :]), -1)
-        parts[name] = jnp.asarray(part) if on_device else part
+        part = part.reshape(
+            *stacked, *((1,) * len(outputs[param.stacked :]) if alike else outputs[param.stacked :]), -1
+        )
+        parts[name] = jax.device_put(part, places[0]) if places else part
     return QTensor(parts, packer.scheme, inner, trailing, dtype)
 
 
