@@ -52,7 +52,7 @@ def is_packed(leaf: Any) -> bool:
 def measure(reference: Model, scheme: str, text: str, tokens: int) -> dict[str, Any]:
     """One row: sizes, seconds that packing took, and what the text shows."""
     start = time.perf_counter()
-    model = quantize(reference, scheme, policy={"embed": "Q8_0"}, fallback=FALLBACKS.get(scheme))
+    model = quantize(reference, scheme, outside="Q8_0", fallback=FALLBACKS.get(scheme))
     seconds = time.perf_counter() - start
     found = evaluate(model, text, reference=reference, tokens=tokens)
     sizes = {"scheme": scheme, "bits": bits(model), "MB": megabytes(model), "seconds": seconds}

@@ -213,12 +213,13 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
     summed = axes[w.first : w.first + len(w.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
-    if w.scheme.rounds:
-        return rounded_product(f"{xs},{outputs}{summed}->{out}", x, *w.scheme.factors(parts), w.outputs, w.summed)
+    values, factor = w.scheme.factors(parts)
+    if w.scheme.rounds and factor is not None:
+        codes, factor = values.reshape(*w.outputs, *w.summed), jnp.broadcast_to(factor, w.outputs)
+        return rounded_product(f"{xs},{outputs}{summed}->{out}", x, codes, factor)
     if batch + summed != xs or batch + outputs != out:
         rows = replace(w, parts=parts).rows().astype(x.dtype)
         return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
-    values, factor = w.scheme.factors(parts)
     values = values.reshape(-1, values.shape[-1])
     flat = x.reshape(-1, values.shape[-1])
     if len(flat) == 1:
@@ -229,10 +230,8 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
     return y if factor is None else y * factor.reshape((1,) * len(batch) + factor.shape).astype(x.dtype)
 
 
-def rounded_product(
-    eq: str, x: Array, codes: Array, factor: Array, outputs: tuple[int, ...], sizes: tuple[int, ...]
-) -> Array:
-    """The product of two matrices of integers, [*outputs, *sizes] being the second.
+def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:
+    """einsum(eq, x, codes) as a product of integers, `codes` being int8 with a factor for each output.
 
     x is rounded to int8 for each of its places, the largest number that a sum runs over being 127 (LLM.int8,
     arXiv:2208.07339, without its outliers). Sums are int32, which 2^31 / 127^2 = 133,000 numbers do not overflow.
@@ -243,10 +242,10 @@ def rounded_product(
     largest = jnp.abs(wide).max([xs.index(c) for c in summed], keepdims=True)
     step = jnp.where(largest > 0, largest, 1.0) / 127
     rounded = jnp.round(wide / step).astype(jnp.int8)
-    sums = jnp.einsum(eq, rounded, codes.reshape(*outputs, *sizes), preferred_element_type=jnp.int32)
+    sums = jnp.einsum(eq, rounded, codes, preferred_element_type=jnp.int32)
     places = "".join(c for c in xs if c not in summed)
     scale = step.reshape([n for c, n in zip(xs, x.shape, strict=True) if c not in summed])
-    factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, jnp.broadcast_to(factor, outputs))
+    factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, factor)
     return (sums.astype(jnp.float32) * factors).astype(x.dtype)
 
 

@@ -3,7 +3,7 @@
 fp8: E4M3 with a float32 scale a row, or for every 128 x 128 block: largest / 448 (DeepSeek-V3, arXiv:2412.19437).
 mxfp4: E2M1 with a power of two for 32 numbers, 2^(floor(log2 largest) - 2) (OCP MX specification 1.0).
 nvfp4: E2M1 with an E4M3 scale for 16 numbers, largest / 6 times one number for the matrix, 6 * 448 over its largest.
-nf4, fp4: the nearest of a table's 16 values times the largest of 64 numbers (QLoRA, arXiv:2305.14314, and bitsandbytes).
+nf4, fp4: the nearest of a table's 16 values times the largest of 64 numbers (arXiv:2305.14314, and bitsandbytes).
 """
 
 import ml_dtypes

@@ -32,7 +32,7 @@ Pack = Callable[[np.ndarray, np.ndarray | None], Parts]
 
 @dataclass(frozen=True)
 class Packer:
-    """How rows become the parts of a scheme: `block` numbers of a row are packed together. name: as people ask for it."""
+    """How rows become the parts of a scheme: `block` numbers of a row are packed together. name: as it is asked for."""
 
     name: str
     scheme: Scheme

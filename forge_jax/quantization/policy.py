@@ -1,9 +1,9 @@
 """Which parameters of a model are packed, and how: what people ask for, before anything is computed.
 
 Of themselves, the matrices of the layers get the scheme that was asked for; the embedding, the head and whatever else
-stands outside of the layers get int8, because errors there go into every token. Routers, the mixing of streams and maps
-to one number a head are small and decide much: they stay, unless a pattern names them. Norms, biases, filters of
-convolutions and learned positions always stay.
+stands outside of the layers get another, int8, because errors there go into every token. Routers, the mixing of streams
+and maps to one number a head are small and decide much: they stay, unless a pattern names them. Norms, biases, filters
+of convolutions and learned positions always stay.
 """
 
 import difflib
@@ -16,9 +16,6 @@ from forge_jax.spec import ModelSpec
 
 FINE = ("router", "router_mlp", "shared_gate", "streams")
 """Parts of a path that say that a matrix decides much."""
-
-OUTSIDE = "int8"
-"""The scheme of what is outside of the layers."""
 
 
 def packable(path: str, param: Param) -> bool:
@@ -33,11 +30,11 @@ def fine(path: str, param: Param) -> bool:
     return any(part in FINE for part in path.split(".")) or param.axes[-1] in ("heads", "kv_heads")
 
 
-def usual(path: str, param: Param, scheme: str) -> str | None:
+def usual(path: str, param: Param, scheme: str, outside: str | None) -> str | None:
     """The scheme of a packable parameter that no pattern is about."""
     if fine(path, param):
         return None
-    return scheme if path.startswith(("layers.", "shared.")) else OUTSIDE
+    return scheme if path.startswith(("layers.", "shared.")) else outside
 
 
 def names(path: str, param: Param, pattern: str) -> bool:
@@ -47,11 +44,17 @@ def names(path: str, param: Param, pattern: str) -> bool:
 
 
 def choose(
-    spec: ModelSpec, scheme: str, policy: Mapping[str, str | None] | None = None, fallback: str | None = None
+    spec: ModelSpec,
+    scheme: str,
+    *,
+    policy: Mapping[str, str | None] | None = None,
+    outside: str | None = "int8",
+    fallback: str | None = None,
 ) -> dict[str, Packer]:
     """The packer of every parameter that is packed, by its path.
 
     Args:
+        outside: the scheme of what stands outside of the layers, None to leave it.
         policy: patterns of paths, "embed", "layers.*.mlp.down", "layers.0.*" ("*" goes over dots), and the schemes of
             what they match, None to leave it; the first that matches decides.
         fallback: the scheme of rows that are no whole number of a scheme's blocks.
@@ -68,7 +71,7 @@ def choose(
     misfits: list[str] = []
     for path, param in described.items():
         own = [to for pattern, to in policy.items() if names(path, param, pattern)]
-        asked = own[0] if own else usual(path, param, scheme)
+        asked = own[0] if own else usual(path, param, scheme, outside)
         found = [packer(name) for name in (asked, fallback) if asked is not None and name is not None]
         fitting = [one for one in found if row_length(param) % one.block == 0]
         if fitting:

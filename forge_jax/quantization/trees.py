@@ -20,6 +20,7 @@ def quantize(
     scheme: str,
     *,
     policy: Mapping[str, str | None] | None = None,
+    outside: str | None = "int8",
     importance: Mapping[str, np.ndarray] | None = None,
     fallback: str | None = None,
     requantize: bool = False,
@@ -32,16 +33,17 @@ def quantize(
     Args:
         scheme: of the matrices of the layers, such as "int4-g64", "nf4" or "Q4_K".
         policy: patterns of paths and the schemes of what they match, None to leave it; the first that matches decides.
+        outside: the scheme of the embedding, the head and whatever else stands outside of the layers, None to leave it.
         importance: how much the columns of a matrix matter, by its path: mean squares of what they are multiplied by,
             float32 [row], or [stacked, row] for experts. Schemes that search for scales weigh errors by it.
         fallback: the scheme of rows that are no whole number of a scheme's blocks.
         requantize: pack what is packed already from its decoded values.
 
     Raises:
-        ValueError: as `policy.choose`; a leaf that is packed already, unless `requantize`; a leaf that has another shape
-            than the spec says or numbers that are not finite; importance of other paths or shapes.
+        ValueError: as `policy.choose`; a leaf that is packed already, unless `requantize`; a leaf of another shape than
+            the spec says or with numbers that are not finite; importance of other paths or shapes.
     """
-    chosen = choose(spec, scheme, policy, fallback)
+    chosen = choose(spec, scheme, policy=policy, outside=outside, fallback=fallback)
     described, leaves = dict(flatten(abstract(spec))), dict(flatten(params))
     importance = importance or {}
     check(described, leaves, chosen, importance, requantize)
@@ -69,8 +71,8 @@ def check(
             raise ValueError(f"quantize: {path} is split over devices; quantise parameters before they are split")
         if tuple(leaves[path].shape) != described[path].shape:
             raise ValueError(
-                f"quantize: {path} is {list(leaves[path].shape)}, the spec asks {list(described[path].shape)}; quantise "
-                "parameters before they are stacked or split over a mesh"
+                f"quantize: {path} is {list(leaves[path].shape)}, the spec asks {list(described[path].shape)}; "
+                "quantise parameters before they are stacked or split over a mesh"
             )
     packed = [path for path in chosen if isinstance(base_of(leaves[path]), QTensor)]
     if packed and not requantize:

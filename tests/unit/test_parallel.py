@@ -13,7 +13,7 @@ from forge_jax import parallel
 from forge_jax.decoder import forward, inputs
 from forge_jax.ops import Context
 from forge_jax.params import Param, Tree, flatten, map_params, unflatten
-from forge_jax.quantization import quantize, rows_of
+from forge_jax.quantization import rows_of
 from forge_jax.quantization.schemes import Integers
 from forge_jax.spec import (
     Alibi,

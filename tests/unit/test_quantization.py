@@ -1,6 +1,7 @@
 """Whole models in fewer bits: which weights are packed, and that the model computes what they decode to."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ def test_dynamic_int8_is_a_product_of_integers(
     found = np.asarray(contract(eq, jnp.asarray(x), q))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     exact = np.einsum(eq, x.astype(np.float64), w.astype(np.float64))
-    assert 1e-4 < distance(found, exact) < 0.03
+    assert 1e-4 < np.abs(found - exact).max() / np.abs(exact).max() < 0.03
     assert contract(eq, jnp.asarray(x, jnp.bfloat16), q).dtype == jnp.bfloat16
 
 
@@ -199,9 +200,9 @@ def test_routers_are_packed_if_they_are_named() -> None:
         ({"importance": {"layers.0.mlp.down": np.full(128, -1, np.float32)}}, "negative or not finite"),
     ],
 )
-def test_what_cannot_be_is_an_error_before_anything_is_done(options: dict, message: str) -> None:
+def test_what_cannot_be_is_an_error_before_anything_is_done(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        quantize(SPEC, PARAMS, **({"scheme": "int4-g16"} | options))
+        quantize(SPEC, PARAMS, **{"scheme": "int4-g16", **options})
 
 
 def test_a_fallback_takes_what_does_not_fit() -> None:
@@ -222,7 +223,8 @@ def test_packed_weights_are_packed_again_only_if_asked() -> None:
 def test_the_base_of_an_adapted_weight_is_packed() -> None:
     params = jax.tree.map(lambda x: x, PARAMS)
     mlp, normal = params["layers"]["0"]["mlp"], np.random.default_rng(0).standard_normal
-    mlp["up"] = Lora(mlp["up"], *(jnp.asarray(normal(shape), jnp.float32) for shape in ((64, 2), (2, 128))))
+    a, b = (jnp.asarray(normal(shape), jnp.float32) for shape in ((64, 2), (2, 128)))
+    mlp["up"] = Lora(mlp["up"], a, b)
     found = quantize(SPEC, params, "nf4")["layers"]["0"]["mlp"]["up"]
     assert found.base.scheme.name == "nf4"
     np.testing.assert_array_equal(found.a, mlp["up"].a)
