@@ -4,6 +4,7 @@ Part "codes" holds the values, "scale" [..., groups] their scales. Decoding work
 float32, and gives the same bits. `forge_jax.quantization.ggml` has the schemes of blocks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -34,7 +35,7 @@ def spread(values: Any, group: int, size: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped:
+class Grouped(ABC):
     """What schemes with a scale for every `group` numbers of a row have in common; 0 if the whole row shares one."""
 
     group: int = 0
@@ -49,13 +50,17 @@ class Grouped:
         """Products take their inputs as they are."""
         return False
 
+    @abstractmethod
+    def size(self, parts: Parts) -> int:
+        """How many numbers a row has."""
+
     def finer(self, parts: Parts, group: int) -> tuple[Self, dict[str, Any]]:
-        """The same rows with a scale for every `group` numbers, a divisor of now."""
+        """The same rows with a scale for every `group` numbers, a divisor of now; the last group may be cut off."""
         if self.group == 0 or group == self.group:
             return self, dict(parts)
-        times, kept = self.group // group, ("codes", "index", *self.whole)
+        times, kept, groups = self.group // group, ("codes", "index", *self.whole), -(-self.size(parts) // group)
         cut = {
-            name: part if name in kept else part.__array_namespace__().repeat(part, times, axis=-1)
+            name: part if name in kept else part.__array_namespace__().repeat(part, times, axis=-1)[..., :groups]
             for name, part in parts.items()
         }
         return replace(self, group=group), cut
