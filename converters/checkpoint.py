@@ -15,7 +15,7 @@ from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
-from converters.packed import Packed, unpacked
+from converters.packed import Packed, Packing, packing_of, unpacked
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
 from forge_jax.params import Param, Tree, abstract, flatten
@@ -76,6 +76,13 @@ class Checkpoint:
         if self.spec.tied:
             self.check_tied()
         return tree
+
+    def packing(self) -> Packing | None:
+        """How the weights are packed; None where they are not."""
+        if isinstance(self.source, Packed):
+            return packing_of(self.source, self.found)
+        inside = self.source.whole if isinstance(self.source, Part) else None
+        return Packing(inside.method, inside.said) if isinstance(inside, Packed) else None
 
     def check_tied(self) -> None:
         """A head beside a tied embedding must be the same numbers, or one of the two would be lost.

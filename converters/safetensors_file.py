@@ -219,6 +219,14 @@ def dtype_name(dtype: np.dtype) -> str:
     raise ValueError(f"safetensors has no type for {dtype}")
 
 
+def numpy_dtype(name: str) -> np.dtype:
+    """Give the NumPy dtype of a safetensors name; ValueError if there is none."""
+    dtype = _DTYPES.get(name, (0, None))[1]
+    if dtype is None:
+        raise ValueError(f"{name} has no NumPy type")
+    return dtype
+
+
 def write_safetensors(path: Path, tensors: Iterable[Entry], metadata: Mapping[str, str] | None = None) -> None:
     """Write one file, tensor by tensor, all or nothing; byte for byte what the safetensors package writes.
 
@@ -229,14 +237,14 @@ def write_safetensors(path: Path, tensors: Iterable[Entry], metadata: Mapping[st
     order = list(_DTYPES)
     entries = list(tensors)
     for entry in entries:
-        _entry_bytes(entry)
+        entry_bytes(entry)
     entries.sort(key=lambda entry: (-order.index(entry.dtype), entry.name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for entry in entries:
         if entry.name in header or entry.name == "__metadata__":
             raise ValueError(f"{path}: cannot write a tensor named {quote(entry.name)}: the name is taken")
-        begin, end = end, end + _entry_bytes(entry)
+        begin, end = end, end + entry_bytes(entry)
         header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
@@ -267,7 +275,7 @@ def write_sharded(
     shards: list[list[Entry]] = [[]]
     room = max_shard_bytes
     for entry in tensors:
-        size = _entry_bytes(entry)
+        size = entry_bytes(entry)
         if size > room and shards[-1]:
             shards.append([])
             room = max_shard_bytes
@@ -282,7 +290,7 @@ def write_sharded(
         raise ValueError(f"{directory}: a tensor's name occurs twice")
     for file, shard in zip(files, shards, strict=True):
         write_safetensors(file, shard, metadata)
-    total = sum(_entry_bytes(entry) for shard in shards for entry in shard)
+    total = sum(entry_bytes(entry) for shard in shards for entry in shard)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     files.append(directory / "model.safetensors.index.json")
     with atomic_write(files[-1]) as file:
@@ -290,7 +298,8 @@ def write_sharded(
     return files
 
 
-def _entry_bytes(entry: Entry) -> int:
+def entry_bytes(entry: Entry) -> int:
+    """How many bytes a tensor takes; ValueError for a type that is not written."""
     bits, dtype = _DTYPES.get(entry.dtype, (0, None))
     bits *= math.prod(entry.shape)
     if dtype is None or bits % 8:

@@ -15,7 +15,7 @@ from converters import architectures, rules
 from converters.files import atomic_directory
 from converters.gguf.export import export_gguf as write_gguf_model
 from converters.orbax import PARAMS, write_orbax
-from converters.safetensors_file import Entry, write_safetensors, write_sharded
+from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
 from forge_jax.loading import Model, narrowed
 from forge_jax.params import abstract, flatten
 from forge_jax.tensor import Lora, QTensor, dense
@@ -72,13 +72,17 @@ def entries(model: Model, dtype: str) -> Iterator[Entry]:
     family = architectures.find(model.config.get("model_type"), "export")
     kind, leaves = storage_types(model, dtype), own_leaves(model)
     for instance in rules.instances(family.table(model.spec), abstract(model.spec)):
-        stored = kind(instance.paths[0])
+        yield plain_entry(instance, leaves, kind(instance.paths[0]))
 
-        def make(instance: rules.Instance = instance, stored: str = stored) -> np.ndarray:
-            values = instance.write(lambda path: np.asarray(dense(leaves[path])))
-            return np.ascontiguousarray(narrowed(values, NUMPY[stored], instance.theirs))
 
-        yield Entry(instance.theirs, instance.stored_shape, stored, make)
+def plain_entry(instance: rules.Instance, leaves: Mapping[str, Any], stored: str) -> Entry:
+    """One tensor of theirs, dense, stored as a type of NUMPY."""
+
+    def make() -> np.ndarray:
+        values = instance.write(lambda path: np.asarray(dense(leaves[path])))
+        return np.ascontiguousarray(narrowed(values, NUMPY[stored], instance.theirs))
+
+    return Entry(instance.theirs, instance.stored_shape, stored, make)
 
 
 def hf_config(model: Model, dtype: str) -> dict[str, Any]:
@@ -93,9 +97,9 @@ def embedding_dtype(model: Model, dtype: str) -> str:
     return named[storage_types(model, dtype)("embed")]
 
 
-def write_sides(model: Model, directory: Path, dtype: str) -> None:
+def write_sides(model: Model, directory: Path, config: Mapping[str, Any]) -> None:
     """Write all that stands beside the weights: config, generation config, tokenizer."""
-    write_json(directory / "config.json", hf_config(model, dtype))
+    write_json(directory / "config.json", config)
     generation = dict(model.generation)
     if model.tokenizer is not None:
         model.tokenizer.save(directory)
@@ -122,9 +126,9 @@ def export_huggingface(
     """
     directory = Path(directory)
     tensors = list(entries(model, dtype))
-    size = sum(NUMPY[e.dtype].itemsize * int(np.prod(e.shape)) for e in tensors)
+    size = sum(entry_bytes(entry) for entry in tensors)
     with atomic_directory(directory, size, overwrite=overwrite) as part:
-        write_sides(model, part, embedding_dtype(model, dtype))
+        write_sides(model, part, hf_config(model, embedding_dtype(model, dtype)))
         write_sharded(part, tensors, max_shard_bytes, {"format": "pt"})
     return directory
 
@@ -192,7 +196,7 @@ def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False
         raise ValueError(f"export: {packed[0]} is packed, and orbax holds plain arrays; load with packed=False")
     size = sum(leaf.nbytes for leaf in leaves.values())
     with atomic_directory(Path(directory), size, overwrite=overwrite) as part:
-        write_sides(model, part, str(leaves["embed"].dtype))
+        write_sides(model, part, hf_config(model, str(leaves["embed"].dtype)))
         write_orbax(part / PARAMS, model.params)
     return Path(directory)
 

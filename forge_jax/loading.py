@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.files import read_json
+from converters.packed import Packing
 from converters.tokenizer import Tokenizer, from_directory, from_gguf
 from forge_jax import parallel
 from forge_jax.generation.session import LOCAL, Programs
@@ -36,6 +37,7 @@ class Model:
 
     config: the HuggingFace-style config it was understood from. generation: the checkpoint's own sampling defaults.
     stored: the storage type of each parameter in the checkpoint, by our path; what an export goes back to.
+    packing: how the checkpoint packed its weights, where they stayed packed; what writing them again goes back to.
     mesh, programs: the devices that the parameters are split over, and what a session calls on them.
     """
 
@@ -48,6 +50,7 @@ class Model:
     stored: Mapping[str, str] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    packing: Packing | None = None
     mesh: Mesh | None = None
     programs: Programs = LOCAL
 
@@ -140,6 +143,7 @@ def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progres
         MappingProxyType(stored),
         MappingProxyType(generation),
         MappingProxyType(dict(bar.seconds)),
+        checkpoint.packing() if packed else None,
     )
 
 

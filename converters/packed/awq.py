@@ -13,10 +13,10 @@ from functools import partial
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
-from forge_jax.quantization.streams import packed
+from forge_jax.quantization.streams import packed, unpacked
 from forge_jax.tensor import QTensor
 
 BITS, WORD = 4, 8  # values in a word
@@ -48,28 +48,29 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
 def gemm(module: str, size: int, stored: Stored) -> Weight:
     """One module of layout "gemm"; ValueError for a part that is missing or misshapen."""
     parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
-    inputs, words = stored.part(parts["qweight"], ("I32",), (None, None)).shape
+    inputs, width = stored.part(parts["qweight"], ("I32",), (None, None)).shape
     group = inputs if size == -1 else size
-    said = f"group_size {size}, qweight {[inputs, words]}"
+    said = f"group_size {size}, qweight {[inputs, width]}"
     if inputs % group:
         raise stored.error(parts["qweight"], f"has {inputs} inputs, no multiple of group_size {size}")
-    stored.part(parts["qzeros"], ("I32",), (inputs // group, words), said)
-    stored.part(parts["scales"], FLOATS, (inputs // group, words * WORD), said)
-    return Weight(f"{module}.weight", (words * WORD, inputs), parts, partial(pack_gemm, group=group))
+    stored.part(parts["qzeros"], ("I32",), (inputs // group, width), said)
+    stored.part(parts["scales"], FLOATS, (inputs // group, width * WORD), said)
+    return Weight(f"{module}.weight", (width * WORD, inputs), parts, partial(pack_gemm, group=group), unpack_gemm)
 
 
 def gemv(module: str, size: int, stored: Stored) -> Weight:
     """One module of layout "gemv"; ValueError for a part that is missing or misshapen."""
     parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
-    outputs, words = stored.part(parts["qweight"], ("I32",), (None, None)).shape
-    inputs = words * WORD
+    outputs, length = stored.part(parts["qweight"], ("I32",), (None, None)).shape
+    inputs = length * WORD
     group = inputs if size == -1 else size
-    said = f"group_size {size}, qweight {[outputs, words]}"
+    said = f"group_size {size}, qweight {[outputs, length]}"
     width = stored.part(parts["qzeros"], ("I32",), (outputs, None), said).shape[1]
     if inputs % group or width * WORD < inputs // group:
         raise stored.error(parts["qzeros"], f"has {width} words, expected {ceil_div(inputs // group, WORD)} ({said})")
     stored.part(parts["scales"], FLOATS, (outputs, width * WORD), said)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack_gemv, group=group))
+    unpack = partial(unpack_gemv, width=width)
+    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack_gemv, group=group), unpack)
 
 
 def pack_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> QTensor:
@@ -78,10 +79,22 @@ def pack_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, gr
     return rows(parts, group)
 
 
-def ordered(words: np.ndarray) -> np.ndarray:
+def unpack_gemm(w: QTensor) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in] in layout "gemm"."""
+    zeros, scales = wide(w, "zero").T, np.ascontiguousarray(wide(w, "scale").T)
+    return {"qweight": shuffled(unpacked(w.parts["codes"], BITS).T), "qzeros": shuffled(zeros), "scales": scales}
+
+
+def ordered(stored: np.ndarray) -> np.ndarray:
     """The nibbles [..., n * 8] of words [..., n], as outputs in order."""
-    nibbles = fields(words, BITS, words.shape[-1] * WORD)
-    return nibbles.reshape(*words.shape, WORD)[..., ORDER].reshape(nibbles.shape)
+    nibbles = fields(stored, BITS, stored.shape[-1] * WORD)
+    return nibbles.reshape(*stored.shape, WORD)[..., ORDER].reshape(nibbles.shape)
+
+
+def shuffled(values: np.ndarray) -> np.ndarray:
+    """Outputs [..., n * 8] as the nibbles of words [..., n]: back from `ordered`."""
+    nibbles = values.reshape(*values.shape[:-1], -1, WORD)[..., np.argsort(ORDER)]
+    return words(packed(nibbles.reshape(values.shape), BITS))
 
 
 def pack_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, group: int) -> QTensor:
@@ -89,6 +102,14 @@ def pack_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, gr
     codes = np.ascontiguousarray(qweight).view(np.uint8)
     groups = codes.shape[1] * 2 // group
     return rows({"codes": codes, "scale": scales[:, :groups], "zero": fields(qzeros, BITS, groups)}, group)
+
+
+def unpack_gemv(w: QTensor, *, width: int) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in] in layout "gemv", with groups for `width` words of zeros."""
+    zeros, scales = wide(w, "zero"), wide(w, "scale")
+    more = ((0, 0), (0, width * WORD - scales.shape[1]))
+    qzeros = words(packed(np.pad(zeros, more), BITS))
+    return {"qweight": words(w.parts["codes"]), "qzeros": qzeros, "scales": np.pad(scales, more)}
 
 
 def rows(parts: dict[str, np.ndarray], group: int) -> QTensor:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from converters.files import parse_json
-from converters.packed.weight import Stored, Weight, ceil_div
+from converters.packed.weight import Stored, Weight, ceil_div, wide
 from converters.take import Take
 from forge_jax.quantization.schemes import Codebook, Integers
 from forge_jax.tensor import QTensor
 
+NESTED = ("nested_quant_map", "nested_absmax")
 DTYPES = ("float32", "float16", "bfloat16")
 # the tensors say what was quantised and how; outliers are found in activations, by the program that runs
 QUIET = """
@@ -51,12 +52,17 @@ def eight(module: str, stored: Stored) -> Weight:
     if stored.has(order) and (code := int(stored.source.read(order))):
         raise stored.error(order, f"is {code}, expected 0, rows one after another")
     parts = {"weight": f"{module}.weight", "SCB": f"{module}.SCB"}
-    return Weight(parts["weight"], shape, parts, pack_eight, stored.there(order))
+    return Weight(parts["weight"], shape, parts, pack_eight, unpack_eight, stored.there(order))
 
 
 def pack_eight(weight: np.ndarray, SCB: np.ndarray) -> QTensor:
     """[out, in] from int8 [out, in] and the largest absolute value of each row."""
     return QTensor({"codes": weight, "scale": SCB[:, None]}, Integers(8, over=127))
+
+
+def unpack_eight(w: QTensor) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack_eight`."""
+    return {"weight": w.parts["codes"], "SCB": wide(w, "scale")[:, 0]}
 
 
 def four(name: str, state: str, stored: Stored) -> Weight:
@@ -75,8 +81,9 @@ def four(name: str, state: str, stored: Stored) -> Weight:
     if nested:
         stored.part(f"{name}.nested_quant_map", ("F32",), (256,))
         stored.part(f"{name}.nested_absmax", ("F32",), (ceil_div(blocks, said["nested_blocksize"]),))
-        parts |= {key: f"{name}.{key}" for key in ("nested_quant_map", "nested_absmax")}
-    return Weight(name, shape, parts, partial(pack_four, state=said), (state,))
+        parts |= {key: f"{name}.{key}" for key in NESTED}
+    pack, unpack = partial(pack_four, state=said), partial(unpack_four, state=said)
+    return Weight(name, shape, parts, pack, unpack, (state,), NESTED if nested else ())
 
 
 def state_of(name: str, stored: Stored) -> dict[str, Any]:
@@ -127,6 +134,32 @@ def pack_four(
         return QTensor({"codes": codes.reshape(*rows, -1), "table": table, "scale": absmax.reshape(*rows, -1)}, scheme)
     values = scheme.decode({"codes": codes, "table": quant_map, "scale": absmax})
     return values[: prod(state["shape"])].reshape(state["shape"])
+
+
+def unpack_four(
+    w: QTensor,
+    nested_quant_map: np.ndarray | None = None,
+    nested_absmax: np.ndarray | None = None,
+    *,
+    state: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [..., in]: back from `pack_four`, whose nested parts are given where there are."""
+    absmax = np.ascontiguousarray(wide(w, "scale")).reshape(-1)
+    if nested_quant_map is not None and nested_absmax is not None:
+        absmax = nested_codes(absmax, nested_quant_map, nested_absmax, state)
+    return {"weight": w.parts["codes"].reshape(-1, 1), "quant_map": w.parts["table"].reshape(-1), "absmax": absmax}
+
+
+def nested_codes(
+    absmax: np.ndarray, levels: np.ndarray, outer: np.ndarray, state: Mapping[str, Any]
+) -> np.ndarray:
+    """The codes uint8 of scales: the first of the levels that gives the same number, or else the nearest."""
+    codes, size = np.empty(len(absmax), np.uint8), state["nested_blocksize"]
+    for block, scale in enumerate(outer):
+        mine = absmax[block * size : (block + 1) * size]
+        known = levels * scale + np.float32(state["nested_offset"])
+        codes[block * size : (block + 1) * size] = np.abs(known - mine[:, None]).argmin(1)
+    return codes
 
 
 def repeated(values: np.ndarray, times: int, count: int) -> np.ndarray:

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from converters.packed.mxfp4 import exponents
-from converters.packed.weight import FLOATS, Stored, Weight, by_row, ceil_div, fields, is_block, matches
+from converters.packed.weight import FLOATS, Stored, Weight, by_row, ceil_div, fields, is_block, matches, wide, words
 from converters.take import Take
 from forge_jax.quantization.schemes import Floats, Integers
+from forge_jax.quantization.streams import packed as stream
 from forge_jax.tensor import QTensor
 
 PACKED = "pack-quantized"
@@ -129,14 +130,11 @@ def scheme_of(module: str, schemes: list[Scheme], where: str) -> Scheme:
 def weight(module: str, scheme: Scheme, stored: Stored) -> Weight:
     """One module; ValueError where a part is missing or misshapen."""
     make = {PACKED: packed, NVFP4: nvfp4, MXFP4: mxfp4}.get(scheme.format, plain)
-    name, shape, parts, pack = make(module, scheme, stored)
-    spare = stored.there(*(f"{module}.{part}" for part in ACTIVATIONS))
-    if "shape" in parts:
-        spare += (parts.pop("shape"),)
-    return Weight(name, shape, parts, pack, spare)
+    name, shape, parts, pack, unpack = make(module, scheme, stored)
+    return Weight(name, shape, parts, pack, unpack, stored.there(*(f"{module}.{part}" for part in ACTIVATIONS)))
 
 
-Made = tuple[str, tuple[int, ...], dict[str, str], Any]
+Made = tuple[str, tuple[int, ...], dict[str, str], Any, Any]
 
 
 def plain(module: str, scheme: Scheme, stored: Stored) -> Made:
@@ -147,8 +145,9 @@ def plain(module: str, scheme: Scheme, stored: Stored) -> Made:
     powers = scheme.format == MXFP8
     scaled(parts["scale"], shape, scheme, stored, POWERS if powers else FLOATS)
     parts |= zeros(module, shape, scheme, stored, ())
-    pack = partial(pack_plain, block=cells(scheme, out, inputs), powers=powers)
-    return parts["weight"], (out, inputs), parts, pack
+    block = cells(scheme, out, inputs)
+    pack = partial(pack_plain, block=block, powers=powers)
+    return parts["weight"], (out, inputs), parts, pack, partial(unpack_plain, step=block[0])
 
 
 def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
@@ -168,8 +167,10 @@ def packed(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts |= zeros(module, shape, scheme, stored, ("group", "channel"))
     if "g_idx" in parts:
         stored.part(parts["g_idx"], ("I32", "I64"), (inputs,), said)
-    pack = partial(pack_stream, where=module, bits=bits, shape=(out, inputs), block=cells(scheme, out, inputs))
-    return f"{module}.weight", (out, inputs), parts, pack
+    block = cells(scheme, out, inputs)
+    pack = partial(pack_stream, where=module, bits=bits, block=block)
+    unpack = partial(unpack_stream, bits=bits, step=block[0], ordered=scheme.ordered)
+    return f"{module}.weight", (out, inputs), parts, pack, unpack
 
 
 def zeros(
@@ -200,7 +201,7 @@ def nvfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
     out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
     stored.part(parts["scale"], ("F8_E4M3",), (out, ceil_div(2 * half, scheme.group_size)))
     stored.part(parts["whole"], ("F32",), (1,))
-    return f"{module}.weight", (out, 2 * half), parts, partial(pack_nvfp4, group=scheme.group_size)
+    return f"{module}.weight", (out, 2 * half), parts, partial(pack_nvfp4, group=scheme.group_size), unpack_nvfp4
 
 
 def mxfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
@@ -208,7 +209,7 @@ def mxfp4(module: str, scheme: Scheme, stored: Stored) -> Made:
     parts = {"packed": f"{module}.weight_packed", "scale": f"{module}.weight_scale"}
     out, half = stored.part(parts["packed"], ("U8",), (None, None)).shape
     stored.part(parts["scale"], POWERS, (out, ceil_div(2 * half, scheme.group_size)))
-    return f"{module}.weight", (out, 2 * half), parts, partial(pack_mxfp4, group=scheme.group_size)
+    return f"{module}.weight", (out, 2 * half), parts, partial(pack_mxfp4, group=scheme.group_size), unpack_mxfp4
 
 
 def grid(scheme: Scheme, out: int, inputs: int) -> tuple[int, int]:
@@ -257,12 +258,12 @@ def pack_plain(
 def pack_stream(
     packed: np.ndarray,
     scale: np.ndarray,
+    shape: np.ndarray,
     zero: np.ndarray | None = None,
     g_idx: np.ndarray | None = None,
     *,
     where: str,
     bits: int,
-    shape: tuple[int, int],
     block: tuple[int, int],
 ) -> QTensor:
     """[out, in] from the parts of a pack-quantized module.
@@ -270,6 +271,7 @@ def pack_stream(
     Raises:
         ValueError: an input's group that there is not.
     """
+    out, inputs = (int(size) for size in shape)
     offset = 2 ** (bits - 1)
     parts = {"scale": as_grid(scale)}
     if zero is not None and zero.dtype == np.int8:
@@ -281,12 +283,12 @@ def pack_stream(
         raise ValueError(f"{where}: weight_g_idx has {g_idx.min()} to {g_idx.max()}, expected 0 to {groups - 1}")
     if g_idx is not None and not (g_idx == -1).any():  # -1: made, and never filled in
         parts["index"] = g_idx.astype(np.int32)[None]
-    if shape[1] % 8:  # a row ends within a byte
-        bits, codes = 8, fields(packed, bits, shape[1])
+    if inputs % 8:  # a row ends within a byte
+        bits, codes = 8, fields(packed, bits, inputs)
     else:
-        codes = np.ascontiguousarray(packed).view(np.uint8)[:, : shape[1] * bits // 8]
+        codes = np.ascontiguousarray(packed).view(np.uint8)[:, : inputs * bits // 8]
     scheme = Integers(bits, middle=0 if "zero" in parts else offset)
-    return rows({"codes": codes, **parts}, scheme, block, shape)
+    return rows({"codes": codes, **parts}, scheme, block, (out, inputs))
 
 
 def pack_nvfp4(packed: np.ndarray, scale: np.ndarray, whole: np.ndarray, *, group: int) -> QTensor:
@@ -299,6 +301,36 @@ def pack_nvfp4(packed: np.ndarray, scale: np.ndarray, whole: np.ndarray, *, grou
 def pack_mxfp4(packed: np.ndarray, scale: np.ndarray, *, group: int) -> QTensor:
     """[out, in] from the parts of an MXFP4 module."""
     return QTensor({"codes": packed, "scale": exponents(scale)}, Floats("mxfp4", 4, group=group))
+
+
+def unpack_plain(w: QTensor, *, step: int) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack_plain`; `step` rows share scales."""
+    zero = {"zero": wide(w, "zero")[::step]} if "zero" in w.parts else {}
+    return {"weight": w.parts["codes"], "scale": wide(w, "scale")[::step]} | zero
+
+
+def unpack_stream(w: QTensor, *, bits: int, step: int, ordered: bool) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack_stream`."""
+    codes = w.parts["codes"] if w.scheme.bits == bits else stream(w.parts["codes"], bits)
+    parts = {"packed": words(codes), "scale": wide(w, "scale")[::step], "shape": np.array(w.shape)}
+    if "zero" in w.parts:
+        zero = wide(w, "zero")[::step]
+        as_stream = zero.dtype == np.uint8  # and int16 where they are stored as int8
+        parts["zero"] = words(stream(zero.T, bits)).T if as_stream else (zero - 2 ** (bits - 1)).astype(np.int8)
+    if ordered:
+        inputs = w.shape[1]
+        parts["g_idx"] = w.parts["index"][0] if "index" in w.parts else np.full(inputs, -1, np.int32)
+    return parts
+
+
+def unpack_nvfp4(w: QTensor) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack_nvfp4`."""
+    return {"packed": w.parts["codes"], "scale": w.parts["scale"], "whole": w.parts["divisor"].reshape(1)}
+
+
+def unpack_mxfp4(w: QTensor) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack_mxfp4`."""
+    return {"packed": w.parts["codes"], "scale": w.parts["scale"]}
 
 
 def rows(

@@ -10,10 +10,11 @@ weights here are meant for float activations, which is what the reference comput
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from math import prod
 
 import numpy as np
 
-from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block
+from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block, wide
 from converters.take import Take
 from forge_jax.quantization.schemes import Floats
 from forge_jax.tensor import QTensor
@@ -60,10 +61,12 @@ def weight(name: str, block: tuple[int, int] | None, stored: Stored) -> Weight:
         raise stored.error(name, f"is float8 of shape {list(shape)}, expected a matrix")
     scale = next(iter(stored.there(*(name + suffix for suffix in SUFFIXES))), name + SUFFIXES[0])
     found = stored.part(scale, SCALES, None, f"the scale of {name}").shape
+    step = 1
     if found in ((), (1,), (1, 1), (*shape[:-2], 1, 1)):
-        block = (1, 1)
+        block, step = (1, 1), shape[-2]
     elif block is not None and scale.endswith("_inv"):
         stored.part(scale, SCALES, (*shape[:-2], *blocks(shape, block)), f"{name} {list(shape)} in blocks {block}")
+        step = block[0]
     elif found == (*shape[:-1], 1) or (len(shape) == 3 and found == (shape[0], 1, shape[2])):
         block = (1, 1)
     else:
@@ -71,7 +74,7 @@ def weight(name: str, block: tuple[int, int] | None, stored: Stored) -> Weight:
     module = name.rpartition(".")[0]
     spare = stored.there(*(f"{module}.{part}" for part in ("input_scale", "activation_scale")))
     parts: Mapping[str, str] = {"weight": name, "scale": scale}
-    return Weight(name, shape, parts, partial(pack, block=block), spare)
+    return Weight(name, shape, parts, partial(pack, block=block), partial(unpack, step=step, count=prod(found)), spare)
 
 
 def blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
@@ -89,3 +92,12 @@ def pack(weight: np.ndarray, scale: np.ndarray, *, block: tuple[int, int]) -> QT
         return QTensor({"codes": weight, "scale": scale}, Floats("fp8"))
     scales = by_row(scale, block[0], weight.shape[-2])
     return QTensor({"codes": weight, "scale": scales}, Floats("fp8", group=block[1] if scale.shape[-1] > 1 else 0))
+
+
+def unpack(w: QTensor, *, step: int, count: int) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor: back from `pack`. There are `count` scales, one for every `step` rows."""
+    codes, scale = w.parts["codes"], wide(w, "scale")
+    if w.trailing:
+        return {"weight": np.ascontiguousarray(codes.swapaxes(1, 2)), "scale": scale.swapaxes(1, 2)}
+    scale = scale[..., ::step, :]
+    return {"weight": codes, "scale": scale if scale.size == count else scale[:1]}

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches, wide, words
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
+from forge_jax.quantization.streams import packed
 from forge_jax.tensor import QTensor
 
 BITS = (2, 3, 4, 8)
@@ -106,7 +107,8 @@ def weight(module: str, scheme: Scheme, stored: Stored, add: int) -> Weight:
     groups = 1 if scheme.group_size == -1 else ceil_div(inputs, scheme.group_size)
     stored.part(parts["scales"], FLOATS, (groups, outputs), said)
     stored.part(parts["qzeros"], ("I32",), (groups, ceil_div(outputs * scheme.bits, 32)), said)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack, where=module, bits=scheme.bits, add=add))
+    way = partial(pack, where=module, bits=scheme.bits, add=add)
+    return Weight(f"{module}.weight", (outputs, inputs), parts, way, partial(unpack, bits=scheme.bits, add=add))
 
 
 def pack(
@@ -129,3 +131,17 @@ def pack(
     if (zeros != zeros[0, 0]).any():
         scheme, parts["zero"] = replace(scheme, middle=0), np.ascontiguousarray(zeros.T)
     return QTensor(parts, scheme)
+
+
+def unpack(w: QTensor, *, bits: int, add: int) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [out, in]: back from `pack`."""
+    outputs, inputs = w.shape
+    scales = wide(w, "scale").T
+    zeros = wide(w, "zero").T if "zero" in w.parts else np.full(scales.shape, w.scheme.middle, np.uint8)
+    order = w.parts["index"][0] if "index" in w.parts else np.arange(inputs) // ceil_div(inputs, len(scales))
+    return {
+        "qweight": np.ascontiguousarray(words(w.parts["codes"]).T),
+        "qzeros": words(packed(zeros - np.uint8(add), bits)),
+        "scales": np.ascontiguousarray(scales),
+        "g_idx": order.astype(np.int32),
+    }

@@ -30,13 +30,19 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
         experts, outputs, groups, _ = stored.part(name, ("U8",), (None, None, None, GROUP // 2)).shape
         stored.part(own + SCALES, ("U8", "F8_E8M0"), (experts, outputs, groups), f"{name} is {list(info.shape)}")
         parts = {"blocks": name, "scales": own + SCALES}
-        yield Weight(own, (experts, groups * GROUP, outputs), parts, pack)
+        yield Weight(own, (experts, groups * GROUP, outputs), parts, pack, unpack)
 
 
 def pack(blocks: np.ndarray, scales: np.ndarray) -> QTensor:
     """[E, in, out]; ValueError for the exponent 255, which is no number."""
     codes = blocks.reshape(*blocks.shape[:2], -1)
     return QTensor({"codes": codes, "scale": exponents(scales)}, Floats("mxfp4", 4, group=GROUP), trailing=1)
+
+
+def unpack(w: QTensor) -> dict[str, np.ndarray]:
+    """The parts of a packed tensor [E, in, out]: back from `pack`."""
+    codes, scales = w.parts["codes"], w.parts["scale"]
+    return {"blocks": codes.reshape(*scales.shape, GROUP // 2), "scales": scales}
 
 
 def exponents(scales: np.ndarray) -> np.ndarray:

@@ -41,7 +41,10 @@ CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F8_E8M0"
 class Packed(View):
     """The dense tensors of a checkpoint, of which some are made of several stored ones."""
 
-    def __init__(self, whole: TensorSource, weights: Iterable[Weight], where: str) -> None:
+    def __init__(
+        self, whole: TensorSource, weights: Iterable[Weight], where: str, method: str, said: Mapping[str, Any]
+    ) -> None:
+        self.method, self.said = method, said
         self.weights = {weight.name: weight for weight in weights}
         used = {part for weight in self.weights.values() for part in (*weight.parts.values(), *weight.spare)}
         rest = {name: info for name, info in whole.tensors.items() if name not in used}
@@ -113,7 +116,7 @@ def unpacked(
     take.done()
     if config.get("model_type") in INPUTS_FIRST:
         weights = [flipped(weight) if INPUTS_FIRST_NAMES.search(weight.name) else weight for weight in weights]
-    return Packed(source, weights, where), rest
+    return Packed(source, weights, where, method, said), rest
 
 
 def said_of(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -144,4 +147,7 @@ def flipped(weight: Weight) -> Weight:
         stored = weight.pack(**parts)
         return replace(stored, trailing=1) if isinstance(stored, QTensor) else np.ascontiguousarray(stored.T)
 
-    return replace(weight, shape=weight.shape[::-1], pack=pack)
+    def unpack(w: QTensor, **kept: np.ndarray) -> dict[str, np.ndarray]:
+        return weight.unpack(replace(w, trailing=0), **kept)
+
+    return replace(weight, shape=weight.shape[::-1], pack=pack, unpack=unpack)

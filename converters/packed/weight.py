@@ -20,15 +20,18 @@ class Weight:
     """A tensor of `shape`, and the stored tensors that it is made of.
 
     `parts` maps the argument of `pack` to the name of a stored tensor. `pack` gives the packed tensor, on the host; a
-    plain float32 array where its rows cannot stand by themselves. `spare` tensors belong to the module and say nothing
-    about its weight (scales of activations, marks of an order).
+    plain float32 array where its rows cannot stand by themselves. `unpack` is its inverse: the parts of a packed tensor
+    by their argument, but those in `kept`, which it is given because a packed tensor does not have them. `spare`
+    tensors belong to the module and say nothing about its weight (scales of activations, marks of an order).
     """
 
     name: str
     shape: tuple[int, ...]
     parts: Mapping[str, str]
     pack: Callable[..., QTensor | np.ndarray]
+    unpack: Callable[..., dict[str, np.ndarray]]
     spare: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 class Stored:
@@ -120,6 +123,20 @@ def fields(words: np.ndarray, bits: int, count: int) -> np.ndarray:
             value = value | rows[..., byte + 1] << (8 - shift)
         out[..., i] = value & (2**bits - 1)
     return out.reshape(*out.shape[:-2], -1)[..., :count]
+
+
+def words(rows: np.ndarray) -> np.ndarray:
+    """Bytes [..., n] as int32 words [..., ceil(n / 4)], the last one filled up with zeros: back from `fields`."""
+    short = -rows.shape[-1] % 4
+    if short:
+        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], short), np.uint8)], -1)
+    return np.ascontiguousarray(rows).view(np.int32)
+
+
+def wide(w: QTensor, name: str) -> np.ndarray:
+    """A part of a packed tensor [*outputs, n], for every row."""
+    part = w.parts[name]
+    return np.broadcast_to(part, (*w.outputs, part.shape[-1]))
 
 
 def by_row(values: np.ndarray, height: int, rows: int) -> np.ndarray:

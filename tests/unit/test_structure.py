@@ -12,6 +12,7 @@ FRONT = {
     "loading",
     "text",
     "exporting",
+    "exporting_packed",
     "hub",
     "inspection",
     "cli",
