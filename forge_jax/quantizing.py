@@ -41,4 +41,4 @@ def quantize(
         fallback=fallback,
         requantize=requantize,
     )
-    return replace(model, params=params)
+    return replace(model, params=params, packing=None)
