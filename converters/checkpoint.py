@@ -107,8 +107,13 @@ def stays_packed(w: QTensor, param: Param) -> bool:
 
 def tied_copies(family: Family, names: Iterable[str]) -> list[str]:
     """Tensors of a tied model that repeat its embedding under the name of the head."""
-    heads = {rule.theirs for rule in family.rules if rule.ours == "head"}
+    heads = tied_heads(family)
     return [name for name in names if name in heads]
+
+
+def tied_heads(family: Family) -> set[str]:
+    """How the head's tensor is called in a family."""
+    return {rule.theirs for rule in family.rules if rule.ours == "head"}
 
 
 def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None = None) -> Checkpoint:

@@ -183,7 +183,7 @@ class ForgeFiles:
         policy = {
             path: scheme(row_length(param)) if (quantize_linear if param.inputs else quantize_embedding) else None
             for path, param in flatten(abstract(self.model.spec))
-            if packable(path, param) and not fine(path, param)
+            if packable(param) and not fine(path, param)
         }
         model = self.model if mode == "none" else quantizing.quantize(self.model, scheme(group_size), policy=policy)
         new = type(self).__new__(type(self))

@@ -8,12 +8,14 @@ Layout "gemv": outputs first, in their natural order, groups padded to whole wor
 Both: w[o, i] = scales[g, o] * (q[i, o] - z[g, o]), g = i // group.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words
+from converters.packed.unsigned import Facts, facts_of, unsigned
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed, unpacked
@@ -81,8 +83,8 @@ def pack_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, gr
 
 def unpack_gemm(w: QTensor) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in] in layout "gemm"."""
-    zeros, scales = wide(w, "zero").T, np.ascontiguousarray(wide(w, "scale").T)
-    return {"qweight": shuffled(unpacked(w.parts["codes"], BITS).T), "qzeros": shuffled(zeros), "scales": scales}
+    qweight, qzeros = shuffled(unpacked(w.parts["codes"], BITS).T), shuffled(zeros(w).T)
+    return {"qweight": qweight, "qzeros": qzeros, "scales": np.ascontiguousarray(wide(w, "scale").T)}
 
 
 def ordered(stored: np.ndarray) -> np.ndarray:
@@ -106,9 +108,9 @@ def pack_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, gr
 
 def unpack_gemv(w: QTensor, *, width: int) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in] in layout "gemv", with groups for `width` words of zeros."""
-    zeros, scales = wide(w, "zero"), wide(w, "scale")
+    scales = wide(w, "scale")
     more = ((0, 0), (0, width * WORD - scales.shape[1]))
-    qzeros = words(packed(np.pad(zeros, more), BITS))
+    qzeros = words(packed(np.pad(zeros(w), more), BITS))
     return {"qweight": words(w.parts["codes"]), "qzeros": qzeros, "scales": np.pad(scales, more)}
 
 
@@ -116,3 +118,40 @@ def rows(parts: dict[str, np.ndarray], group: int) -> QTensor:
     """The packed tensor of codes, scales and zeros."""
     parts = {name: np.ascontiguousarray(part) for name, part in parts.items()}
     return QTensor(parts, Integers(BITS, group=group if parts["scale"].shape[-1] > 1 else 0))
+
+
+# ------------------------------------------------------------------------------------------------ made from others
+def facts(w: QTensor) -> Facts:
+    """What is to be said of a packed tensor; ValueError where the format cannot hold it."""
+    said = facts_of(unsigned(w))
+    outputs, inputs = said.shape
+    if said.bits != BITS or said.ordered or outputs % WORD or inputs % (said.group or inputs):
+        order = ", inputs in another order" if said.ordered else ""
+        raise ValueError(
+            f"has {said.bits} bits of {[outputs, inputs]} in groups of {said.group or inputs}{order}; AWQ has 4 bits, "
+            f"whole groups of inputs in their order, a multiple of {WORD} outputs"
+        )
+    return said
+
+
+def config(said: Mapping[str, Facts], plain: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of modules, and of those that are plain; ValueError where they differ in their groups."""
+    whole = all(one.group == 0 for one in said.values())
+    sizes = [-1] if whole else sorted({one.group or one.shape[1] for one in said.values()})
+    if len(sizes) > 1:
+        raise ValueError(f"groups are of {sizes} inputs; AWQ has one size for all modules")
+    return {
+        "quant_method": "awq",
+        "bits": BITS,
+        "group_size": sizes[0],
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": list(plain) or None,
+    }
+
+
+def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
+    """The description of a module that is written anew, in layout "gemm"."""
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
+    pack = partial(pack_gemm, group=said.group or said.shape[1])
+    return Weight(f"{module}.weight", said.shape, parts, pack, lambda w: unpack_gemm(unsigned(w)))

@@ -9,7 +9,9 @@ Nested: weight.absmax is uint8, with nested_quant_map float32 [256] and nested_a
     nested_quant_map[absmax[k]] * nested_absmax[k // nested_blocksize] + nested_offset
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -49,8 +51,11 @@ def eight(module: str, stored: Stored) -> Weight:
     shape = stored.part(f"{module}.weight", ("I8",), (None, None)).shape
     stored.part(f"{module}.SCB", ("F32",), (shape[0],))
     order = f"{module}.weight_format"
-    if stored.has(order) and (code := int(stored.source.read(order))):
-        raise stored.error(order, f"is {code}, expected 0, rows one after another")
+    if stored.has(order):
+        single = (1,) if stored.source.tensors[order].shape else ()
+        stored.part(order, ("U8", "I32", "I64"), single)
+        if code := int(stored.source.read(order).max()):
+            raise stored.error(order, f"is {code}, expected 0, rows one after another")
     parts = {"weight": f"{module}.weight", "SCB": f"{module}.SCB"}
     return Weight(parts["weight"], shape, parts, pack_eight, unpack_eight, stored.there(order))
 
@@ -150,9 +155,7 @@ def unpack_four(
     return {"weight": w.parts["codes"].reshape(-1, 1), "quant_map": w.parts["table"].reshape(-1), "absmax": absmax}
 
 
-def nested_codes(
-    absmax: np.ndarray, levels: np.ndarray, outer: np.ndarray, state: Mapping[str, Any]
-) -> np.ndarray:
+def nested_codes(absmax: np.ndarray, levels: np.ndarray, outer: np.ndarray, state: Mapping[str, Any]) -> np.ndarray:
     """The codes uint8 of scales: the first of the levels that gives the same number, or else the nearest."""
     codes, size = np.empty(len(absmax), np.uint8), state["nested_blocksize"]
     for block, scale in enumerate(outer):
@@ -165,3 +168,65 @@ def nested_codes(
 def repeated(values: np.ndarray, times: int, count: int) -> np.ndarray:
     """`count` numbers: each value `times` times, the last one as often as there is room."""
     return np.repeat(values, min(times, count))[:count]
+
+
+# ------------------------------------------------------------------------------------------------ made from others
+@dataclass(frozen=True)
+class Facts:
+    """What is said of a weight: "int8", "nf4" or "fp4", its block size, and the dtype that it is multiplied in."""
+
+    shape: tuple[int, ...]
+    kind: str
+    block: int
+    dtype: str
+
+
+def facts(w: QTensor) -> Facts:
+    """What is to be said of a packed tensor; ValueError where the format cannot hold it."""
+    scheme = w.scheme
+    if isinstance(scheme, Codebook) and scheme.name in ("nf4", "fp4") and scheme.group and not w.trailing:
+        return Facts(w.shape, scheme.name, scheme.group, w.dtype)
+    if w.ndim == 2 and scheme == Integers(8, over=127) and {*w.parts} == {"codes", "scale"}:
+        return Facts(w.shape, "int8", 0, w.dtype)
+    raise ValueError(f"is {scheme.name}; bitsandbytes has nf4, fp4, and int8 with a scale over 127 for every row")
+
+
+def config(said: Mapping[str, Facts], plain: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of modules, and of those that are plain; ValueError where they are of several kinds."""
+    kinds = sorted({one.kind for one in said.values()})
+    if len(kinds) > 1:
+        raise ValueError(f"weights are {' and '.join(kinds)}; bitsandbytes has one kind for all modules")
+    eight = kinds == ["int8"]
+    four_bits = {
+        "bnb_4bit_compute_dtype": next(iter(said.values())).dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": kinds[0],
+        "bnb_4bit_use_double_quant": False,
+    }
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_8bit": eight,
+        "load_in_4bit": not eight,
+        "llm_int8_skip_modules": list(plain) or None,
+        "llm_int8_has_fp16_weight": False,
+    } | ({} if eight else four_bits)
+
+
+def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
+    """The description of a module that is written anew."""
+    name = f"{module}.weight"
+    if said.kind == "int8":
+        parts = {"weight": name, "SCB": f"{module}.SCB", "order": f"{module}.weight_format"}
+        rows_first = {"order": np.zeros((), np.uint8)}
+        return Weight(
+            name, said.shape, parts, lambda order, **parts: pack_eight(**parts), lambda w: unpack_eight(w) | rows_first
+        )
+    state = {"quant_type": said.kind, "blocksize": said.block, "dtype": said.dtype, "shape": list(said.shape)}
+    written = {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)}
+    parts = {"weight": name, "quant_map": f"{name}.quant_map", "absmax": f"{name}.absmax"}
+    parts |= {"state": f"{name}.quant_state.bitsandbytes__{said.kind}"}
+
+    def again(state: np.ndarray, **parts: np.ndarray) -> QTensor | np.ndarray:
+        return pack_four(**parts, state=json.loads(state.tobytes()))
+
+    return Weight(name, said.shape, parts, again, lambda w: unpack_four(w, state=state) | written)

@@ -23,7 +23,19 @@ from typing import Any
 import numpy as np
 
 from converters.packed.mxfp4 import exponents
-from converters.packed.weight import FLOATS, Stored, Weight, by_row, ceil_div, fields, is_block, matches, wide, words
+from converters.packed.weight import (
+    FLOATS,
+    Stored,
+    Weight,
+    by_row,
+    ceil_div,
+    fields,
+    integers,
+    is_block,
+    matches,
+    wide,
+    words,
+)
 from converters.take import Take
 from forge_jax.quantization.schemes import Floats, Integers
 from forge_jax.quantization.streams import packed as stream
@@ -311,7 +323,7 @@ def unpack_plain(w: QTensor, *, step: int) -> dict[str, np.ndarray]:
 
 def unpack_stream(w: QTensor, *, bits: int, step: int, ordered: bool) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack_stream`."""
-    codes = w.parts["codes"] if w.scheme.bits == bits else stream(w.parts["codes"], bits)
+    codes = w.parts["codes"] if integers(w).bits == bits else stream(w.parts["codes"], bits)
     parts = {"packed": words(codes), "scale": wide(w, "scale")[::step], "shape": np.array(w.shape)}
     if "zero" in w.parts:
         zero = wide(w, "zero")[::step]

@@ -8,13 +8,15 @@ Scales of activations (`input_scale`, `activation_scale`) say how a program may 
 weights here are meant for float activations, which is what the reference computes in float32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import gcd, prod
+from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block, wide
+from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block, shared_rows, wide
 from converters.take import Take
 from forge_jax.quantization.schemes import Floats
 from forge_jax.tensor import QTensor
@@ -101,3 +103,57 @@ def unpack(w: QTensor, *, step: int, count: int) -> dict[str, np.ndarray]:
         return {"weight": np.ascontiguousarray(codes.swapaxes(1, 2)), "scale": scale.swapaxes(1, 2)}
     scale = scale[..., ::step, :]
     return {"weight": codes, "scale": scale if scale.size == count else scale[:1]}
+
+
+# ------------------------------------------------------------------------------------------------ made from others
+@dataclass(frozen=True)
+class Facts:
+    """What a config says of a float8 matrix: how many rows and how many inputs share a scale, 0 for all of them."""
+
+    shape: tuple[int, ...]
+    height: int
+    group: int
+
+    def fits(self, size: int) -> bool:
+        """Whether its scales are those of squares of a size."""
+        return self.height % size == 0 and (self.group == size or (self.group == 0 and self.shape[1] <= size))
+
+
+def facts(w: QTensor) -> Facts:
+    """What is to be said of a packed tensor; ValueError where the format cannot hold it."""
+    scheme = w.scheme
+    if w.ndim != 2 or not isinstance(scheme, Floats) or scheme != Floats("fp8", group=scheme.group) or len(w.parts) > 2:
+        raise ValueError(f"is {scheme.name} of {list(w.shape)}; expected a matrix in fp8")
+    said = Facts(w.shape, shared_rows(w), scheme.group)
+    if said.height == 1 < w.shape[0]:
+        raise ValueError("has scales of its own for every row; FP8 has one for the matrix or for a square block")
+    return said
+
+
+def config(said: Mapping[str, Facts], plain: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of modules, and of those that are plain; ValueError where their blocks differ."""
+    whole = all((one.height, one.group) == (0, 0) for one in said.values())
+    size = 0 if whole else max(one.group for one in said.values()) or gcd(*(one.height for one in said.values()))
+    odd = [module for module, one in said.items() if size and not one.fits(size)]
+    if odd:
+        raise ValueError(f"{odd[0]} has other blocks of scales than {size} x {size}; FP8 has one size for all modules")
+    return {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "weight_block_size": [size, size] if size else None,
+        "modules_to_not_convert": list(plain),
+    }
+
+
+def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
+    """The description of a module that is written anew."""
+    name, size = f"{module}.weight", config["weight_block_size"]
+    parts = {"weight": name, "scale": name + SUFFIXES[size is None]}
+    block = (1, 1) if size is None else (size[0], size[1])
+    grid = (1, 1) if size is None else blocks(said.shape, block)
+    if grid == (1, 1):
+        way, back = partial(pack, block=(1, 1)), partial(unpack, step=said.shape[0], count=1)
+    else:
+        way, back = partial(pack, block=block), partial(unpack, step=block[0], count=prod(grid))
+    return Weight(name, said.shape, parts, way, back)

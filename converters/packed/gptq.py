@@ -9,14 +9,17 @@ begins with the least significant (3-bit values lie across words):
 Format "gptq" stores z - 1, "gptq_v2" stores z.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches, wide, words
+from converters.packed.unsigned import Facts, facts_of, unsigned
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches, wide, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed
@@ -122,14 +125,14 @@ def pack(
     groups, outputs = scales.shape
     if g_idx.size and not (-groups <= g_idx.min() and g_idx.max() < groups):
         raise ValueError(f"{where}: g_idx has {g_idx.min()} to {g_idx.max()}, expected a group of 0 to {groups - 1}")
-    zeros = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
+    zero = (fields(qzeros, bits, outputs) + np.uint8(add)) & np.uint8(2**bits - 1)
     parts = {"codes": np.ascontiguousarray(qweight.T).view(np.uint8), "scale": np.ascontiguousarray(scales.T)}
     size = ceil_div(len(g_idx), groups)
     if not np.array_equal(g_idx, np.arange(len(g_idx)) // size):
         parts["index"] = (g_idx % groups).astype(np.int32)[None]
-    scheme = Integers(bits, group=0 if groups == 1 else size, middle=int(zeros[0, 0]))
-    if (zeros != zeros[0, 0]).any():
-        scheme, parts["zero"] = replace(scheme, middle=0), np.ascontiguousarray(zeros.T)
+    scheme = Integers(bits, group=0 if groups == 1 else size, middle=int(zero[0, 0]))
+    if (zero != zero[0, 0]).any():
+        scheme, parts["zero"] = replace(scheme, middle=0), np.ascontiguousarray(zero.T)
     return QTensor(parts, scheme)
 
 
@@ -137,11 +140,53 @@ def unpack(w: QTensor, *, bits: int, add: int) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack`."""
     outputs, inputs = w.shape
     scales = wide(w, "scale").T
-    zeros = wide(w, "zero").T if "zero" in w.parts else np.full(scales.shape, w.scheme.middle, np.uint8)
     order = w.parts["index"][0] if "index" in w.parts else np.arange(inputs) // ceil_div(inputs, len(scales))
     return {
         "qweight": np.ascontiguousarray(words(w.parts["codes"]).T),
-        "qzeros": words(packed(zeros - np.uint8(add), bits)),
+        "qzeros": words(packed(zeros(w).T - np.uint8(add), bits)),
         "scales": np.ascontiguousarray(scales),
         "g_idx": order.astype(np.int32),
     }
+
+
+# ------------------------------------------------------------------------------------------------ made from others
+def facts(w: QTensor) -> Facts:
+    """What is to be said of a packed tensor; ValueError where the format cannot hold it."""
+    said = facts_of(unsigned(w))
+    if said.bits not in BITS or said.shape[1] * said.bits % 32:
+        raise ValueError(f"has {said.bits} bits of {said.shape[1]} inputs; GPTQ has {BITS}, in whole words of 32 bits")
+    return said
+
+
+def config(said: Mapping[str, Facts], plain: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of modules, and of those that are plain; modules unlike most are told one by one."""
+    sizes = Counter(one.group for one in said.values() if one.group)
+    usual_size = sizes.most_common(1)[0][0] if sizes else -1
+
+    def size(one: Facts) -> int:
+        """The size of groups; more inputs than a matrix has stand for all of them."""
+        return one.group or (usual_size if one.shape[1] <= usual_size else -1)
+
+    kinds = {module: Scheme(one.bits, size(one)) for module, one in said.items()}
+    usual = Counter(kinds.values()).most_common(1)[0][0]
+    odd = {f"+:{re.escape(module)}$": vars(kind) for module, kind in kinds.items() if kind != usual}
+    dynamic = odd | {f"-:{re.escape(module)}$": {} for module in plain}
+    # a zero of 0 is stored as -1 in the first version, and readers differ in how they take that
+    version = "gptq_v2" if min(one.lowest for one in said.values()) == 0 else "gptq"
+    return {
+        "quant_method": "gptq",
+        "bits": usual.bits,
+        "group_size": usual.group_size,
+        "desc_act": any(one.ordered for one in said.values()),
+        "sym": all(one.symmetric for one in said.values()),
+        "lm_head": "lm_head" in said,
+        "checkpoint_format": version,
+    } | ({"dynamic": dynamic} if dynamic else {})
+
+
+def made(module: str, said: Facts, config: Mapping[str, Any]) -> Weight:
+    """The description of a module that is written anew."""
+    parts = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
+    add = 1 if config["checkpoint_format"] == "gptq" else 0
+    way = partial(pack, where=module, bits=said.bits, add=add)
+    return Weight(f"{module}.weight", said.shape, parts, way, lambda w: unpack(unsigned(w), bits=said.bits, add=add))

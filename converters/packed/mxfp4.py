@@ -7,7 +7,8 @@ Layout: of a tensor `name` whose transpose is [E, out, in],
 E2M1: a sign, two bits of exponent and one of mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -55,3 +56,21 @@ def exponents(scales: np.ndarray) -> np.ndarray:
     if raw.size and raw.max() == 255:
         raise ValueError("a scale has the exponent 255, which stands for NaN; expected 0 to 254")
     return raw
+
+
+# ------------------------------------------------------------------------------------------------ made from others
+def facts(w: QTensor) -> tuple[int, ...]:
+    """The shape of a packed tensor [E, in, out]; ValueError where the format cannot hold it."""
+    if w.scheme != Floats("mxfp4", 4, group=GROUP) or (w.ndim, w.trailing) != (3, 1):
+        raise ValueError(f"is {w.scheme.name} of {list(w.shape)}; expected experts [E, in, out] in mxfp4")
+    return w.shape
+
+
+def config(said: Mapping[str, tuple[int, ...]], plain: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of experts, and of modules that are plain."""
+    return {"quant_method": "mxfp4", "modules_to_not_convert": list(plain)}
+
+
+def made(module: str, said: tuple[int, ...], config: Mapping[str, Any]) -> Weight:
+    """The description of experts that are written anew."""
+    return Weight(module, said, {"blocks": module + BLOCKS, "scales": module + SCALES}, pack, unpack)

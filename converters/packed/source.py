@@ -114,8 +114,8 @@ def unpacked(
         raise ValueError(f"{where}: quant_method = {method!r} is not known; expected {', '.join(METHODS)}")
     weights = list(METHODS[method](take, Stored(source, where)))
     take.done()
-    if config.get("model_type") in INPUTS_FIRST:
-        weights = [flipped(weight) if INPUTS_FIRST_NAMES.search(weight.name) else weight for weight in weights]
+    kind = config.get("model_type")
+    weights = [flipped(weight) if inputs_first(kind, weight.name) else weight for weight in weights]
     return Packed(source, weights, where, method, said), rest
 
 
@@ -138,6 +138,11 @@ def said_beside(path: Path, source: TensorSource, where: str) -> tuple[Any, str]
             if file.exists() and isinstance(said := read_json(file), Mapping):
                 return ({} if "method" in said else {"quant_method": method}) | dict(said), str(file)
     return None, where
+
+
+def inputs_first(model_type: Any, name: str) -> bool:
+    """Whether a dense tensor is [in, out] in models of a type."""
+    return model_type in INPUTS_FIRST and INPUTS_FIRST_NAMES.search(name) is not None
 
 
 def flipped(weight: Weight) -> Weight:

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
 
 from converters.files import quote
 from converters.source import TensorInfo, TensorSource
+from forge_jax.quantization.schemes import Integers
 from forge_jax.tensor import QTensor
 
 Size = int | None
@@ -137,6 +139,26 @@ def wide(w: QTensor, name: str) -> np.ndarray:
     """A part of a packed tensor [*outputs, n], for every row."""
     part = w.parts[name]
     return np.broadcast_to(part, (*w.outputs, part.shape[-1]))
+
+
+def integers(w: QTensor) -> Integers:
+    """The scheme of packed integers; ValueError where it is another."""
+    if not isinstance(w.scheme, Integers):
+        raise ValueError(f"is {w.scheme.name}, expected integers")
+    return w.scheme
+
+
+def zeros(w: QTensor) -> np.ndarray:
+    """The zeros of packed integers [*outputs, groups], whether they are stored or one for all."""
+    scale, middle = wide(w, "scale"), integers(w).middle
+    return wide(w, "zero") if "zero" in w.parts else np.full(scale.shape, middle, np.int16 if middle < 0 else np.uint8)
+
+
+def shared_rows(w: QTensor) -> int:
+    """How many rows of a packed matrix, one after another, share their scales; 0 if all do."""
+    scale = wide(w, "scale")
+    changes = np.flatnonzero((scale[1:] != scale[:-1]).any(-1)) + 1
+    return gcd(*(int(row) for row in changes))
 
 
 def by_row(values: np.ndarray, height: int, rows: int) -> np.ndarray:

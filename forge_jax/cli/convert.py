@@ -1,6 +1,7 @@
 """`forge-jax convert`: a checkpoint of any format that is read, written in any format that is written.
 
-The weights are in memory once, as the checkpoint stores them (packed types decoded); writers take them one at a time.
+The weights are in memory once, as the checkpoint stores them; writers take them one at a time. What is packed is
+decoded; the formats of PACKED take it as it is, if they hold it exactly.
 """
 
 import argparse
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from forge_jax.loading import Model
 
 KINDS = ("huggingface", "safetensors", "gguf", "orbax")
+PACKED = ("packed", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4")
 FILES = {".safetensors": "safetensors", ".gguf": "gguf"}
 DTYPES = ("stored", "float32", "bfloat16", "float16")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -28,11 +30,14 @@ def add(commands: options.Commands) -> None:
         run,
         "write a checkpoint in another format",
         "forge-jax convert org/name model.gguf --type Q4_K_M\n"
-        "  forge-jax convert model.gguf my-model --to huggingface --dtype bfloat16",
+        "  forge-jax convert model.gguf my-model --to huggingface --dtype bfloat16\n"
+        "  forge-jax convert org/name-gptq my-model --to compressed-tensors",
     )
     parser.add_argument("source", metavar="SOURCE", help="a directory, a file or a hub id")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the file or directory to write")
-    parser.add_argument("--to", choices=KINDS, help="what to write (by TARGET: .gguf, .safetensors, or huggingface)")
+    parser.add_argument(
+        "--to", choices=(*KINDS, *PACKED), help="what to write (by TARGET: .gguf, .safetensors, or huggingface)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights, not for GGUF (stored: as in the source)")
     parser.add_argument("--type", help="of the matrices of a GGUF, such as F16, Q8_0, Q4_K_M (as most of the source)")
     parser.add_argument("--importance", metavar="FILE", type=Path, help="llama.cpp's imatrix of the model, for --type")
@@ -63,7 +68,7 @@ def check(args: argparse.Namespace, kind: str) -> None:
         ("--type", args.type, ("gguf",)),
         ("--importance", args.importance, ("gguf",)),
         ("--dtype", args.dtype, ("huggingface", "safetensors")),
-        ("--max-shard-size", args.max_shard_size, ("huggingface",)),
+        ("--max-shard-size", args.max_shard_size, ("huggingface", *PACKED)),
     ):
         if value is not None and kind not in kinds:
             raise ValueError(f"{option} does not apply to {kind}; it is for {' and '.join(kinds)}")
@@ -75,9 +80,10 @@ def check(args: argparse.Namespace, kind: str) -> None:
 
 
 def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> None:
-    """Write the model as one of KINDS."""
+    """Write the model as one of KINDS or PACKED."""
     from converters.gguf.imatrix import read_imatrix
     from forge_jax import exporting
+    from forge_jax.exporting_packed import export_packed
 
     match kind:
         case "huggingface":
@@ -91,6 +97,9 @@ def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> No
             exporting.export_gguf(model, args.target, type=args.type or usual_type(model), importance=importance)
         case "orbax":
             exporting.export_orbax(model, args.target, overwrite=args.overwrite)
+        case method:
+            method = "auto" if method == "packed" else method
+            export_packed(model, args.target, method=method, max_shard_bytes=shard, overwrite=args.overwrite)
 
 
 def usual_type(model: "Model") -> Literal["F32", "F16", "BF16"]:

@@ -83,8 +83,11 @@ def check(args: argparse.Namespace) -> dict[str, str | None]:
     if args.importance is not None:
         raise ValueError("--importance does not apply to a directory; it is for a .gguf")
     for name in (args.scheme, args.fallback, *policy.values()):
-        if name is not None and isinstance(packer(name).scheme, Ggml):
+        scheme = None if name is None else packer(name).scheme
+        if isinstance(scheme, Ggml):
             raise ValueError(f"{args.target}: {name} is a type of GGUF files; name a target that ends in .gguf")
+        if scheme is not None and scheme.rounds:
+            raise ValueError(f"{args.target}: no file keeps that inputs are rounded; write int8, and load and quantise")
     return policy
 
 

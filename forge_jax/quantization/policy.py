@@ -3,7 +3,7 @@
 Of themselves, the matrices of the layers get the scheme that was asked for; the embedding, the head and whatever else
 stands outside of the layers get another, int8, because errors there go into every token. Routers, the mixing of streams
 and maps to one number a head are small and decide much: they stay, unless a pattern names them. Norms, biases, filters
-of convolutions and learned positions always stay.
+of convolutions and other tables always stay.
 """
 
 import difflib
@@ -18,10 +18,12 @@ FINE = ("router", "router_mlp", "shared_gate", "streams")
 """Parts of a path that say that a matrix decides much."""
 
 
-def packable(path: str, param: Param) -> bool:
-    """Whether products sum over the rows of a parameter, or tokens choose among them."""
-    if param.fill is not None or path == "positions" or len(param.shape) < 2:
+def packable(param: Param) -> bool:
+    """Whether products sum over the rows of a parameter, or tokens are the numbers of its rows."""
+    if param.fill is not None or len(param.shape) < 2:
         return False
+    if not param.inputs:
+        return param.axes[0] == "vocab"  # not a table of positions or hashes
     return len(param.shape) > param.stacked + param.inputs  # else a filter: it has inputs and no outputs
 
 
@@ -63,7 +65,7 @@ def choose(
         ValueError: a scheme that there is not, a pattern that matches nothing that can be packed, or rows that are no
             whole number of blocks without a fallback that takes them.
     """
-    described = {path: param for path, param in flatten(abstract(spec)) if packable(path, param)}
+    described = {path: param for path, param in flatten(abstract(spec)) if packable(param)}
     policy = policy or {}
     for pattern in policy:
         check_pattern(pattern, described, (path for path, _ in flatten(abstract(spec))))

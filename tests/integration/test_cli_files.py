@@ -90,7 +90,8 @@ def same_weights(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same numbers in the same types."""
     ours, theirs = (dict(flatten(load(path, dtype="stored", progress=False).params)) for path in (first, second))
     return ours.keys() == theirs.keys() and all(
-        ours[path].dtype == theirs[path].dtype and np.array_equal(dense(ours[path]), dense(theirs[path])) for path in ours
+        ours[path].dtype == theirs[path].dtype and np.array_equal(dense(ours[path]), dense(theirs[path]))
+        for path in ours
     )
 
 

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_checkpoint import write_golden_directory
 
 from forge_jax.cli import main
 from forge_jax.inspection import inspect
+from forge_jax.loading import load
+from forge_jax.params import flatten
+from forge_jax.quantizing import quantize
+from forge_jax.tensor import QTensor, dense
 
 
 @pytest.fixture
@@ -27,6 +32,21 @@ def test_a_mix(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Q4_0" in {row.type for row in inspect(smaller).storage}
 
 
+@pytest.mark.parametrize("scheme", ["int4-g16", "int8", "fp8", "nvfp4"])
+def test_a_directory(llama: Path, tmp_path: Path, scheme: str) -> None:
+    """What is loaded is what quantise gives, bit for bit; a pattern has its own scheme."""
+    target = tmp_path / "packed"
+    words = ["--scheme", scheme, "--policy", "layers.*.mlp.down=none"]
+    assert main(["quantize", str(llama), str(target), *words]) == 0
+    found = dict(flatten(load(target, progress=False).params))
+    wanted = quantize(load(llama, progress=False), scheme, policy={"layers.*.mlp.down": None}, outside=None)
+    packed = {path for path, leaf in found.items() if isinstance(leaf, QTensor)}
+    assert {path.split(".")[-1] for path in packed} == {*"qkvo", "gate", "up"}
+    for path, leaf in flatten(wanted.params):
+        np.testing.assert_array_equal(dense(found[path]), dense(leaf), err_msg=path)
+        assert isinstance(leaf, QTensor) == (path in packed)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -35,6 +55,7 @@ def test_a_mix(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["a", "--scheme", "Q4_K"], "a: Q4_K is a type of GGUF files; name a target that ends in .gguf"),
         (["a", "--scheme", "int4-g16", "--policy", "embed"], "--policy 'embed': expected PATTERN=SCHEME"),
         (["a", "--scheme", "int12"], "there is no scheme 'int12'; did you mean int"),
+        (["a", "--scheme", "int8-dynamic"], "a: no file keeps that inputs are rounded"),
         (["a", "--scheme", "nf4", "--importance", "b"], "--importance does not apply to a directory"),
         (["llama", "--scheme", "nf4"], "llama: is there already; choose another name or add --overwrite"),
     ],

@@ -1,11 +1,21 @@
 """Packed weights written: as they were stored byte for byte, and in other formats that hold the same numbers."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+from converters.packed.write import MAKERS
+from forge_jax.cli import main
 from forge_jax.exporting_packed import export_packed
-from forge_jax.loading import load
+from forge_jax.loading import Model, load
+from forge_jax.params import flatten
+from forge_jax.quantization import quantize_int8
+from forge_jax.tensor import QTensor, dense
 
 CASES = [
     "awq_g128 awq_g32 awq_skip bnb_int8 bnb_nf4 bnb_nf4_dq ct_fp8_block ct_mxfp4a16 ct_nvfp4 ct_w2a16_g32",
@@ -23,3 +33,89 @@ def test_a_checkpoint_is_written_as_it_was_byte_for_byte(shared: Path, tmp_path:
         pytest.skip(f"{original} is not there")
     written = export_packed(load(original, progress=False), tmp_path / "out")
     assert (written / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+
+
+# which other formats hold the weights of a checkpoint exactly
+OTHERS = {
+    "awq_g32": "compressed-tensors gptq",
+    "awq_skip": "compressed-tensors gptq",
+    "bnb_int8": "",
+    "bnb_nf4_dq": "",
+    "ct_fp8_block": "fp8",
+    "ct_mxfp4a16": "",
+    "ct_nvfp4": "",
+    "ct_w2a16_g32": "gptq",
+    "ct_w4a16_asym_g32": "awq gptq",
+    "ct_w4a16_g32": "awq gptq",
+    "ct_w8a8": "gptq",
+    "fp8_block128": "compressed-tensors",
+    "fp8_block_qwen3_moe": "compressed-tensors",
+    "fp8_tensor_static": "compressed-tensors",
+    "gptq_3b_g32_actorder_asym": "compressed-tensors",
+    "gptq_4b_g128_qwen2": "awq compressed-tensors",
+    "gptq_4b_g32_actorder": "compressed-tensors",
+    "gptq_4b_g32_v2_asym_actorder": "compressed-tensors",
+    "gptq_8b_g128_sym": "compressed-tensors",
+    "mxfp4_gpt_oss": "",
+}
+
+
+def assert_same(one: Model, two: Model) -> None:
+    """The same numbers bit for bit, and the same leaves packed."""
+    ours, theirs = dict(flatten(one.params)), dict(flatten(two.params))
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        assert isinstance(leaf, QTensor) == isinstance(theirs[path], QTensor), path
+        np.testing.assert_array_equal(on_host(leaf), on_host(theirs[path]), err_msg=path)
+
+
+def on_host(leaf: Any) -> np.ndarray:
+    """A leaf decoded by NumPy."""
+    return np.asarray(dense(jax.tree.map(np.asarray, leaf)))
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_formats_hold_the_same_numbers_or_refuse(shared: Path, tmp_path: Path, case: str):
+    """Every format is tried, that of the checkpoint too, as if the model came from nowhere."""
+    original = shared / "oracle/quant" / case
+    if not original.exists():
+        pytest.skip(f"{original} is not there")
+    model = load(original, progress=False)
+    assert model.packing is not None
+    own = model.packing.method
+    model = replace(model, packing=None)
+    for method in MAKERS:
+        if method in (own, *OTHERS[case].split()):
+            written = export_packed(model, tmp_path / method, method=method)
+            assert json.loads((written / "config.json").read_text())["quantization_config"]["quant_method"] == method
+            assert_same(model, load(written, progress=False))
+        else:
+            with pytest.raises(ValueError, match=rf"as {method}: it .* Formats that can: [a-z\-, 0-9]*{own}"):
+                export_packed(model, tmp_path / method, method=method)
+            assert not (tmp_path / method).exists()
+
+
+def test_convert_writes_packed_formats(shared: Path, tmp_path: Path):
+    original = shared / "oracle/quant/gptq_4b_g32_sym"
+    if not original.exists():
+        pytest.skip(f"{original} is not there")
+    assert main(["convert", str(original), str(tmp_path / "same"), "--to", "packed"]) == 0
+    assert (tmp_path / "same/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    assert main(["convert", str(original), str(tmp_path / "awq"), "--to", "awq", "--max-shard-size", "100KB"]) == 0
+    assert_same(load(original, progress=False), load(tmp_path / "awq", progress=False))
+
+
+def test_what_is_not_packed_is_refused(shared: Path, tmp_path: Path):
+    original = shared / "oracle/quant/awq_g32"
+    if not original.exists():
+        pytest.skip(f"{original} is not there")
+    with pytest.raises(ValueError, match="no weight of this model is packed"):
+        export_packed(load(original, packed=False, progress=False), tmp_path / "out")
+    model = load(original, progress=False)
+    with pytest.raises(ValueError, match="'gguf' is unknown; expected auto, awq"):
+        export_packed(model, tmp_path / "out", method="gguf")
+    params = {**model.params, "head": quantize_int8(model.spec, model.params)["head"]}
+    with pytest.raises(ValueError, match="lm_head.weight is packed and was plain in the checkpoint"):
+        export_packed(replace(model, params=params), tmp_path / "out")
+    scaled = jax.tree.map(lambda leaf: leaf * 0 if leaf.dtype == np.uint8 else leaf, model.params)
+    assert_same(replace(model, params=scaled), load(export_packed(replace(model, params=scaled), tmp_path / "out")))
