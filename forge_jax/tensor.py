@@ -144,6 +144,11 @@ class Lora:
         """The rank of the weight it stands for."""
         return self.base.ndim
 
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the weight that is updated."""
+        return self.base.dtype
+
     def dense(self) -> Array:
         """The merged weight."""
         base = dense(self.base)

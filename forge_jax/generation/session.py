@@ -344,8 +344,8 @@ def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
 
 
 def compute_dtype(params: Tree) -> Any:
-    """The dtype that activations have: that of the embedding, or of its scales."""
-    return jax.tree.leaves(params["embed"])[-1].dtype
+    """The dtype that activations have: that of the embedding, of what it decodes to if it is packed."""
+    return jnp.dtype(params["embed"].dtype)
 
 
 @contextlib.contextmanager
