@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from forge_jax.presets import estimate_parameters as estimate_parameters
     from forge_jax.presets import get_preset as get_preset
     from forge_jax.presets import list_presets as list_presets
+    from forge_jax.quantizing import quantize as quantize
     from forge_jax.sampling import SamplingParams as SamplingParams
     from forge_jax.spec import ModelSpec as ModelSpec
     from forge_jax.stacking import stack as stack
@@ -56,6 +57,7 @@ HOMES = {
     "inspection": ("Inspection", "inspect"),
     "loading": ("Model",),
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),
+    "quantizing": ("quantize",),
     "sampling": ("SamplingParams",),
     "spec": ("ModelSpec",),
     "stacking": ("stack", "unstack"),

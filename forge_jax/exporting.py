@@ -162,8 +162,8 @@ def export_gguf(
         allow: fields of the spec that the file may lose, if an error named them and they do not matter.
 
     Raises:
-        ValueError: GGUF cannot say this model or its tokenizer (names what), a leaf is adapted, or
-            importance does not fit.
+        ValueError: GGUF cannot say this model or its tokenizer (names what), a leaf is adapted, or importance does not
+            fit.
         OSError: the disk is full; nothing is left behind.
     """
     leaves, spec = own_leaves(model), model.spec

@@ -1,7 +1,8 @@
 """The part of `Forge` that reads and writes files and turns weights into other weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -10,11 +11,11 @@ import jax
 
 from converters.architectures.forge import forge_config
 from converters.checkpoint import interpret
-from forge_jax import exporting, loading
-from forge_jax.config import QUANTIZATION_MODES, ForgeConfig
+from forge_jax import exporting, loading, quantizing
+from forge_jax.config import ForgeConfig
 from forge_jax.loading import Model
-from forge_jax.params import init
-from forge_jax.quantization import quantize_int8
+from forge_jax.params import abstract, flatten, init
+from forge_jax.quantization.policy import fine, packable, row_length
 from forge_jax.spec import Attention, Compressed, Latent, Mlp, ModelSpec, attention_of
 
 
@@ -155,29 +156,38 @@ class ForgeFiles:
 
     # -------------------------------------------------------------------------------------------- weights
     def quantize(
-        self, mode: str = "dynamic", *, quantize_linear: bool = True, quantize_embedding: bool = False
+        self,
+        mode: str = "dynamic",
+        *,
+        group_size: int = 128,
+        quantize_linear: bool = True,
+        quantize_embedding: bool = False,
     ) -> Self:
         """A model that computes with quantised weights; this one stays as it is.
 
         Args:
-            mode: "none", or "int8": weights in int8, one scale an output feature, activations as they are.
-            quantize_linear, quantize_embedding: which weights.
+            mode: "none"; "int8": weights in int8, one scale an output feature; "dynamic": the same, and inputs are
+                rounded to int8 as they come; "int4": groups of `group_size` weights, or of the largest number that
+                divides both it and the row, share a scale; or any other scheme of `forge_jax.quantization.packers`.
+            quantize_linear: every matrix of the layers and an untied head.
+            quantize_embedding: the embedding, and with it a tied head, and other tables of tokens.
 
         Raises:
-            ValueError: an unknown mode.
-            NotImplementedError: "dynamic" and "int4".
+            ValueError: an unknown mode, or a model that is quantised already.
         """
-        if mode not in QUANTIZATION_MODES:
-            raise ValueError(
-                f"Forge.quantize: mode {mode!r} is unknown; expected one of {', '.join(QUANTIZATION_MODES)}"
-            )
-        if mode in ("dynamic", "int4"):
-            raise later(f"quantize(mode={mode!r})", "use mode='int8'")
+
+        def scheme(row: int) -> str:
+            known = {"dynamic": "int8-dynamic", "int4": f"int4-g{gcd(group_size, row)}"}
+            return known.get(mode, mode)
+
+        policy = {
+            path: scheme(row_length(param)) if (quantize_linear if param.inputs else quantize_embedding) else None
+            for path, param in flatten(abstract(self.model.spec))
+            if packable(param) and not fine(path, param)
+        }
+        model = self.model if mode == "none" else quantizing.quantize(self.model, scheme(group_size), policy=policy)
         new = type(self).__new__(type(self))
-        params = self.model.params
-        if mode == "int8":
-            params = quantize_int8(self.model.spec, params, linear=quantize_linear, embedding=quantize_embedding)
-        new.adopt(replace(self.model, params=params), self.config)
+        new.adopt(model, self.config)
         return new
 
     def load_lora(self, path: str | Path, adapter_name: str = "default", merge: bool = False) -> None:

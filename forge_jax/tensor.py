@@ -31,6 +31,11 @@ class Scheme(Protocol):
         """The parts whose last axis does not run along the row."""
         ...
 
+    @property
+    def rounds(self) -> bool:
+        """Whether products round their inputs to int8 as well, see `rounded_product`; `factors` are then int8."""
+        ...
+
     def size(self, parts: Mapping[str, Any]) -> int:
         """How many numbers a row has."""
         ...
@@ -139,6 +144,11 @@ class Lora:
         """The rank of the weight it stands for."""
         return self.base.ndim
 
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the weight that is updated."""
+        return self.base.dtype
+
     def dense(self) -> Array:
         """The merged weight."""
         base = dense(self.base)
@@ -215,10 +225,13 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
     summed = axes[w.first : w.first + len(w.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
+    values, factor = w.scheme.factors(parts)
+    if w.scheme.rounds and factor is not None:
+        codes, factor = values.reshape(*w.outputs, *w.summed), jnp.broadcast_to(factor, w.outputs)
+        return rounded_product(f"{xs},{outputs}{summed}->{out}", x, codes, factor)
     if batch + summed != xs or batch + outputs != out:
         rows = replace(w, parts=parts).rows().astype(x.dtype)
         return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
-    values, factor = w.scheme.factors(parts)
     values = values.reshape(-1, values.shape[-1])
     flat = x.reshape(-1, values.shape[-1])
     if len(flat) == 1:
@@ -227,6 +240,25 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
         y = jnp.einsum("ik,jk->ij", flat, values.astype(x.dtype))
     y = y.reshape(*x.shape[: len(batch)], *w.outputs)
     return y if factor is None else y * factor.reshape((1,) * len(batch) + factor.shape).astype(x.dtype)
+
+
+def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:
+    """einsum(eq, x, codes) as a product of integers, `codes` being int8 with a factor for each output.
+
+    x is rounded to int8 for each of its places, the largest number that a sum runs over being 127 (LLM.int8,
+    arXiv:2208.07339, without its outliers). Sums are int32, which 2^31 / 127^2 = 133,000 numbers do not overflow.
+    """
+    xs, ws, out = subscripts(eq)
+    summed = "".join(c for c in ws if c not in out)
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max([xs.index(c) for c in summed], keepdims=True)
+    step = jnp.where(largest > 0, largest, 1.0) / 127
+    rounded = jnp.round(wide / step).astype(jnp.int8)
+    sums = jnp.einsum(eq, rounded, codes, preferred_element_type=jnp.int32)
+    places = "".join(c for c in xs if c not in summed)
+    scale = step.reshape([n for c, n in zip(xs, x.shape, strict=True) if c not in summed])
+    factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, factor)
+    return (sums.astype(jnp.float32) * factors).astype(x.dtype)
 
 
 def take(w: Weight, ids: Array) -> Array:

@@ -57,7 +57,7 @@ def assert_sharded_equals_plain(
     ids: [B, T] with T > FIRST. The plain program is compiled once a spec, the sharded one once a call.
     """
     mesh = parallel.make_mesh(shards)
-    dtype = jax.tree.leaves(params["embed"])[-1].dtype
+    dtype = params["embed"].dtype
     expected = plain(spec, params, ids, caches.init(spec, *ids.shape, dtype=dtype), Context(), driver)
     run = jax.jit(parallel.shard_mapped(partial(two_pieces, driver=driver), spec, mesh), compiler_options=QUICK)
     cache = parallel.init_cache(spec, *ids.shape, mesh=mesh, dtype=dtype)

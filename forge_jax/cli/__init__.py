@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 
 import forge_jax
-from forge_jax.cli import chat, convert, evaluate, generate, inspect, verify
+from forge_jax.cli import chat, convert, evaluate, generate, inspect, quantize, verify
 
 EXAMPLES = """examples:
   forge-jax generate "The capital of France is"
   forge-jax chat -m org/name
   forge-jax inspect org/name --context 8192
   forge-jax convert org/name model.gguf --type Q8_0
+  forge-jax quantize org/name model.gguf --scheme Q4_K_M
   forge-jax verify org/name
   forge-jax evaluate model.gguf --reference org/name --text wiki.txt
 
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--version", action="version", version=f"forge-jax {forge_jax.__version__}")
     commands = out.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, chat, inspect, convert, verify, evaluate):
+    for command in (generate, chat, inspect, convert, quantize, verify, evaluate):
         command.add(commands)
     return out
 

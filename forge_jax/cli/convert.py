@@ -53,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     shard = read_size(args.max_shard_size or "5GB")
     model = options.load(args, args.source, "stored")
     write(model, kind, args, shard)
-    files = sorted(p for p in args.target.rglob("*") if p.is_file()) if args.target.is_dir() else [args.target]
-    for file in files:
-        print(f"{file.stat().st_size:>16,}  {file}")
+    options.show_files(args.target)
     return 0
 
 
@@ -78,9 +76,7 @@ def check(args: argparse.Namespace, kind: str) -> None:
         from converters.gguf import mixes
 
         mixes.find(args.type)
-    there = any(args.target.iterdir()) if args.target.is_dir() else args.target.exists()
-    if there and not args.overwrite:
-        raise FileExistsError(f"{args.target}: is there already; choose another name or add --overwrite")
+    options.check_target(args)
 
 
 def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> None:

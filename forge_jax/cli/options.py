@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=f"the model ({DEFAULT_MODEL})")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: float32 on a CPU)")
     add_source(parser)
+
+
+def check_target(args: argparse.Namespace) -> None:
+    """Raise FileExistsError if there is something where a command would write, and it was not told to replace it."""
+    there = any(args.target.iterdir()) if args.target.is_dir() else args.target.exists()
+    if there and not args.overwrite:
+        raise FileExistsError(f"{args.target}: is there already; choose another name or add --overwrite")
+
+
+def show_files(target: Path) -> None:
+    """Print what was written, a line a file with its size in bytes."""
+    files = sorted(path for path in target.rglob("*") if path.is_file()) if target.is_dir() else [target]
+    for file in files:
+        print(f"{file.stat().st_size:>16,}  {file}")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

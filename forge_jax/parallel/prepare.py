@@ -19,6 +19,7 @@ import numpy as np
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes
 from forge_jax.params import Param, Tree, unflatten
+from forge_jax.quantization.schemes import Grouped
 from forge_jax.spec import (
     Attention,
     Chain,
@@ -180,7 +181,8 @@ def arrange_rows(leaf: QTensor, slots: np.ndarray, shards: int) -> QTensor | Non
     size, unit = leaf.summed[0], prod(leaf.inner)
     if "index" in leaf.parts:
         return leaf if shards == 1 and np.array_equal(slots, np.arange(size)) else None
-    group = size * unit // max(leaf.parts["scale"].shape[-1], 1) if "scale" in leaf.parts else 1
+    # the last group of a row may be cut off
+    group = gcd(leaf.scheme.group, size * unit) if isinstance(leaf.scheme, Grouped) else 1
     for share in (group, gcd(group, len(slots) // shards * unit), gcd(group, unit)):
         scheme, parts = leaf.scheme.finer(leaf.parts, share)
         runs = {name: x for name, x in parts.items() if name not in scheme.whole and x.shape[-1] > 1}

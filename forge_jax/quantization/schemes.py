@@ -4,6 +4,7 @@ Part "codes" holds the values, "scale" [..., groups] their scales. Decoding work
 float32, and gives the same bits. `forge_jax.quantization.ggml` has the schemes of blocks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -34,7 +35,7 @@ def spread(values: Any, group: int, size: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped:
+class Grouped(ABC):
     """What schemes with a scale for every `group` numbers of a row have in common; 0 if the whole row shares one."""
 
     group: int = 0
@@ -44,13 +45,22 @@ class Grouped:
         """The parts that do not run along the row."""
         return ()
 
+    @property
+    def rounds(self) -> bool:
+        """Products take their inputs as they are."""
+        return False
+
+    @abstractmethod
+    def size(self, parts: Parts) -> int:
+        """How many numbers a row has."""
+
     def finer(self, parts: Parts, group: int) -> tuple[Self, dict[str, Any]]:
-        """The same rows with a scale for every `group` numbers, a divisor of now."""
+        """The same rows with a scale for every `group` numbers, a divisor of now; the last group may be cut off."""
         if self.group == 0 or group == self.group:
             return self, dict(parts)
-        times, kept = self.group // group, ("codes", "index", *self.whole)
+        times, kept, groups = self.group // group, ("codes", "index", *self.whole), -(-self.size(parts) // group)
         cut = {
-            name: part if name in kept else part.__array_namespace__().repeat(part, times, axis=-1)
+            name: part if name in kept else part.__array_namespace__().repeat(part, times, axis=-1)[..., :groups]
             for name, part in parts.items()
         }
         return replace(self, group=group), cut
@@ -63,16 +73,24 @@ class Integers(Grouped):
     Codes of 8 bits are int8 or uint8 [..., n], others a stream of bits, uint8 [..., n * bits / 8] (`streams`). Where
     there is no part "zero" [..., groups], it is `middle`; where there is no "shift" [..., groups], it is 0. A part
     "index" int32 [..., n] numbers the group of each element, where these do not follow one another.
+
+    dynamic: products round their inputs to int8 as well; for codes of int8 and a scale a row.
     """
 
     bits: int
     middle: int = 0
     over: int = 1
+    dynamic: bool = False
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "") + ("-dynamic" if self.dynamic else "")
+
+    @property
+    def rounds(self) -> bool:
+        """Whether products round their inputs."""
+        return self.dynamic
 
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""
@@ -100,7 +118,8 @@ class Integers(Grouped):
         """The rows before they are scaled, and their scales, where a row has one."""
         if self.group or "index" in parts or "shift" in parts:
             return self.decode(parts), None
-        return self.centred(parts), float32(parts["scale"][..., 0]) / np.float32(self.over)
+        values = parts["codes"] if self.dynamic else self.centred(parts)
+        return values, float32(parts["scale"][..., 0]) / np.float32(self.over)
 
 
 @dataclass(frozen=True)

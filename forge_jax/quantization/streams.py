@@ -31,6 +31,10 @@ def unpacked(rows: Any, bits: int) -> Any:
 
 def packed(values: np.ndarray, bits: int) -> np.ndarray:
     """Bytes [..., ceil(n * bits / 8)] from integers [..., n], of which the lower `bits` count: back from `unpacked`."""
+    if 8 % bits == 0 and values.shape[-1] * bits % 8 == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        fields = (values.astype(np.uint8) & np.uint8(2**bits - 1)).reshape(*values.shape[:-1], -1, len(shifts))
+        return np.bitwise_or.reduce(fields << shifts, -1)
     single = values[..., None].astype(np.uint8) >> np.arange(bits, dtype=np.uint8) & 1
     return np.packbits(single.reshape(*values.shape[:-1], -1), axis=-1, bitorder="little")
 

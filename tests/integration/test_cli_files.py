@@ -16,6 +16,7 @@ from forge_jax.cli import convert, main, verifying
 from forge_jax.inspection import inspect
 from forge_jax.loading import load
 from forge_jax.params import flatten
+from forge_jax.tensor import dense
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def llama(tmp_path) -> Path:
 # --- the whole
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "inspect", "convert", "verify", "evaluate"])
+@pytest.mark.parametrize("command", ["", "generate", "chat", "inspect", "convert", "quantize", "verify", "evaluate"])
 def test_help_has_an_example(capsys, command):
     with pytest.raises(SystemExit) as left:
         main([*command.split(), "--help"])
@@ -89,7 +90,8 @@ def same_weights(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same numbers in the same types."""
     ours, theirs = (dict(flatten(load(path, dtype="stored", progress=False).params)) for path in (first, second))
     return ours.keys() == theirs.keys() and all(
-        ours[path].dtype == theirs[path].dtype and np.array_equal(ours[path], theirs[path]) for path in ours
+        ours[path].dtype == theirs[path].dtype and np.array_equal(dense(ours[path]), dense(theirs[path]))
+        for path in ours
     )
 
 

@@ -302,5 +302,21 @@ def test_int8(forge: Forge):
 
 def test_none_and_unknown_modes(forge: Forge):
     np.testing.assert_array_equal(forge.quantize("none").forward(IDS), forge.forward(IDS))
-    with pytest.raises(ValueError, match="mode 'int2' is unknown; expected one of none, dynamic, int8, int4"):
-        forge.quantize("int2")
+    with pytest.raises(ValueError, match="there is no scheme 'int1'; did you mean int"):
+        forge.quantize("int1")
+
+
+@pytest.mark.parametrize(
+    ("mode", "schemes", "error"),
+    [("dynamic", {"int8-dynamic"}, 0.1), ("int4", {"int4-g32", "int4-g128"}, 0.6), ("mxfp4", {"mxfp4"}, 0.8)],
+)
+def test_other_modes(forge: Forge, mode: str, schemes: set[str], error: float):
+    """Groups are as large as 128 allows. The logits of random weights are small sums of large numbers."""
+    before, found = np.asarray(plain(forge, IDS)), forge.quantize(mode)
+    packed = {path: leaf.scheme.name for path, leaf in flatten(found.params) if isinstance(leaf, QTensor)}
+    assert set(packed.values()) == schemes
+    assert "embed" not in packed
+    after = np.asarray(plain(found, IDS))
+    assert 1e-4 < np.abs(after - before).max() / np.abs(before).max() < error
+    with pytest.raises(ValueError, match="parameters are packed already"):
+        found.quantize(mode)

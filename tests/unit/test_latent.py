@@ -12,7 +12,7 @@ from forge_jax.decoder import forward, inputs
 from forge_jax.ops import Context
 from forge_jax.ops.latent import absorbed, entries, expanded
 from forge_jax.params import Tree, init
-from forge_jax.quantization.int8 import quantize_int8
+from forge_jax.quantization import quantize
 from forge_jax.spec import Block, Branch, DynamicNtk, Latent, ModelSpec, Norm, Rope
 from forge_jax.tensor import Lora
 
@@ -126,7 +126,7 @@ def test_a_cache_holds_one_entry_for_all_heads() -> None:
 
 def test_int8_weights_are_read_by_both_forms() -> None:
     spec = model(OP)
-    params = quantize_int8(spec, weights(spec))
+    params = quantize(spec, weights(spec), "int8")
     expected, _ = forward(spec, params, inputs(IDS))
     np.testing.assert_allclose(in_chunks(spec, params, [1] * 13), expected, rtol=0, atol=1e-5)
 

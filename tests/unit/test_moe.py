@@ -15,7 +15,7 @@ from forge_jax.ops import Call, Context
 from forge_jax.ops.moe import PATHS, block_size, moe, places
 from forge_jax.ops.router import route
 from forge_jax.params import Tree, flatten, init, op_params, unflatten
-from forge_jax.quantization.int8 import encode_leaf
+from forge_jax.quantization import encode_leaf, packer
 from forge_jax.spec import Attention, Block, Branch, Clamp, Mlp, ModelSpec, Moe, Norm, Rope, Router
 from forge_jax.training import balance_loss, balanced, routing, z_loss
 
@@ -129,8 +129,10 @@ def test_gradients_agree() -> None:
 def test_packed_experts_stay_packed() -> None:
     op, x = OPS["plain"], tokens(2, 40)
     described = op_params(op, DIM)
-    params = {k: leaf if k == "router" else encode_leaf(leaf, described[k]) for k, leaf in draw(op).items()}
-    assert params["up"].scale.shape == (8, 1, 20)
+    params = {
+        k: leaf if k == "router" else encode_leaf(leaf, described[k], packer("int8")) for k, leaf in draw(op).items()
+    }
+    assert params["up"].parts["scale"].shape == (8, 20, 1)
     plain = {k: leaf if k == "router" else leaf.dense() for k, leaf in params.items()}
     expected = exact(op, plain, x)
     for experts in PATHS:

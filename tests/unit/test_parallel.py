@@ -12,8 +12,9 @@ from parallel_check import assert_sharded_equals_plain, distance
 from forge_jax import parallel
 from forge_jax.decoder import forward, inputs
 from forge_jax.ops import Context
+from forge_jax.parallel.prepare import arrange_packed
 from forge_jax.params import Param, Tree, flatten, map_params, unflatten
-from forge_jax.quantization.int8 import rows_of
+from forge_jax.quantization import encode_leaf, packer, rows_of
 from forge_jax.quantization.schemes import Integers
 from forge_jax.spec import (
     Alibi,
@@ -223,6 +224,20 @@ def test_quantised_and_low_rank_leaves(shards: int, tied: bool) -> None:
     """Groups of a scale that would lie on two devices included: 24 features in groups of 4 or 8, on 8 devices."""
     spec = model(*[layer(attention(6, 3, rope=ROPE), Mlp(24))] * 3, tied=tied)
     assert_sharded_equals_plain(spec, mixed(spec), IDS, shards)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_a_last_group_that_is_cut_off(shards: int) -> None:
+    """Blocks of 128 of rows of 320: each device has its share of the numbers, under finer scales."""
+    w, param = np.random.default_rng(0).standard_normal((320, 8)).astype(np.float32), Param((320, 8), ("ff", "embed"))
+    leaf = encode_leaf(w, param, packer("fp8-block"))
+    found = arrange_packed(leaf, param, {"ff": np.arange(320)}, shards)
+    assert found is not None
+    pieces = [
+        replace(found, parts={name: np.split(part, shards, -1)[i] for name, part in found.parts.items()}).dense()
+        for i in range(shards)
+    ]
+    np.testing.assert_array_equal(np.concatenate(pieces), leaf.dense())
 
 
 # ------------------------------------------------------------------------------------------------ what is compiled

@@ -21,6 +21,7 @@ FRONT = {
     "network",
     "default_model",
     "catalogue",
+    "quantizing",
     "evaluation",
     "lm_eval",
 }

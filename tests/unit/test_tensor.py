@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from forge_jax.params import Param
-from forge_jax.quantization.int8 import encode_leaf
+from forge_jax.quantization import encode_leaf, packer
 from forge_jax.quantization.schemes import Integers
 from forge_jax.tensor import Lora, QTensor, contract, dense, product, take
 
@@ -41,7 +41,7 @@ def test_int8_is_the_product_with_the_dense_weight(eq: str):
     x = normal(xs)
     inputs = sum(c not in eq.split("->")[1] for c in eq.split(",")[1].split("->")[0])
     param = Param(ws, (None,) * len(ws), inputs=0 if eq.endswith("V") else inputs)
-    q = encode_leaf(normal(ws, 1), param)
+    q = encode_leaf(normal(ws, 1), param, packer("int8"))
     np.testing.assert_allclose(contract(eq, x, q), exact(eq, x, q.dense()), rtol=1e-5, atol=1e-5)
     step = np.asarray(replace(q, parts=q.parts | {"codes": jnp.ones_like(q.parts["codes"])}).dense())
     assert np.all(np.abs(np.asarray(q.dense()) - np.asarray(normal(ws, 1))) <= 0.5 * step * (1 + 1e-6))
@@ -62,7 +62,7 @@ def test_lora_is_the_product_with_the_merged_weight(eq: str, quantised: bool):
     xs, ws = EQUATIONS[eq]
     inputs = sum(c not in eq.split("->")[1] for c in eq.split(",")[1].split("->")[0])
     base = normal(ws, 1)
-    base = encode_leaf(base, Param(ws, (None,) * len(ws), inputs=inputs)) if quantised else base
+    base = encode_leaf(base, Param(ws, (None,) * len(ws), inputs=inputs), packer("int8")) if quantised else base
     leaf = Lora(base, normal((*ws[:inputs], 2), 2), normal((2, *ws[inputs:]), 3), 0.7)
     assert leaf.shape == ws
     x = normal(xs)
@@ -81,9 +81,9 @@ def test_lora_on_a_tied_embedding_serves_both_ends():
 def test_take_gives_rows_of_every_kind():
     table, ids = normal((7, 8)), jnp.asarray([[0, 6], [3, 3]])
     np.testing.assert_array_equal(take(table, ids), np.asarray(table)[np.asarray(ids)])
-    q = encode_leaf(table, Param((7, 8), (None, None), inputs=0))
+    q = encode_leaf(table, Param((7, 8), (None, None), inputs=0), packer("int8"))
     np.testing.assert_array_equal(take(q, ids), np.asarray(q.dense())[np.asarray(ids)])
-    columns = encode_leaf(table, Param((7, 8), (None, None)))
+    columns = encode_leaf(table, Param((7, 8), (None, None)), packer("int8"))
     np.testing.assert_array_equal(take(columns, ids), np.asarray(columns.dense())[np.asarray(ids)])
     leaf = Lora(table, normal((7, 2), 1), normal((2, 8), 2), 0.5)
     np.testing.assert_allclose(take(leaf, ids), np.asarray(leaf.dense())[np.asarray(ids)], rtol=1e-5, atol=1e-6)

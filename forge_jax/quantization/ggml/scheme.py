@@ -31,6 +31,11 @@ class Ggml:
         """Every part runs along the row."""
         return ()
 
+    @property
+    def rounds(self) -> bool:
+        """Products take their inputs as they are."""
+        return False
+
     def size(self, parts: Mapping[str, Any]) -> int:
         """How many numbers a row has."""
         field, count = next(iter(counts(self.kind).items()))
