@@ -16,6 +16,7 @@ from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
 from converters.packed import Packed, Packing, packing_of, unpacked
+from converters.packed.leaves import joined
 from converters.source import TensorSource, Unwatched, Watch
 from converters.take import Take
 from forge_jax.params import Param, Tree, abstract, flatten
@@ -186,7 +187,10 @@ def config_dtype(config: Mapping[str, Any]) -> Any:
 def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allow: Iterable[str]) -> Checkpoint:
     """Turn a config and a list of tensors into a spec and concrete rules; names are HuggingFace's, or ours in orbax."""
     left_out: tuple[str, ...] = ()
-    source, config = unpacked(path, source, config, allow)
+    if source.format == "orbax":
+        source = joined(source, path)
+    else:
+        source, config = unpacked(path, source, config, allow)
     # weights that are packed are decoded to float32; what they were before, the config says
     half = "float16" if isinstance(source, Packed) and config_dtype(config) == "float16" else "bfloat16"
     if is_composite(config):

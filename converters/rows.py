@@ -20,7 +20,7 @@ Groups = list[list[str]]
 
 def read(rule: Rule, w: QTensor, shapes: Sequence[Shape]) -> list[Any]:
     """Their packed tensor to our leaves, in the order of the rule's paths: packed, or dense where it must be."""
-    if not rule.layout and w.ndim > 1 and plain(rule):
+    if not rule.layout and w.ndim > 1 and plain(rule):  # its rows may run over several axes, if the tree is ours
         return [w]
     moved = rule_of_rows(rule, w.ndim, w.first)
     if moved is None:

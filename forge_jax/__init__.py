@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from forge_jax.spec import ModelSpec as ModelSpec
     from forge_jax.stacking import stack as stack
     from forge_jax.stacking import unstack as unstack
+    from forge_jax.tensor import QTensor as QTensor
+    from forge_jax.tensor import unpacked as unpacked
 
 HOMES = {
     "catalogue": ("Architecture", "architectures"),
@@ -59,6 +61,7 @@ HOMES = {
     "sampling": ("SamplingParams",),
     "spec": ("ModelSpec",),
     "stacking": ("stack", "unstack"),
+    "tensor": ("QTensor", "unpacked"),
 }
 HOME = {name: module for module, names in HOMES.items() for name in names}
 

@@ -15,10 +15,12 @@ from converters import architectures, rules
 from converters.files import atomic_directory
 from converters.gguf.export import export_gguf as write_gguf_model
 from converters.orbax import PARAMS, write_orbax
+from converters.packed.leaves import FILE as PACKED
+from converters.packed.leaves import split as leaves_as_arrays
 from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
 from forge_jax.loading import Model, narrowed
 from forge_jax.params import abstract, flatten
-from forge_jax.tensor import Lora, QTensor, dense
+from forge_jax.tensor import Lora, dense
 
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NUMPY = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
@@ -160,8 +162,8 @@ def export_gguf(
         allow: fields of the spec that the file may lose, if an error named them and they do not matter.
 
     Raises:
-        ValueError: GGUF cannot say this model or its tokenizer (names what), a leaf is adapted, or importance does not
-            fit.
+        ValueError: GGUF cannot say this model or its tokenizer (names what), a leaf is adapted, or
+            importance does not fit.
         OSError: the disk is full; nothing is left behind.
     """
     leaves, spec = own_leaves(model), model.spec
@@ -182,22 +184,24 @@ def export_gguf(
 def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Write a directory with the parameter tree as an orbax checkpoint in `params`, the config and the tokenizer.
 
-    Leaves keep the dtype they have now. orbax brings the whole tree to the host. Training code restores `params` with
+    Leaves keep the dtype they have now; packed ones become dicts of their parts, and `packed.json` says how they are
+    packed. orbax brings the whole tree to the host. Training code restores `params` with
     orbax alone; `load` reads the directory.
 
     Raises:
         FileExistsError: the directory is there and not empty, and `overwrite` is false.
         ImportError: orbax is not installed.
-        ValueError: a leaf is packed or adapted.
+        ValueError: a leaf is adapted.
         OSError: the disk is full; nothing is left behind.
     """
     leaves = own_leaves(model)
-    if packed := [path for path, leaf in leaves.items() if isinstance(leaf, QTensor)]:
-        raise ValueError(f"export: {packed[0]} is packed, and orbax holds plain arrays; load with packed=False")
+    arrays, packed = leaves_as_arrays(model.params)
     size = sum(leaf.nbytes for leaf in leaves.values())
     with atomic_directory(Path(directory), size, overwrite=overwrite) as part:
         write_sides(model, part, hf_config(model, str(leaves["embed"].dtype)))
-        write_orbax(part / PARAMS, model.params)
+        write_orbax(part / PARAMS, arrays)
+        if packed:
+            write_json(part / PACKED, packed)
     return Path(directory)
 
 

@@ -10,9 +10,11 @@ From a shell, `python -m forge_jax.lm_eval` is the harness's own command line wi
     python -m forge_jax.lm_eval run --model forge-jax --model_args pretrained=model.gguf --tasks hellaswag --limit 100
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from forge_jax import loading, text
@@ -41,6 +43,7 @@ class ForgeLM(LM):
         batch_size: int | str = 8,
         max_length: int | None = None,
         prefix_token_id: int | None = None,
+        device: str | None = None,
     ) -> None:
         """Load the model.
 
@@ -50,11 +53,17 @@ class ForgeLM(LM):
             batch_size: rows that are computed together.
             max_length: tokens that the model may look at; None: its context.
             prefix_token_id: what stands before a text without a context; None: BOS, or EOS where there is none.
+            device: what the harness would tell torch, whether it was asked to or not. JAX has chosen a device already;
+                a warning says so if it is of another kind.
 
         Raises:
             ValueError: no tokenizer, or a batch size that is no number.
         """
         super().__init__()
+        if device is not None and not device.startswith(jax.default_backend().replace("gpu", "cuda")):
+            logging.getLogger(__name__).warning(
+                "runs on %s, not on %s; JAX_PLATFORMS chooses, --device does not", jax.default_backend(), device
+            )
         if isinstance(pretrained, str):
             pretrained = loading.load(pretrained, dtype=dtype)
         self.model = pretrained.model if isinstance(pretrained, Forge) else pretrained

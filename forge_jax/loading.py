@@ -26,7 +26,7 @@ from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
 from forge_jax.spec import ModelSpec, Positions
-from forge_jax.tensor import QTensor
+from forge_jax.tensor import QTensor, unpacked
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -62,6 +62,10 @@ class Model:
             f"Model({self.config.get('model_type')}, {count(self.spec):,} parameters, {len(self.spec.layers)} layers, "
             f"{kinds}, {sizes:,.0f} MB, context {self.spec.max_seq_len}, from {self.path})"
         )
+
+    def unpacked(self) -> "Model":
+        """The same model with its packed weights decoded, each to the dtype it is multiplied in."""
+        return replace(self, params=unpacked(self.params))
 
 
 def load(
@@ -110,7 +114,7 @@ def load(
         checkpoint.source.close()
 
 
-def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progress: bool, packed: bool) -> Model:
+def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progress: bool, packed: bool = True) -> Model:
     """Read the weights and the tokenizer of an understood checkpoint."""
     if checkpoint.left_out:
         parts = sorted({name.removeprefix("model.").partition(".")[0] for name in checkpoint.left_out})

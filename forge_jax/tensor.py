@@ -164,6 +164,13 @@ def dense(w: Weight) -> Array:
     return w.dense() if isinstance(w, QTensor | Lora) else w
 
 
+def unpacked(tree: Any) -> Any:
+    """A tree of parameters with its packed leaves decoded: what gradients and other tools of plain arrays need."""
+    return jax.tree.map(
+        lambda leaf: leaf.dense() if isinstance(leaf, QTensor) else leaf, tree, is_leaf=lambda x: isinstance(x, QTensor)
+    )
+
+
 def contract(eq: str, x: Array, w: Weight) -> Array:
     """einsum(eq, x, w) for any kind of weight, in the dtype of `x`.
 

@@ -1,14 +1,16 @@
 """What several test files share: weights that are a function of a name, and a checkpoint that lives in memory."""
 
+import contextlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,6 +49,22 @@ def token_ids(seed: int = 0, shape: tuple[int, int] = SHAPE, vocabulary: int = 1
     """Token ids that look random."""
     raw = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw(prod(shape))
     return (raw % np.uint64(vocabulary)).astype(np.int32).reshape(shape)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collect the XLA compilations inside the block."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **kwargs: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 class MemorySource:

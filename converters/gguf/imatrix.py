@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .header import MAGIC, MAX_TENSOR_NAME, Cursor
-from .reader import open_gguf
+from converters.gguf.header import MAGIC, MAX_TENSOR_NAME, Cursor
+from converters.gguf.reader import open_gguf
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from converters.gguf.mix_table import MIXES, Facts, Mix, Place, falcon
-from forge_jax.quantization.ggml import lookup
+from converters.gguf.values import Typed
+from forge_jax.quantization.ggml import WEIGHED, lookup
 
 QUANTIZATION_VERSION = 2
 """general.quantization_version of all files with packed tensors."""
@@ -61,12 +62,18 @@ def fit_importance(
     `kinds` are the tensors' storage types. Embeddings and the head may have no entry; neither may what is finer anyway.
 
     Raises:
-        ValueError: entries of other tensors or of another size, or none where the type is no use without.
+        ValueError: entries of other tensors or of another size, none where the type is no use without, or none that
+            would change anything.
     """
     if other := sorted(importance.keys() - shapes.keys()):
         raise ValueError(
             f"the importance matrix has {len(other)} entries of tensors that this model does not have, for example "
             f"{', '.join(other[:3])}; it must have been made with this model"
+        )
+    if importance and not any(kinds[tensor] in WEIGHED for tensor in importance):
+        raise ValueError(
+            f"type {name} stores no tensor of the importance matrix in a way that it would change; leave it out, or "
+            f"choose a mix of {', '.join(WEIGHED)}"
         )
     needy = (*NEED_IMPORTANCE, "Q2_K") if name == "Q2_K_S" else NEED_IMPORTANCE
     bare = [n for n, kind in kinds.items() if kind in needy and n not in (*EMBEDDINGS, HEAD, *importance)]
@@ -96,11 +103,11 @@ def part_of(name: str) -> str:
 
 
 def facts(metadata: Mapping[str, Any], prefix: str, tied: bool, weighed: bool) -> Facts:
-    """What a file's metadata says to the mixes; `prefix` is what its keys start with."""
+    """What a file's metadata says to the mixes; `prefix` is what its keys start with. Of lists the first counts."""
 
     def number(key: str, default: int) -> int:
         value = metadata.get(f"{prefix}.{key}", default)
-        return int(value[0]) if isinstance(value, Sequence) else int(value)
+        return int(np.ravel(value.value if isinstance(value, Typed) else value)[0])
 
     heads = number("attention.head_count", 0)
     shared = number("attention.head_count_kv", heads)
@@ -148,9 +155,7 @@ def type_of(mix: Mix, name: str, shape: Sequence[int], place: Place) -> str:
         kind = mix.experts
     elif part in mix.parts:
         kind = next((kind for holds, kind in mix.parts[part] if holds(place)), mix.base)
-        big = BIG.get(place.model.arch) == place.model.layers and (
-            place.model.arch != "llama" or place.model.groups > 1
-        )
+        big = BIG.get(place.model.arch) == place.model.layers and place.model.groups > 1
         if part == "v" and big and kind in ("Q3_K", "Q4_K") and not mix.low:
             kind = "Q5_K"
     if shape[-1] % lookup(kind).block:

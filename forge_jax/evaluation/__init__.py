@@ -15,12 +15,12 @@ the place of the first token of each later window, which is never scored. Part o
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from forge_jax.evaluation.figures import Comparison, Estimate, Evaluation, compare, mean
-from forge_jax.evaluation.rows import Row, scored
+from forge_jax.evaluation.rows import Row, overlapping, scored
 from forge_jax.evaluation.tables import table
 from forge_jax.forge import Forge
 from forge_jax.loading import Model
@@ -58,12 +58,14 @@ def evaluate(
     """
     start = time.perf_counter()
     models = [m.model if isinstance(m, Forge) else m for m in (reference, model) if m is not None]
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"evaluate: tokens = {tokens}; expected 1 or more")
     ids, bos = ids_of(models, text)
     ids = ids[:tokens]
     context = min(CONTEXT, *(m.spec.max_seq_len for m in models)) if context is None else context
     check(models, ids, context, stride, batch)
-    rows = list(windows(ids, context, stride, bos))
-    places = max(row.count for row in rows)
+    rows = windows(ids, context, stride, bos)
+    places = context - context // 2 - 1 if stride is None else stride
     parts = scored(models, rows, length=context - 1, places=places, batch=batch, progress=progress)
     target_N, *found = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
     logprob_MN, best_MN, divergence_MN = found
@@ -83,29 +85,27 @@ def evaluate(
     )
 
 
-def windows(ids: np.ndarray, context: int, stride: int | None, bos: int | None) -> Iterator[Row]:
+def windows(ids: np.ndarray, context: int, stride: int | None, bos: int | None) -> list[Row]:
     """The windows of a text: second halves of them, or with a stride every token (see the module)."""
-    if stride is None:
-        spans = [(start, start + context) for start in range(0, len(ids) - context + 1, context)]
-        counts = [context - context // 2 - 1] * len(spans)
+    if stride is not None:
+        rows = overlapping(ids, context, stride)
     else:
-        stops = [min(first + stride, len(ids)) for first in range(1, len(ids), stride)]
-        spans = [(max(0, stop - context), stop) for stop in stops]
-        counts = np.diff([1, *stops]).tolist()
-    for (start, stop), count in zip(spans, counts, strict=True):
-        window = ids[start:stop].copy()
-        window[0] = window[0] if bos is None else bos
-        yield Row(window, count)
+        starts = range(0, len(ids) - context + 1, context)
+        rows = [Row(ids[start : start + context], context - context // 2 - 1) for start in starts]
+    return rows if bos is None else [Row(np.asarray([bos, *row.ids[1:]]), row.count) for row in rows]
 
 
 def ids_of(models: Sequence[Model], text: str | Sequence[int]) -> tuple[np.ndarray, int | None]:
     """The ids of a text, and the id that every window of it begins with.
 
     Raises:
-        ValueError: no model has a tokenizer, or the tokenizers give different ids.
+        ValueError: no model has a tokenizer, the tokenizers give different ids, or ids are no row of integers.
     """
     if not isinstance(text, str):
-        return np.asarray(text, np.int64).reshape(-1), None
+        ids = np.asarray(text)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"evaluate: ids are {ids.dtype}{list(ids.shape)}; expected a row of integers")
+        return ids.astype(np.int64), None
     read = []
     for tokenizer in (model.tokenizer for model in models if model.tokenizer is not None):
         ids = tokenizer.encode(text, add_special=False, parse_special=False)
@@ -132,8 +132,8 @@ def check(models: Sequence[Model], ids: np.ndarray, context: int, stride: int | 
             f"evaluate: {models[1].path} gives {logits[1]} logits, {models[0].path} {logits[0]}; models can be "
             "compared only if they share a vocabulary"
         )
-    if not 4 <= context <= most:
-        raise ValueError(f"evaluate: context = {context}; expected 4 to {most}, the context of the model")
+    if not 5 <= context <= most:
+        raise ValueError(f"evaluate: context = {context}; expected 5 to {most}, the context of the model")
     if stride is not None and not 1 <= stride < context:
         raise ValueError(f"evaluate: stride = {stride}; expected 1 to {context - 1}, less than the window of {context}")
     if batch < 1:

@@ -11,7 +11,7 @@ import numpy as np
 
 from converters.tokenizer import Tokenizer
 from forge_jax import text
-from forge_jax.evaluation.rows import Row, scored
+from forge_jax.evaluation.rows import Row, overlapping, scored
 from forge_jax.generation.sizes import bucket
 from forge_jax.loading import Model
 from forge_jax.sampling import SamplingParams
@@ -42,6 +42,8 @@ def encode(tokenizer: Tokenizer, prompt: str, prefix: int) -> list[int]:
 def continued(tokenizer: Tokenizer, context: str, continuation: str, prefix: int) -> Row:
     """A context and its continuation as ids, of which the continuation's are scored.
 
+    Where the two grow together at the seam, the ids are the context's own and then those that both have beyond them.
+
     Raises:
         ValueError: the continuation has no ids of its own.
     """
@@ -53,15 +55,12 @@ def continued(tokenizer: Tokenizer, context: str, continuation: str, prefix: int
         ids = ids if ids[:1] == known else known + ids
     if len(ids) <= len(known):
         raise ValueError(f"evaluation: the continuation {continuation!r} of {context[-40:]!r} adds no token")
-    return Row(np.asarray(ids, np.int32), len(ids) - len(known))
+    return Row(np.asarray(known + ids[len(known) :], np.int32), len(ids) - len(known))
 
 
 def rolled(ids: Sequence[int], prefix: int, limit: int) -> list[Row]:
     """A text of any length as rows of up to `limit` ids before the last, so that each of its ids is scored once."""
-    whole = np.asarray([prefix, *ids], np.int32)
-    stops = [min(at + limit, len(whole)) for at in range(1, len(whole), limit)]
-    counts = np.diff([1, *stops]).tolist()
-    return [Row(whole[max(0, stop - limit - 1) : stop], count) for stop, count in zip(stops, counts, strict=True)]
+    return overlapping(np.asarray([prefix, *ids], np.int32), limit + 1, limit)
 
 
 # ------------------------------------------------------------------------------------------------ answers

@@ -26,6 +26,13 @@ class Scored(NamedTuple):
     divergence_MN: np.ndarray
 
 
+def overlapping(ids: np.ndarray, context: int, stride: int) -> list[Row]:
+    """Rows of up to `context` ids that score each id but the first once, `stride` of them in a row, the last fewer."""
+    stops = [min(first + stride, len(ids)) for first in range(1, len(ids), stride)]
+    counts = np.diff([1, *stops]).tolist()
+    return [Row(ids[max(0, stop - context) : stop], count) for stop, count in zip(stops, counts, strict=True)]
+
+
 def scored(
     models: Sequence[Model], rows: Sequence[Row], *, length: int, places: int, batch: int, progress: bool
 ) -> Iterator[Scored]:

@@ -54,7 +54,7 @@ class Scores:
 
 @partial(jax.jit, static_argnames=("specs", "meshes"))
 def score(
-    specs: tuple[ModelSpec, ...], params: tuple[Tree, ...], rows: Rows, meshes: tuple[Mesh | None, ...] = (None,)
+    specs: tuple[ModelSpec, ...], params: tuple[Tree, ...], rows: Rows, meshes: tuple[Mesh | None, ...]
 ) -> Scores:
     """Score the same places by one model, or by several whose distributions are compared with that of the first.
 

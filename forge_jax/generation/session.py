@@ -27,6 +27,7 @@ from forge_jax.ops import Context
 from forge_jax.params import Tree
 from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
 from forge_jax.spec import ModelSpec
+from forge_jax.tensor import take
 
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
@@ -116,6 +117,8 @@ class Session:
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
+        if not jnp.issubdtype(self.cache_dtype, jnp.floating):
+            raise ValueError(f"cache_dtype {self.cache_dtype}: keys and values are floats; expected float32")
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
         cache = self.empty_cache(len(rows), size)
         logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
@@ -344,8 +347,8 @@ def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
 
 
 def compute_dtype(params: Tree) -> Any:
-    """The dtype that activations have: that of the embedding, of what it decodes to if it is packed."""
-    return jnp.dtype(params["embed"].dtype)
+    """The dtype that activations have: that of a row of the embedding."""
+    return jax.eval_shape(lambda table: take(table, jnp.zeros((), jnp.int32)), params["embed"]).dtype
 
 
 @contextlib.contextmanager

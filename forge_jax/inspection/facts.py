@@ -211,20 +211,23 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
     """
     spec, cast = checkpoint.spec, caster(dtype, checkpoint.half)
     sizes = {path: param.size for path, param in flatten(abstract(spec))}
-    loaded: dict[str, np.dtype] = {}  # by storage type: what one number of it becomes
-    weights, embedding = 0, np.dtype(np.float32)
+    computed: dict[str, np.dtype] = {}  # by storage type: what its numbers are multiplied in
+    weights, embedding, kinds = 0, np.dtype(np.float32), set[str]()
     for instance in checkpoint.found:
-        type = checkpoint.source.tensors[instance.theirs].dtype
-        if type not in loaded:
-            loaded[type] = cast("", np.zeros(1, PLAIN.get(type, PLAIN["F32"]))).dtype
-        weights += loaded[type].itemsize * sum(sizes[path] for path in instance.paths)
-        embedding = loaded[type] if "embed" in instance.paths else embedding
+        info = checkpoint.source.tensors[instance.theirs]
+        if info.dtype not in computed:
+            computed[info.dtype] = cast("", np.zeros(1, PLAIN.get(info.dtype, PLAIN["F32"]))).dtype
+        wide = computed[info.dtype]
+        plain = info.dtype in PLAIN  # what is packed stays so
+        weights += wide.itemsize * sum(sizes[path] for path in instance.paths) if plain else info.nbytes
+        kinds.add(str(wide) if plain else info.dtype)
+        embedding = wide if "embed" in instance.paths else embedding
     size = capacity(context, spec.max_seq_len)
     cache = jax.eval_shape(partial(caches.init, spec, batch, size, slack=BURST, dtype=embedding))
     return Memory(
         context,
         batch,
-        ", ".join(sorted({str(kind) for kind in loaded.values()})),
+        ", ".join(sorted(kinds)),
         str(embedding),
         weights,
         sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)),

@@ -9,15 +9,20 @@ import json
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from forge_jax.quantization.ggml import GGML_TYPES
+from forge_jax.quantization.ggml import GGML_TYPES, decode
 
 GOLDENS = Path(__file__).with_name("ggml_goldens.json")
 COLUMNS = 1536
-ONLY_WEIGHED = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS")
+ONLY_WEIGHED = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 """Types that ggml itself does not write without an importance matrix."""
+
+OTHERWISE = {"IQ2_XXS": tuple(range(12)), "IQ3_S": (4,)}
+"""Rows whose bytes differ from ggml's, which has a mistake there: in IQ2_XXS negative codes of its first guess of a
+scale become 255, in IQ3_S the words after a group of zeros go one place too early. Ours must not be worse."""
 
 NEVER = ("Q8_1", "Q8_K")
 """Types of activations, which ggml_quantize_chunk does not write."""
@@ -52,13 +57,19 @@ def checksums(raw: np.ndarray) -> list[str]:
     return [f"{zlib.crc32(row.tobytes()):08x}" for row in raw]
 
 
+def error(name: str, raw: np.ndarray) -> list[float]:
+    """The weighted root mean square error of each row, with three digits."""
+    squared = (decode(name, raw).astype(np.float64) - numbers()) ** 2 * importance()
+    return [float(f"{np.sqrt(x):.3g}") for x in squared.mean(axis=-1)]
+
+
 def main(library: str) -> None:
     """Write GOLDENS."""
     ggml = ctypes.CDLL(library)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
     x, weights = numbers(), importance()
-    out: dict[str, dict[str, list[str]]] = {"plain": {}, "weighed": {}}
+    out: dict[str, dict[str, list[Any]]] = {"plain": {}, "weighed": {}, "errors": {}}
     for name, kind in GGML_TYPES.items():
         if kind.plain or name in NEVER:
             continue
@@ -67,6 +78,8 @@ def main(library: str) -> None:
             at = weights.ctypes.data if given == "weighed" else None
             ggml.ggml_quantize_chunk(kind.id, x.ctypes.data, raw.ctypes.data, 0, len(x), COLUMNS, at)
             out[given][name] = checksums(raw)
+            if given == "weighed" and name in OTHERWISE:
+                out["errors"][name] = error(name, raw)
     lines = json.dumps(out).replace("{", "{\n").replace("], ", "],\n").replace("}", "\n}")
     GOLDENS.write_text(lines + "\n")
 

@@ -194,7 +194,7 @@ def test_integers_encode_as_they_are_and_only_from_their_dtype(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("IQ1_S", np.zeros(256, np.float32), "read but not written; write F32, F16, BF16"),
+        ("IQ1_S", np.zeros(256, np.float32), "IQ1_S needs an importance for each column"),
         ("Q9_9", np.zeros(32, np.float32), "unknown ggml type 'Q9_9'; expected one of F32"),
         ("Q8_0", np.zeros(33, np.float32), "packs 32 elements"),
         ("Q8_0", np.zeros(32, np.int32), "encodes floating-point values, not int32"),

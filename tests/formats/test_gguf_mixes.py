@@ -115,6 +115,8 @@ def test_importance_takes_the_shapes_of_its_tensors() -> None:
     [
         ("Q4_K_M", {"blk.9.attn_v.weight": 256}, "1 entries of tensors that this model does not have.*blk.9.attn_v"),
         ("Q4_K_M", {"blk.0.attn_v.weight": 64}, r"64 numbers for blk.0.attn_v.weight of \[64, 256\]; expected one"),
+        ("Q8_0", {"blk.0.attn_v.weight": 256}, "Q8_0 stores no tensor of the importance matrix in a way that it would"),
+        ("BF16", {"blk.0.attn_v.weight": 256}, "BF16 stores no tensor of the importance matrix"),
         ("IQ2_XS", {}, "IQ2_XS stores 1 tensors, for example blk.0.ffn_up_exps.weight as IQ2_XS, in so few bits"),
         (
             "Q2_K_S",

@@ -222,7 +222,7 @@ def test_unknown_options_of_exports(llama: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="export: dtype 'f16' is unknown"):
         exporting.export_safetensors(model, out, dtype="f16")
     with pytest.raises(ValueError, match="type 'Q9_0' is not written; expected one of F32, F16"):
-        exporting.export_gguf(model, out, type="Q9_0")  # pyright: ignore[reportArgumentType]
+        exporting.export_gguf(model, out, type="Q9_0")
     with pytest.raises(ValueError, match="max_shard_bytes must be positive, got 0"):
         exporting.export_huggingface(model, out, max_shard_bytes=0)
     assert [item.name for item in tmp_path.iterdir()] == ["llama"]

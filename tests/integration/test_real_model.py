@@ -19,6 +19,8 @@ from forge_jax.generation.session import LOCAL
 from forge_jax.hub import resolve
 from forge_jax.loading import Model
 from forge_jax.ops import Context
+from forge_jax.params import flatten
+from forge_jax.tensor import unpacked
 
 PLAIN = "The capital of France is"
 PLAIN_IDS = [504, 3575, 282, 4649, 314]
@@ -64,7 +66,8 @@ def ids(model: Model, prompt: str | list[dict[str, str]], count: int) -> list[in
 
 
 def test_what_it_is(model: Model):
-    assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == PARAMETERS
+    assert sum(leaf.size for _, leaf in flatten(model.params)) == PARAMETERS
+    assert sum(leaf.nbytes for _, leaf in flatten(model.params)) < 100e6  # packed, as in the file
     assert (len(model.spec.layers), model.spec.dim, model.spec.max_seq_len, model.spec.tied) == (30, 576, 8192, True)
     assert model.spec.vocab_size * model.spec.dim == EMBEDDING
 
@@ -136,9 +139,10 @@ def test_the_peak_of_loading(path: Path, dtype: str, width: int):
 
 def test_a_step_makes_no_copy_of_the_embedding(model: Model):
     """The tied head is the embedding itself, read where it lies. (In bfloat16, XLA for CPUs widens every weight.)"""
-    session = Session(model.spec, model.params, [[1, 2, 3]], max_new_tokens=4)
+    params = unpacked(model.params)
+    session = Session(model.spec, params, [[1, 2, 3]], max_new_tokens=4)
     step = LOCAL.advance.lower(  # pyright: ignore[reportFunctionMemberAccess]
-        model.spec, session.plan, model.params, session.values, session.state, np.int32(1), Context()
+        model.spec, session.plan, params, session.values, session.state, np.int32(1), Context()
     )
     used = step.compile().memory_analysis()
     assert used.temp_size_in_bytes < 4 * EMBEDDING / 20

@@ -1,15 +1,14 @@
 """Generation against its definition: the greedy continuation is the argmax of a plain forward pass, token by token."""
 
-import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterator
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compilations
 
 from forge_jax import SamplingParams, Session, generate, stream
 from forge_jax import params as P
@@ -55,22 +54,6 @@ def reference(params, row: list[int], count: int, size: int = 128) -> list[int]:
         logits, _ = plain()(SPEC, params, Inputs(jnp.asarray(tokens), jnp.asarray(order)))
         row.append(int(logits[0, len(row) - 1].argmax()))
     return row[-count:]
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Collect the XLA compilations inside the block."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **kwargs: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_ragged_batch_equals_plain(params):

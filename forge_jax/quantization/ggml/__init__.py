@@ -2,6 +2,7 @@
 
 from forge_jax.quantization.ggml.codec import decode as decode
 from forge_jax.quantization.ggml.codec import encode as encode
+from forge_jax.quantization.ggml.importance import WEIGHED as WEIGHED
 from forge_jax.quantization.ggml.scheme import Ggml as Ggml
 from forge_jax.quantization.ggml.scheme import bytes_of as bytes_of
 from forge_jax.quantization.ggml.scheme import parts_of as parts_of

@@ -8,6 +8,7 @@ import numpy as np
 
 from forge_jax.quantization.ggml import (
     encoders,
+    grid_encoders,
     iquants,
     kencoders,
     kquants,
@@ -15,6 +16,7 @@ from forge_jax.quantization.ggml import (
     level_encoders,
     small_encoders,
     small_floats,
+    ternary_encoders,
 )
 from forge_jax.quantization.ggml.bits import Decoder
 from forge_jax.quantization.ggml.importance import Weighing, weighing
@@ -28,12 +30,25 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {**legacy.DECODERS, **kquants.DECODERS, **iquants.DECODERS, **small_floats.DECODERS}
 )
 
-SEARCH_CHUNK = 1 << 15
-"""Elements encoded at once: a search goes over several arrays of them again and again, which should stay near."""
+SEARCH_CHUNK = 1 << 17
+"""Elements encoded at once. A search has up to ten arrays of them. Fewer are slower, more hardly faster."""
 
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
-    {**encoders.ENCODERS, **kencoders.ENCODERS, **level_encoders.ENCODERS, **small_encoders.ENCODERS}
+    {
+        **encoders.ENCODERS,
+        **kencoders.ENCODERS,
+        **grid_encoders.ENCODERS,
+        **level_encoders.ENCODERS,
+        **small_encoders.ENCODERS,
+        **ternary_encoders.ENCODERS,
+    }
 )
+
+BEYOND = 1e10
+"""No type with a float16 scale holds such numbers, and no search for a scale overflows below."""
+
+LARGEST: Mapping[str, float] = MappingProxyType({"MXFP4": np.inf, "Q8_K": np.inf, "NVFP4": 6 * 448.0})
+"""The largest numbers of the types with scales of another kind."""
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -69,16 +84,18 @@ def decode(type_name: str, raw: np.ndarray) -> np.ndarray:
 def encode(type_name: str, values: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """Pack numbers [..., elements] into stored bytes, uint8 [..., bytes].
 
-    F32, F16, BF16 and the packed types of `ENCODERS` take floats, with the results of ggml's own quantisers. I8 ... I64
-    and F64 take arrays of exactly their dtype.
+    F32, F16, BF16 and the packed types take floats, with the results of ggml's own quantisers bit for bit, but where
+    those are mistaken (IQ2_XXS, and IQ3_S after a group of zeros). I8 ... I64 and F64 take arrays of their dtype.
 
     Args:
         importance: float32 [elements], what the columns weigh when scales are searched (see `importance`); or
-            [..., elements] without the rows' axis for a stack of matrices. Types without a search do not use it.
+            [..., elements] without the rows' axis for a stack of matrices. Types without a search do not use it, and
+            IQ1_S, IQ2_XXS and IQ2_XS need it.
 
     Raises:
-        ValueError: a type that is not written here, rows that are not whole blocks, a wrong dtype, or finite values
-            that the type cannot hold (nothing becomes infinite on the way; packed types hold no NaN either).
+        ValueError: an unknown type, rows that are not whole blocks, a wrong dtype, finite values that the type cannot
+            hold (nothing becomes infinite on the way; packed types hold no NaN either), or importance that does not fit
+            or is missing.
     """
     kind = lookup(type_name)
     if values.ndim == 0:
@@ -87,8 +104,6 @@ def encode(type_name: str, values: np.ndarray, importance: np.ndarray | None = N
         if values.dtype != kind.values:
             raise ValueError(f"{type_name} stores {kind.values} values, not {values.dtype}")
         return np.ascontiguousarray(values).view(np.uint8)
-    if not kind.plain and type_name not in ENCODERS:
-        raise ValueError(f"{type_name} is read but not written; write {', '.join((*FLOATS, *ENCODERS))}")
     if values.dtype not in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16):
         raise ValueError(f"{type_name} encodes floating-point values, not {_describe(values)}")
     row_bytes = kind.row_bytes(values.shape[-1])
@@ -112,10 +127,11 @@ def _encode_chunk(kind: GGMLType, source: np.ndarray, weigh: Weighing | None, fi
     else:
         if not finite.all():
             raise ValueError(f"{kind.name} holds no NaN and no infinity, and {(~finite).sum()} of the values are")
-        ENCODERS[kind.name](values, weigh.weights(values, first) if weigh else None, out)
-        kept = (np.abs(values) <= small_encoders.LARGEST.get(kind.name, np.inf)).all(axis=-1)
-        for field in {"d", "m", "dmin"}.intersection(kind.layout.names or ()):
-            kept &= np.isfinite(out[field].reshape(len(out), -1)).all(axis=-1)
+        kept = np.abs(values).max(axis=-1, initial=0) <= LARGEST.get(kind.name, BEYOND)
+        if kept.all():
+            ENCODERS[kind.name](values, weigh.weights(values, first) if weigh else None, out)
+            for field in {"d", "m", "dmin"}.intersection(kind.layout.names or ()):
+                kept &= np.isfinite(out[field].reshape(len(out), -1)).all(axis=-1)
     if not kept.all():
         largest = np.abs(source[finite]).max()
         raise ValueError(f"values up to {largest:.6g} are too large for {kind.name}; choose a type with a wider range")

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .packing import Encoder, pack
-from .search import affine, columns, extreme, nearest, ratio, rows, symmetric
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import affine, columns, extreme, nearest, ratio, rows, symmetric
 
 WEIGHTED = (-0.9, 0.05, 36)
 """First offset, step and number of steps of the search for scale and minimum where elements have given weights."""

@@ -11,19 +11,26 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .search import total
-from .types import GGMLType
+from forge_jax.quantization.ggml.search import total
+from forge_jax.quantization.ggml.types import GGMLType
 
 ROW_SPREAD = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """Types whose elements are compared with their whole row."""
 
 BLOCK_SPREAD: Mapping[str, float] = MappingProxyType(
-    {"Q2_K": 1, "Q3_K": 2, "Q4_K": 2, "Q5_K": 2, "Q6_K": 0, "IQ4_NL": 2, "IQ4_XS": 2}
+    {"Q6_K": 0}
+    | dict.fromkeys(("Q2_K", "IQ2_XXS", "IQ2_XS"), 1)
+    | dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "IQ1_S", "IQ1_M", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"), 2)
 )
 """Types whose elements are compared with their block, and how often its mean square counts; at 0 only the importance
-counts. Of the types that are in neither table each element is rounded for itself, and importance changes nothing."""
+counts. Of types in neither table each element is rounded for itself."""
 
-ROWS_AT_ONCE = 64
+WEIGHED = (*ROW_SPREAD, *BLOCK_SPREAD)
+"""The types that make use of an importance matrix."""
+
+AT_ONCE = 1 << 15  # elements, at least a row
+LARGE = 1e6
+"""Importances are made smaller if one is above."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,17 @@ def weighing(kind: GGMLType, values: np.ndarray, importance: np.ndarray | None) 
         )
     if not np.isfinite(importance).all() or (importance < 0).any():
         raise ValueError("importance has entries that are negative, infinite or NaN; it holds mean squares")
-    if kind.name not in ROW_SPREAD and kind.name not in BLOCK_SPREAD:
+    if kind.name not in WEIGHED:
         return None
     rows = int(np.prod(values.shape[:-1])) if importance.ndim == 1 else values.shape[-2]
-    flat = values.reshape(-1, columns)
-    parts = [_mean_square(flat[i : i + ROWS_AT_ONCE]) for i in range(0, len(flat), ROWS_AT_ONCE)]
-    power = np.concatenate(parts) if kind.name in ROW_SPREAD else None
+    power = None
+    if kind.name in ROW_SPREAD:
+        flat, step = values.reshape(-1, columns), max(1, AT_ONCE // columns)
+        power = np.empty(len(flat), np.float32)
+        for i in range(0, len(flat), step):
+            power[i : i + step] = _mean_square(flat[i : i + step])
+    if importance.max(initial=0) > LARGE:  # a power of four changes no result, but the sums do not overflow
+        importance = np.ldexp(importance, -2 * (np.frexp(importance.max())[1] // 2))
     return Weighing(kind, importance.reshape(-1, columns // kind.block, kind.block), rows, power)
 
 

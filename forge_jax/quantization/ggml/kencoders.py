@@ -10,10 +10,22 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .encoders import WEIGHTED
-from .packing import Encoder, pack
-from .search import TINY, affine, columns, descend, extreme, nearest, positive, ratio, rows, symmetric, total
-from .types import K
+from forge_jax.quantization.ggml.encoders import WEIGHTED
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import (
+    TINY,
+    affine,
+    columns,
+    descend,
+    extreme,
+    nearest,
+    positive,
+    ratio,
+    rows,
+    symmetric,
+    total,
+)
+from forge_jax.quantization.ggml.types import K
 
 
 def _quantised(values: np.ndarray, weights: np.ndarray | None, top: int) -> tuple[np.ndarray, np.ndarray]:

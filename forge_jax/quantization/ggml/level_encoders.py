@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .packing import Encoder, pack
-from .search import TINY, columns, extreme, nearest, ratio, rows, total
-from .small_floats import IQ4_VALUES
-from .types import K
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import TINY, columns, extreme, nearest, ratio, rows, total
+from forge_jax.quantization.ggml.small_floats import IQ4_VALUES
+from forge_jax.quantization.ggml.types import K
 
 TRIES = 7
 """How many levels to either side of the first the search puts the largest element's place."""

@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .encoders import round_away
-from .packing import Encoder, pack
-from .search import columns, ratio, total
-from .small_floats import E2M1_DOUBLED, HALF_E8M0, HALF_UE4M3
+from forge_jax.quantization.ggml.encoders import round_away
+from forge_jax.quantization.ggml.packing import Encoder, pack
+from forge_jax.quantization.ggml.search import columns, ratio, total
+from forge_jax.quantization.ggml.small_floats import E2M1_DOUBLED, HALF_E8M0, HALF_UE4M3
 
 
 def _q1_0(blocks: np.ndarray, weights: np.ndarray | None, out: np.ndarray) -> None:
@@ -85,9 +85,6 @@ def _nvfp4(blocks: np.ndarray, weights: np.ndarray | None, out: np.ndarray) -> N
     codes = _e2m1(x, HALF_UE4M3[out["d"]][:, :, None])
     out["qs"] = pack(codes.reshape(-1, 64), 4, 8)
 
-
-LARGEST: Mapping[str, float] = MappingProxyType({"NVFP4": 6 * 448.0})
-"""The largest numbers of the types whose scales do not become infinite beyond."""
 
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {"Q1_0": _q1_0, "Q2_0": _q2_0, "TQ1_0": _tq1_0, "TQ2_0": _tq2_0, "MXFP4": _mxfp4, "NVFP4": _nvfp4}
