@@ -25,7 +25,7 @@ from forge_jax.loading import Model, load
 from forge_jax.quantizing import quantize
 from forge_jax.tensor import QTensor
 
-FALLBACKS = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0"}
+FALLBACKS = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "int4-g128": "int4-g64"}
 SCHEMES = (
     *("Q8_0", "int8", "int8-dynamic", "Q6_K", "fp8", "Q5_0", "Q4_K", "int4-g32", "Q4_0", "int4-g64-asym", "int4-g64"),
     *("nf4", "nvfp4", "int4-g128", "mxfp4", "int3-g64"),

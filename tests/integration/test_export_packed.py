@@ -14,7 +14,7 @@ from forge_jax.cli import main
 from forge_jax.exporting_packed import export_packed
 from forge_jax.loading import Model, load
 from forge_jax.params import flatten
-from forge_jax.quantization import quantize_int8
+from forge_jax.quantization import quantize
 from forge_jax.tensor import QTensor, dense
 
 CASES = [
@@ -114,7 +114,7 @@ def test_what_is_not_packed_is_refused(shared: Path, tmp_path: Path):
     model = load(original, progress=False)
     with pytest.raises(ValueError, match="'gguf' is unknown; expected auto, awq"):
         export_packed(model, tmp_path / "out", method="gguf")
-    params = {**model.params, "head": quantize_int8(model.spec, model.params)["head"]}
+    params = {**model.params, "head": quantize(model.spec, model.params, "int8", requantize=True)["head"]}
     with pytest.raises(ValueError, match="lm_head.weight is packed and was plain in the checkpoint"):
         export_packed(replace(model, params=params), tmp_path / "out")
     scaled = jax.tree.map(lambda leaf: leaf * 0 if leaf.dtype == np.uint8 else leaf, model.params)
