@@ -5,22 +5,12 @@ Rows w [n] are multiplied by x of which H = sum x x^T is known; what is made sma
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from forge_jax.quantization.grid import Grid
+from forge_jax.quantization.grid import Grid, Rounded
 
 TOGETHER = 128  # inputs that are rounded before those behind them learn of the error, which changes only the time
-
-
-class Rounded(NamedTuple):
-    """What `Grid.parts` takes: codes [R, n], scale and zero [R, groups], and the group of each input or None."""
-
-    codes: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray
-    index: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Gptq:
         order = np.argsort(-np.diagonal(gram), kind="stable") if self.act_order else np.arange(size)
         upper = inverse_factor(gram[np.ix_(order, order)].astype(np.float64), self.damping)
         wide = rows.astype(np.float64)
-        scale, zero = grid.grouped(wide)
+        scale, zero = lines = grid.lines(wide)
         of = order // group if self.static else np.arange(size) // group
         w = np.ascontiguousarray(wide.T[order])  # [n, R]: inputs come first, so that each lies in one piece
         codes = np.empty_like(w)
@@ -66,15 +56,14 @@ class Gptq:
             errors = np.empty((stop - start, len(rows)))
             for i in range(start, stop):
                 if not self.static and i % group == 0:
-                    s, z = grid.fit(w[i : i + group].T)
-                    scale[:, of[i]], zero[:, of[i]] = s[:, 0], z[:, 0]
+                    scale[:, of[i]], zero[:, of[i]] = grid.line(w[i : i + group].T)
                 s, z = scale[:, of[i]], zero[:, of[i]]
                 codes[i] = grid.codes(w[i], s, z)
                 error = errors[i - start] = (w[i] - s * (codes[i] - z)) / upper[i, i]
                 w[i + 1 : stop] -= np.outer(upper[i, i + 1 : stop], error)
             w[stop:] -= upper[start:stop, stop:].T @ errors
         back = np.argsort(order)
-        return Rounded(codes[back].T, scale, zero, of[back] if self.act_order and not self.static else None)
+        return Rounded(codes[back].T, lines, of[back] if self.act_order and not self.static else None)
 
 
 def inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
