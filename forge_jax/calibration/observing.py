@@ -1,7 +1,7 @@
 """What the weights of a layer are multiplied by on some text: sums over all of its tokens, one layer at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,18 @@ State = tuple[Array, Call]
 Sums = dict[str, dict[str, np.ndarray]]
 """By path and tap (`Observed`): float64 [*stacked, ...]."""
 Select = Callable[[str, Param], bool]
+
+
+@dataclass
+class Report:
+    """What a calibration did.
+
+    seen: how many rows each rounded parameter was multiplied by, float64 [*stacked]; where none, it is rounded to the
+    nearest numbers. scaled: by the path of a norm or weight, those that its scales went into.
+    """
+
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
+    scaled: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def matrices(path: str, param: Param) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from forge_jax.calibration.observing import Select, Sums, advanced, entries, matrices, observe
+from forge_jax.calibration.observing import Report, Select, Sums, advanced, entries, matrices, observe
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.quantization.gptq import Gptq
 from forge_jax.quantization.grid import Grid, Lines, Rounded
@@ -18,31 +18,34 @@ Round = Callable[[np.ndarray, np.ndarray], Rounded]
 """(rows [R, n], H [n, n]) -> what they are rounded to."""
 
 
-def gptq(spec: ModelSpec, params: Tree, batches: Sequence[np.ndarray], how: Gptq, select: Select = matrices) -> Tree:
+def gptq(
+    spec: ModelSpec, params: Tree, batches: Sequence[np.ndarray], how: Gptq, select: Select = matrices
+) -> tuple[Tree, Report]:
     """The same parameters with the chosen ones rounded by GPTQ; a layer sees what the rounded ones before it make.
 
     What several layers share is rounded first, for the inputs that it has in all of them. Of the chosen parameters
-    those stay as they are that `observe` has no sums for.
+    those stay as they are that `observe` has no sums for, or whose rows do not fill bytes.
 
     Args:
         batches: ids [B, T] each, without padding.
     """
+    described, report = dict(flatten(abstract(spec))), Report()
+    chosen: Select = lambda path, param: how.grid.fills(param.fan_in) and select(path, param)  # noqa: E731
 
     def rounded(sums: Sums) -> Tree:
-        described, leaves = dict(flatten(abstract(spec))), dict(flatten(params))
-        new = {
-            path: round_leaf(leaves[path], described[path], found["gram"], how.round, how.grid)
-            for path, found in sums.items()
-        }
-        return unflatten(leaves | new)
+        leaves = dict(flatten(params))
+        for path, found in sums.items():
+            report.seen[path] = found["count"]
+            leaves[path] = round_leaf(leaves[path], described[path], found["gram"], how.round, how.grid)
+        return unflatten(leaves)
 
-    params = rounded(shared_sums(spec, params, batches, select))
+    params = rounded(shared_sums(spec, params, batches, chosen))
     states = entries(spec, params, batches)
     for i in range(len(spec.layers)):
-        sums, _ = observe(spec, params, i, states, own(select), ("gram",))
+        sums, _ = observe(spec, params, i, states, own(chosen), ("gram",))
         params = rounded(sums)
         states = advanced(spec, params, i, states)
-    return params
+    return params, report
 
 
 def own(select: Select) -> Select:

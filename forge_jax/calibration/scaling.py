@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forge_jax.calibration.folds import Described, Fold, Leaves, holding
-from forge_jax.calibration.observing import Select, Sums, entries, matrices, observe, paths
+from forge_jax.calibration.observing import Report, Select, Sums, entries, matrices, observe, paths
 from forge_jax.calibration.rounding import own, round_leaf, shared_sums
 from forge_jax.decoder import share, unshared, whole
 from forge_jax.params import Tree, abstract, flatten, unflatten
@@ -17,33 +17,36 @@ from forge_jax.spec import Block, ModelSpec
 
 def awq(
     spec: ModelSpec, params: Tree, batches: Sequence[np.ndarray], grid: Grid, select: Select = matrices
-) -> tuple[Tree, dict[str, tuple[str, ...]]]:
+) -> tuple[Tree, Report]:
     """The same parameters with the chosen ones rounded by AWQ, and norms or other weights that make up for the scales.
+
+    Weights whose inputs cannot be scaled, as the report says, are rounded as they are, and so is what several layers
+    share. Of the chosen parameters those stay as they are that `observe` has no sums for, or whose rows do not fill
+    bytes.
 
     Args:
         batches: ids [B, T] each, without padding.
-
-    Returns:
-        The tree, and by the path of a norm or weight those that its scales went into. Others are rounded as they are.
     """
     described, leaves = dict(flatten(abstract(spec))), dict(flatten(params))
-    scaled: dict[str, tuple[str, ...]] = {}
+    report = Report()
     known: dict[Block, list[Fold]] = {}
+    chosen: Select = lambda path, param: grid.fills(param.fan_in) and select(path, param)  # noqa: E731
 
     def nearest(rows: np.ndarray, gram: np.ndarray) -> Rounded:
         lines = clipped(rows, gram, grid)
         return Rounded(grid.nearest(rows, lines), lines)
 
     def rounded(sums: Sums) -> Leaves:
+        report.seen.update({path: found["count"] for path, found in sums.items()})
         return {
             path: round_leaf(leaves[path], described[path], found["gram"].astype(np.float32), nearest, grid)
             for path, found in sums.items()
         }
 
-    leaves |= rounded(shared_sums(spec, params, batches, select))
+    leaves |= rounded(shared_sums(spec, params, batches, chosen))
     states = entries(spec, params, batches)
     for i, layer in enumerate(spec.layers):
-        sums, after = observe(spec, params, i, states, own(select), ("gram", "absolute"))
+        sums, after = observe(spec, params, i, states, own(chosen), ("gram", "absolute"))
         prefix = f"layers.{i}."
         mine = {near: described[far] for near, far in paths(layer, i, described) if far.startswith(prefix)}
         near = dict(flatten(whole(layer, params["layers"].get(str(i), {}), params)))
@@ -54,11 +57,11 @@ def awq(
         for fold in known[kind]:
             if any(path in seen for path in fold.into):
                 near = fold.applied(near, mine, searched(fold, near, mine, seen, grid))
-                scaled[prefix + fold.source] = tuple(prefix + path for path in fold.into)
+                report.scaled[prefix + fold.source] = tuple(prefix + path for path in fold.into)
         leaves |= {prefix + path: near[path] for path in mine}
         leaves |= rounded(sums)
         states = after
-    return unflatten(leaves), scaled
+    return unflatten(leaves), report
 
 
 def searched(fold: Fold, leaves: Leaves, described: Described, sums: Sums, grid: Grid) -> np.ndarray:

@@ -56,6 +56,10 @@ class Grid:
         """The zero of a symmetric grid."""
         return 2 ** (self.bits - 1)
 
+    def fills(self, size: int) -> bool:
+        """Whether the codes of a row of `size` numbers fill whole bytes."""
+        return size * self.bits % 8 == 0
+
     def spans(self, size: int) -> list[slice]:
         """Where the groups of a row of `size` numbers lie; the last may be cut off."""
         group = self.group or size
@@ -107,7 +111,7 @@ class Grid:
             ValueError: rows that do not fill whole bytes.
         """
         size = codes.shape[-1]
-        if size * self.bits % 8 or (self.bits == 3 and size % 8):
+        if not self.fills(size):
             raise ValueError(f"rows of {size} numbers of {self.bits} bits do not fill whole bytes")
         stream = codes.astype(np.uint8)
         parts = {"codes": stream if self.bits == 8 else packed(stream, self.bits)}

@@ -20,6 +20,7 @@ FRONT = {
     "network",
     "default_model",
     "catalogue",
+    "calibrating",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "stacking", "decoder"]
