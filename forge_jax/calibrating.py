@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from converters.gguf.importance import write_imatrix
 from forge_jax import calibration
 from forge_jax.calibration import Report, matrices
 from forge_jax.forge import Forge
@@ -74,16 +76,27 @@ def calibrate(
     return out
 
 
-def importance(model: Model | Forge, text: Text, *, samples: int = 128, length: int = 512) -> dict[str, np.ndarray]:
+def importance(
+    model: Model | Forge, text: Text, *, samples: int = 128, length: int = 512, file: str | Path | None = None
+) -> dict[str, np.ndarray]:
     """The mean square of the inputs of every matrix of the layers on a text, by path: float32 [n], or [experts, n].
 
     Experts that no token went to have ones. The text is read as by `calibrate`.
 
+    Args:
+        file: also written there, as llama.cpp's imatrix.
+
     Raises:
-        ValueError: values out of range, or a text too short for a window.
+        ValueError: values out of range, a text too short for a window, or a file for a model that llama.cpp does not
+            know.
     """
     model = own(model)
-    return calibration.importance(model.spec, model.params, windows(model, text, samples, length))
+    batches = windows(model, text, samples, length)
+    squares, counts = calibration.squares(model.spec, model.params, batches)
+    if file is not None:
+        kind, chunks = str(model.config.get("model_type")), sum(map(len, batches))
+        write_imatrix(file, model.spec, kind, squares, counts, chunks=chunks, length=length)
+    return calibration.means(squares, counts)
 
 
 def own(model: Model | Forge) -> Model:

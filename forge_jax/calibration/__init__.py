@@ -4,9 +4,9 @@ Nothing is hooked: an `Observed` leaf gives sums over its inputs as a gradient, 
 is. One layer is looked at after the other, and the sums of one are held at a time.
 """
 
-from forge_jax.calibration.importance import importance
+from forge_jax.calibration.importance import means, squares
 from forge_jax.calibration.observing import Report, matrices
 from forge_jax.calibration.rounding import gptq
 from forge_jax.calibration.scaling import awq
 
-__all__ = ["Report", "awq", "gptq", "importance", "matrices"]
+__all__ = ["Report", "awq", "gptq", "matrices", "means", "squares"]

@@ -9,28 +9,15 @@ from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
 
-def importance(
+def squares(
     spec: ModelSpec, params: Tree, batches: Sequence[np.ndarray], select: Select = matrices
-) -> dict[str, np.ndarray]:
-    """The mean square of the inputs of the chosen parameters, by path: float32 [*stacked, n].
-
-    It is 1 for stacked weights that no token went to. Of the chosen parameters those are missing that `observe` has no
-    sums for.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Sums of squares of the inputs of the chosen parameters [*stacked, n], and how many rows they are over
+    [*stacked, 1], by path. Of the chosen parameters those are missing that `observe` has no sums for.
 
     Args:
         batches: ids [B, T] each, without padding.
     """
-    totals, counts = squares(spec, params, batches, select)
-    return {
-        path: np.where(counts[path] > 0, total / np.maximum(counts[path], 1), 1).astype(np.float32)
-        for path, total in totals.items()
-    }
-
-
-def squares(
-    spec: ModelSpec, params: Tree, batches: Sequence[np.ndarray], select: Select = matrices
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Sums of squares [*stacked, n] and how many rows they are over [*stacked, 1], by path."""
     states = entries(spec, params, batches)
     totals: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
@@ -40,3 +27,11 @@ def squares(
             totals[path] = totals.get(path, 0) + found["square"]
             counts[path] = counts.get(path, 0) + found["count"][..., None]
     return totals, counts
+
+
+def means(totals: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean squares, float32 [*stacked, n]; ones for stacked weights that no token went to."""
+    return {
+        path: np.where(counts[path] > 0, total / np.maximum(counts[path], 1), 1).astype(np.float32)
+        for path, total in totals.items()
+    }

@@ -126,7 +126,8 @@ def test_experts_see_the_tokens_that_chose_them():
     op = Moe(Router(4, 2, renorm=1.0), 24)
     spec = ModelSpec(64, 16, (Block((Branch("moe", op, pre=RMS),)),), 64, RMS)
     params, ids = model(spec), text()
-    sums, _ = observe(spec, params, 0, entries(spec, params, [ids[:2], ids[2:]]), matrices, ("gram", "absolute"))
+    states = entries(spec, params, [ids[:2], ids[2:]])
+    sums, _ = observe(spec, params, 0, states, matrices, ("gram", "absolute", "square"))
     p = {path: np.asarray(x, np.float64) for path, x in flatten(params["layers"]["0"]["moe"])}
     x = np.asarray(params["embed"], np.float64)[ids].reshape(-1, 16)
     x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * p["pre.scale"]
@@ -141,9 +142,7 @@ def test_experts_see_the_tokens_that_chose_them():
             np.testing.assert_allclose(found["gram"][e], expected.T @ expected, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(found["absolute"][e], abs(expected).sum(0), rtol=1e-4, atol=1e-4)
             assert found["count"][e] == len(rows)
-    importance = calibration.importance(spec, params, [ids])
-    rows = x[(chosen == 3).any(1)]
-    np.testing.assert_allclose(importance["layers.0.moe.up"][3], (rows**2).mean(0), rtol=1e-4)
+            np.testing.assert_allclose(found["square"][e], (expected**2).sum(0), rtol=1e-4, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ GPTQ

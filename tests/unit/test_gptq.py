@@ -60,8 +60,8 @@ def test_codes_are_those_of_the_textbook(bits: int, group: int, symmetric: bool,
     codes, values = textbook(w, x, how)
     found = how.round(w, x.T @ x)
     np.testing.assert_array_equal(found.codes, codes)
-    group = np.arange(24) // (how.grid.group or 24) if found.index is None else found.index
-    scale, zero = (part[:, group] for part in found.lines)
+    index = np.arange(24) // (group or 24) if found.index is None else found.index
+    scale, zero = (part[:, index] for part in found.lines)
     np.testing.assert_allclose(scale * (found.codes - zero), values, rtol=1e-12)
 
 
