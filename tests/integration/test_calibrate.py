@@ -6,14 +6,17 @@ from types import MappingProxyType
 from typing import Any
 
 import gguf
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import read_golden
 from tiny_checkpoint import write_chat_model
 
 import forge_jax as forge
+from forge_jax.calibrating import windows
 from forge_jax.loading import Model
-from forge_jax.params import flatten
+from forge_jax.params import flatten, map_params
+from forge_jax.spec import Block, Branch, ModelSpec, Moe, Norm, Router
 from forge_jax.tensor import QTensor
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
@@ -38,16 +41,15 @@ def test_a_text_makes_a_packed_model_that_still_computes(chat: Model):
     assert 0 < np.linalg.norm(rounded - plain) < 0.2 * np.linalg.norm(plain)
 
 
-def test_texts_and_ids_are_the_same(chat: Model):
+def test_texts_are_cut_into_windows(chat: Model):
     assert chat.tokenizer is not None
-    ids = chat.tokenizer.encode(TEXT, add_special=False)
-    one, other = (
-        forge.calibrate(chat, text, "awq", bits=8, group=0, samples=2, length=32)
-        for text in ([TEXT[:40], TEXT[40:]], ids)
+    ids = np.asarray(chat.tokenizer.encode(TEXT, add_special=False))
+    whole, halves, plain = (
+        np.concatenate(windows(chat, text, 5, 32)) for text in (TEXT, [TEXT[:40], TEXT[40:]], ids.tolist())
     )
-    for (path, mine), (_, theirs) in zip(flatten(one.params), flatten(other.params), strict=True):
-        if isinstance(mine, QTensor):
-            np.testing.assert_array_equal(mine.parts["codes"], theirs.parts["codes"], err_msg=path)
+    np.testing.assert_array_equal(whole, ids[:160].reshape(5, 32))
+    np.testing.assert_array_equal(halves, whole)
+    np.testing.assert_array_equal(plain, whole)
 
 
 def test_importance_is_written_as_an_imatrix(tmp_path: Path):
@@ -88,7 +90,7 @@ def test_what_cannot_be_calibrated_is_said(chat: Model):
 
 
 def test_experts_that_saw_no_token_are_told():
-    golden = read_golden("mixtral")
-    model = Model(golden.spec, golden.params, None, MappingProxyType(golden.config))
-    with pytest.warns(UserWarning, match=r"\d+ parameters are of experts that no token of the text went to"):
-        forge.calibrate(model, [1, 2], group=0, length=2)
+    spec = ModelSpec(8, 8, (Block((Branch("moe", Moe(Router(4, 1), 8), pre=Norm()),)),), 8)
+    params = map_params(lambda param: jnp.linspace(-1, 1, param.size).reshape(param.shape), spec)
+    with pytest.warns(UserWarning, match="3 parameters are of experts that no token of the text went to"):
+        forge.calibrate(Model(spec, params, None, {}), [1, 1], group=0, length=2)
