@@ -126,16 +126,13 @@ def pair(source: str, made: Param, path: str, read: Param) -> Iterator[Fold]:
 
 
 def holding(layer: Block, described: Described, leaves: Leaves, state: State) -> list[Fold]:
-    """The folds that leave what a layer gives as it is, on the state before it."""
-    plain = {path for path, leaf in leaves.items() if isinstance(leaf, jax.Array)}
+    """The folds that leave what a layer gives as it is, on the state before it; `described` leaves are plain arrays."""
     found = []
     for fold in candidates(layer, described):
-        weights = {*fold.into, f"{fold.source}.scale" if fold.norm else fold.source}
-        if weights <= plain:
-            lead = described[fold.into[0]].shape[: fold.stacked]
-            s = np.exp2(np.random.default_rng(0).uniform(-1, 1, (*lead, *fold.shape)))
-            if same(layer, leaves, fold.applied(leaves, described, s), state):
-                found.append(fold)
+        lead = described[fold.into[0]].shape[: fold.stacked]
+        s = np.exp2(np.random.default_rng(0).uniform(-1, 1, (*lead, *fold.shape)))
+        if same(layer, leaves, fold.applied(leaves, described, s), state):
+            found.append(fold)
     return found
 
 

@@ -13,6 +13,7 @@ from forge_jax.quantization.awq import best_scale, clipped
 from forge_jax.quantization.grid import Grid, Rounded
 from forge_jax.quantization.int8 import rows_of
 from forge_jax.spec import Block, ModelSpec
+from forge_jax.tensor import dense
 
 
 def awq(
@@ -49,16 +50,19 @@ def awq(
         sums, after = observe(spec, params, i, states, own(chosen), ("gram", "absolute"))
         prefix = f"layers.{i}."
         mine = {near: described[far] for near, far in paths(layer, i, described) if far.startswith(prefix)}
-        near = dict(flatten(whole(layer, params["layers"].get(str(i), {}), params)))
+        before = whole(layer, params["layers"].get(str(i), {}), params)
+        # packed weights are decoded, or nothing could be scaled
+        before = {path: dense(leaf) if path in mine else leaf for path, leaf in flatten(before)}
         if (kind := unshared(layer)) not in known:
             x, call = states[0]
-            known[kind] = holding(layer, mine, near, (x, share(call, i)))
+            known[kind] = holding(layer, mine, before, (x, share(call, i)))
         seen = {path.removeprefix(prefix): found for path, found in sums.items()}
+        near = before
         for fold in known[kind]:
             if any(path in seen for path in fold.into):
                 near = fold.applied(near, mine, searched(fold, near, mine, seen, grid))
                 report.scaled[prefix + fold.source] = tuple(prefix + path for path in fold.into)
-        leaves |= {prefix + path: near[path] for path in mine}
+        leaves |= {prefix + path: near[path] for path in mine if near[path] is not before[path]}
         leaves |= rounded(sums)
         states = after
     return unflatten(leaves), report
