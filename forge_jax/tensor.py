@@ -117,18 +117,10 @@ class QTensor:
         return rows.transpose(*axes[:first], *summed, *axes[first : len(self.outputs)])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Lora:
-    """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
-
-    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
-    """
+class Around:
+    """What leaves around another leaf, `base`, have in common."""
 
     base: Any
-    a: Array
-    b: Array
-    scale: float = field(metadata={"static": True}, default=1.0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,6 +132,20 @@ class Lora:
         """The rank of the weight it stands for."""
         return self.base.ndim
 
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lora(Around):
+    """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
+
+    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
+    """
+
+    base: Any
+    a: Array
+    b: Array
+    scale: float = field(metadata={"static": True}, default=1.0)
+
     def dense(self) -> Array:
         """The merged weight."""
         base = dense(self.base)
@@ -149,7 +155,7 @@ class Lora:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Observed:
+class Observed(Around):
     """A weight that tells what it is multiplied by, without any side effect.
 
     The gradient with respect to `taps`, which are zeros, of whatever depends on its products are sums over all rows x
@@ -162,16 +168,6 @@ class Observed:
     taps: dict[str, Array]
     stacked: int = field(metadata={"static": True}, default=0)
     inputs: int = field(metadata={"static": True}, default=1)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        """The rank of the weight it stands for."""
-        return self.base.ndim
 
 
 Weight = Array | QTensor | Lora | Observed
