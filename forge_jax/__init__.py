@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from forge_jax.calibrating import calibrate as calibrate
+    from forge_jax.calibrating import importance as importance
     from forge_jax.catalogue import Architecture as Architecture
     from forge_jax.catalogue import architectures as architectures
     from forge_jax.config import ForgeConfig as ForgeConfig
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from forge_jax.tensor import unpacked as unpacked
 
 HOMES = {
+    "calibrating": ("calibrate", "importance"),
     "catalogue": ("Architecture", "architectures"),
     "config": ("ForgeConfig", "QuantizationConfig"),
     "decoder": ("Inputs", "forward", "inputs"),

@@ -335,6 +335,19 @@ def hidden(
     moved = recurrent(spec) and not ctx.fresh and inputs.order_BT.shape[1] > 1
     rank_BT = jnp.argsort(inputs.order_BT < 0, axis=1, stable=True) if moved else None
     inputs = reordered(inputs, rank_BT)
+    x, call = entered(spec, params, inputs, cache, ctx)
+    run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
+    x, layers = run(spec, params, x, cache, call, ctx)
+    x = x if spec.streams is None else leave(spec.streams, params["streams"], x)
+    if rank_BT is not None:
+        x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
+    if cache is None:
+        return x, None
+    return x, replace(cache, places={key: slot.after for key, slot in call.slots.items()}, layers=layers)
+
+
+def entered(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache | None, ctx: Context) -> tuple[Array, Call]:
+    """The stream before the first layer, and the call as `run_loop` takes it."""
     order = inputs.order_BT
     coords = order[..., None] if inputs.coords_BTC is None else inputs.coords_BTC
     span = jnp.zeros_like(order) if inputs.span_BT is None else inputs.span_BT
@@ -342,15 +355,7 @@ def hidden(
     x = embed(spec, params, inputs, ctx)
     own = each_layers_own(spec, params, x, inputs, ctx)
     call = Call(order, jnp.maximum(coords, 0), span, slots, inputs.tokens_BT, own, bus={"embed": x})
-    run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
-    x = x if spec.streams is None else enter(spec.streams, params["streams"], x)
-    x, layers = run(spec, params, x, cache, call, ctx)
-    x = x if spec.streams is None else leave(spec.streams, params["streams"], x)
-    if rank_BT is not None:
-        x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
-    if cache is None:
-        return x, None
-    return x, replace(cache, places={key: slot.after for key, slot in slots.items()}, layers=layers)
+    return (x if spec.streams is None else enter(spec.streams, params["streams"], x)), call
 
 
 def reordered(inputs: Inputs, rank_BT: Array | None) -> Inputs:

@@ -1,7 +1,8 @@
 """Weights, plain or not, and the only three functions that multiply by them: `contract`, `take`, `dense`.
 
-A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes) or a `Lora` (any leaf plus
-a low-rank update). Everything else in the library treats leaves as opaque.
+A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes), a `Lora` (any leaf plus a
+low-rank update) or an `Observed` (any leaf that tells what it is multiplied by). Everything else in the library treats
+leaves as opaque.
 """
 
 import math
@@ -121,18 +122,10 @@ class QTensor:
         return rows.transpose(*axes[:first], *summed, *axes[first : len(self.outputs)])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Lora:
-    """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
-
-    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
-    """
+class Around:
+    """What leaves around another leaf, `base`, have in common."""
 
     base: Any
-    a: Array
-    b: Array
-    scale: float = field(metadata={"static": True}, default=1.0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,8 +139,22 @@ class Lora:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the weight that is updated."""
+        """The dtype of the weight it stands for."""
         return self.base.dtype
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lora(Around):
+    """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
+
+    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
+    """
+
+    base: Any
+    a: Array
+    b: Array
+    scale: float = field(metadata={"static": True}, default=1.0)
 
     def dense(self) -> Array:
         """The merged weight."""
@@ -156,12 +163,35 @@ class Lora:
         return base + (self.scale * update).astype(base.dtype)
 
 
-Weight = Array | QTensor | Lora
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Observed(Around):
+    """A weight that tells what it is multiplied by, without any side effect.
+
+    The gradient with respect to `taps`, which are zeros, of whatever depends on its products are sums over all rows x
+    [n] that it was multiplied by: "gram" [n, n] of x x^T, "square" [n] of x^2, "absolute" [n] of |x|, "count" [] of
+    rows that are not all zero. They hold through loops and branches, and for each of the `stacked` weights by itself
+    where one is picked: every tap begins with those axes. The `inputs` axes after them are those that rows run along.
+    """
+
+    base: Any
+    taps: dict[str, Array]
+    stacked: int = field(metadata={"static": True}, default=0)
+    inputs: int = field(metadata={"static": True}, default=1)
+
+
+Weight = Array | QTensor | Lora | Observed
 
 
 def dense(w: Weight) -> Array:
     """The plain array that a leaf stands for."""
-    return w.dense() if isinstance(w, QTensor | Lora) else w
+    match w:
+        case Observed():
+            return dense(w.base)
+        case QTensor() | Lora():
+            return w.dense()
+        case _:
+            return w
 
 
 def unpacked(tree: Any) -> Any:
@@ -180,6 +210,8 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
         case Lora(base, a, b, scale):
             into, out, (first, second) = lora_equations(eq, a, b)
             return contract(eq, x, base) + scale * contract(out, contract(into, x, first), second)
+        case Observed(base):
+            return contract(eq, seen(eq, x, w), base)
         case QTensor() if rows_fit(eq, w):
             return packed_product(eq, x, w)
         case QTensor():
@@ -271,6 +303,8 @@ def take(w: Weight, ids: Array) -> Array:
             return w.dense()[ids]
         case Lora(base, a, b, scale):
             return take(base, ids) + scale * jnp.tensordot(a[ids], b, axes=1)
+        case Observed(base):
+            return take(base, ids)
         case _:
             return w[ids]
 
@@ -286,8 +320,46 @@ def pick(w: Weight, index: Array) -> Weight:
     match w:
         case Lora():
             raise NotImplementedError("low-rank updates of stacked weights are not implemented yet")
+        case Observed(base, taps):
+            picked = {name: jax.lax.dynamic_index_in_dim(tap, index, 0, keepdims=False) for name, tap in taps.items()}
+            return replace(w, base=pick(base, index), taps=picked, stacked=w.stacked - 1)
         case _:
             return jax.tree.map(slice_of, w)
+
+
+def seen(eq: str, x: Array, w: Observed) -> Array:
+    """x, whose rows join the gradient of the taps of `w` if the equation sums over what they run along."""
+    xs, axes, out = subscripts(eq)
+    stacked, inputs = axes[: w.stacked], axes[w.stacked : w.stacked + w.inputs]
+    if any(axis not in xs or axis in out for axis in inputs):
+        return x
+    lead = [axis for axis in stacked if axis in xs]
+    batch = [axis for axis in xs if axis not in stacked + inputs]
+    rows = x.transpose([xs.index(axis) for axis in (*lead, *batch, *inputs)])
+    rows = rows.reshape(*(x.shape[xs.index(axis)] for axis in lead), -1, math.prod(w.shape[w.stacked :][: w.inputs]))
+    rows = jnp.expand_dims(rows, [i for i, axis in enumerate(stacked) if axis not in xs])
+    return tapped(x, rows, w.taps)
+
+
+@jax.custom_vjp
+def tapped(x: Array, rows: Array, taps: dict[str, Array]) -> Array:
+    """x; the gradient of `taps` is a sum over `rows` [*stacked or 1, R, n]."""
+    return x
+
+
+def sums(x: Array, rows: Array, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """x, and what the taps are to get."""
+    rows = rows.astype(jnp.float32)
+    total = {
+        "gram": lambda: jnp.einsum("...ri,...rj->...ij", rows, rows, precision="highest"),
+        "square": lambda: jnp.square(rows).sum(-2),
+        "absolute": lambda: jnp.abs(rows).sum(-2),
+        "count": lambda: (rows != 0).any(-1).astype(jnp.float32).sum(-1),
+    }
+    return x, {name: jnp.broadcast_to(total[name](), tap.shape) for name, tap in taps.items()}
+
+
+tapped.defvjp(sums, lambda total, x: (x, None, total))
 
 
 def subscripts(eq: str) -> tuple[str, str, str]:

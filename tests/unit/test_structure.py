@@ -24,10 +24,11 @@ FRONT = {
     "quantizing",
     "evaluation",
     "lm_eval",
+    "calibrating",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "stacking", "decoder"]
-ORDER += ["sampling", "generation", "parallel", "training"]
+ORDER += ["sampling", "generation", "parallel", "training", "calibration"]
 FOR_CONVERTERS = {"spec", "config", "params", "tensor", "quantization"}
 NAMES = (
     "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
