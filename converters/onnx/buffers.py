@@ -1,0 +1,138 @@
+"""Stored numbers that are no parameters: what an exporter has computed ahead and left in the graph.
+
+They are recognised by what the graph does with them, and held against the config: frequencies of rotary positions,
+their cosines and sines, the slopes of ALiBi, masks. What contradicts the config is an error.
+"""
+
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.files import quote
+from converters.onnx.data import FLOATS
+from converters.onnx.graph import Graph
+from converters.rope import frequencies
+from forge_jax.spec import Alibi, LongRope, ModelSpec, Rope, Yarn
+
+WEIGHTS = (*FLOATS, "U8", "I8", "U4", "I4", "U2", "I2")
+NEAR = {"F32": 3e-5, "F64": 3e-5, "F16": 2e-3, "BF16": 1.6e-2}
+"""How far a stored number may be from the config's, by type: relative, and absolute for a cosine or sine."""
+MASKED = -1e30
+FAR = 12  # nodes from a frequency to its cosine
+MOST_ROWS = 512  # of a table of cosines that are checked
+
+
+class Buffers:
+    """What a graph holds besides weights, held against what the config says."""
+
+    def __init__(self, graph: Graph, spec: ModelSpec) -> None:
+        self.graph, self.spec = graph, spec
+        self.ropes = list(dict.fromkeys(parts_of(spec, Rope)))
+        self.alibis = list(dict.fromkeys(parts_of(spec, Alibi)))
+
+    def unexplained(self, used: set[str]) -> Iterator[str]:
+        """Tensors that could be weights, belong to none, and are nothing that the config explains.
+
+        Raises:
+            ValueError: rotary frequencies, or tables of them, that are not those of the config.
+        """
+        for name, tensor in self.graph.tensors.items():
+            if name in used or name not in self.graph.users or np.prod(tensor.shape, dtype=float) <= 1:
+                continue
+            if self.graph.place(name).kind.name in WEIGHTS and not self.explained(name):
+                yield name
+
+    def explained(self, name: str) -> bool:
+        """Whether a tensor is what the config asks for anyway.
+
+        Raises:
+            ValueError: it is rotary, and says something else than the config.
+        """
+        kind = self.graph.place(name).kind.name
+        if kind not in FLOATS:
+            return False
+        x = self.graph.read(name).astype(np.float64)
+        near = NEAR[kind]
+        if is_mask(x) or self.is_slope(x, near):
+            return True
+        turns = self.reaches(name, ("Cos", "Sin"))
+        if turns and not self.is_frequency(x, near):
+            raise ValueError(
+                f"{self.graph.path}: {quote(name)} are rotary frequencies {x.reshape(-1)[:3]}…, "
+                f"the config asks for {[frequencies(rope)[:3] for rope in self.ropes]}; one of the two is wrong"
+            )
+        return turns or self.is_table(x, near)
+
+    def reaches(self, name: str, ops: tuple[str, ...]) -> bool:
+        """Whether a value flows into one of these operations within a few nodes."""
+        values, seen = {name}, {name}
+        for _ in range(FAR):
+            nodes = [node for value in values for node in self.graph.users.get(value, [])]
+            if any(node.op in ops for node in nodes):
+                return True
+            values = {value for node in nodes for value in node.outputs if value} - seen
+            seen |= values
+        return False
+
+    def is_frequency(self, x: np.ndarray, near: float) -> bool:
+        """Whether these are the frequencies of a rope of the config, once, or once for each feature of a pair."""
+        flat = x.reshape(-1)
+        for rope in self.ropes:
+            for freq in all_frequencies(rope):
+                for form in (freq, np.concatenate([freq, freq]), np.repeat(freq, 2)):
+                    if form.shape == flat.shape and np.allclose(flat, form, near, 0):
+                        return True
+        return False
+
+    def is_table(self, x: np.ndarray, near: float) -> bool:
+        """Whether these are cosines or sines of positions times frequencies, in one of the usual layouts."""
+        table = x.reshape(-1, x.shape[-1])[:MOST_ROWS]
+        position = np.arange(len(table))[:, None]
+        for rope in self.ropes:
+            for freq in all_frequencies(rope):
+                angle = position * freq
+                for one in (np.cos(angle) * amplitude(rope), np.sin(angle) * amplitude(rope)):
+                    for form in (one, np.concatenate([one, one], -1), np.repeat(one, 2, -1)):
+                        if form.shape == table.shape and np.allclose(table, form, 0, 10 * near + 1e-3):
+                            return True
+                both = np.concatenate([np.sin(angle), np.cos(angle)], -1)
+                if both.shape == table.shape and np.allclose(table, both, 0, 10 * near + 1e-3):
+                    return True
+        return False
+
+    def is_slope(self, x: np.ndarray, near: float) -> bool:
+        """Whether these are the slopes of ALiBi."""
+        return any(
+            len(alibi.slopes) == x.size and np.allclose(np.abs(x.reshape(-1)), np.abs(alibi.slopes), near, 0)
+            for alibi in self.alibis
+        )
+
+
+def is_mask(x: np.ndarray) -> bool:
+    """Whether every number says "seen" or "not seen"."""
+    return bool(np.all((x == 0) | (x == 1) | (x <= MASKED)) and np.any(x <= MASKED))
+
+
+def all_frequencies(rope: Rope) -> list[np.ndarray]:
+    """The frequencies of a rope, and those of longer texts where they are others."""
+    long = isinstance(rope.scaling, LongRope)
+    return [frequencies(rope), frequencies(rope, long=True)] if long else [frequencies(rope)]
+
+
+def amplitude(rope: Rope) -> float:
+    """What cosines and sines are multiplied by."""
+    return rope.scaling.attention_factor if isinstance(rope.scaling, Yarn | LongRope) else 1.0
+
+
+def parts_of(value: Any, kind: type) -> Iterator[Any]:
+    """Everything of a type inside a spec."""
+    if isinstance(value, kind):
+        yield value
+    elif is_dataclass(value):
+        for item in vars(value).values():
+            yield from parts_of(item, kind)
+    elif isinstance(value, tuple):
+        for item in dict.fromkeys(value):
+            yield from parts_of(item, kind)

@@ -1,0 +1,98 @@
+"""How the operators of ONNX and of ONNX Runtime make floats of integers, to the bit.
+
+Every function takes arrays of values and gives float32, or the type of the scale where that is smaller.
+Formulas: onnx/docs/Operators.md (DequantizeLinear) and onnxruntime/docs/ContribOperators.md.
+"""
+
+import numpy as np
+
+from converters.onnx.data import unpack
+
+
+def linear(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, *, axis: int, block: int) -> np.ndarray:
+    """(q - zero) * scale: one scale for all, one for each index along `axis`, or one for each `block` along it."""
+    if scale.size == 1:
+        scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
+    elif block:
+        scale = blocks(scale, axis, block, q.shape[axis])
+        zero = None if zero is None else blocks(zero, axis, block, q.shape[axis])
+    else:
+        along = [-1 if i == axis else 1 for i in range(q.ndim)]
+        scale, zero = scale.reshape(along), None if zero is None else zero.reshape(along)
+    return scaled(q if zero is None else difference(q, zero), scale)
+
+
+def blocks(values: np.ndarray, axis: int, block: int, size: int) -> np.ndarray:
+    """One value for each block as one for each index; the last block may be cut off."""
+    return np.repeat(values, block, axis).take(range(size), axis)
+
+
+def difference(q: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """q - zero without overflow; zero points of floating point are subtracted as such."""
+    if zero.dtype.kind not in "iu":
+        return q.astype(np.float32) - zero.astype(np.float32)
+    return q.astype(np.int32) - zero.astype(np.int32)
+
+
+def scaled(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The product in float32, rounded to the type of the scale."""
+    return (q.astype(np.float32) * scale.astype(np.float32)).astype(scale.dtype)
+
+
+def matmul_nbits(
+    q: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None = None,
+    group: np.ndarray | None = None,
+    *,
+    rows: int,
+    columns: int,
+    bits: int,
+) -> np.ndarray:
+    """float32 [rows, columns] of com.microsoft.MatMulNBits.
+
+    Args:
+        q: bytes [rows, blocks, bytes of a block], the lowest bits first.
+        scale: one for each row and block.
+        zero: bytes of as many bits a value, each row filled to whole bytes, or floats; the middle where there is none.
+        group: the block that the scale of a column is from; columns in order where there is none.
+
+    Raises:
+        ValueError: a group that is none of the blocks.
+    """
+    count = q.shape[1]
+    values = unpack(q.reshape(-1), bits, q.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[:, :columns]
+    middle = np.full((rows, count), 1 << bits - 1, np.uint8)
+    if zero is None:
+        zeros = middle
+    elif zero.dtype == np.uint8:
+        packed = zero.reshape(rows, -1)
+        zeros = unpack(packed.reshape(-1), bits, packed.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[:, :count]
+    else:
+        zeros = zero.reshape(rows, count)
+    size = values.shape[1] if not count else q.shape[2] * 8 // bits
+    index = np.arange(columns) // size if group is None else group.reshape(-1)
+    if index.size and not (0 <= index.min() and index.max() < count):
+        raise ValueError(f"a column is in group {index.max()}, there are {count}")
+    scales = scale.reshape(rows, count).astype(np.float32)
+    return scaled(difference(values, zeros[:, index]), scales[:, index])
+
+
+def gather_blocks(
+    q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, *, axis: int, block: int, bits: int
+) -> np.ndarray:
+    """The whole table of com.microsoft.GatherBlockQuantized: bytes hold `bits` a value along the last axis.
+
+    Without zero points, values in bytes are around the middle, values of a type of 4 bits around 0.
+    """
+
+    def opened(packed: np.ndarray, last: int) -> np.ndarray:
+        return unpack(packed.reshape(-1), bits, packed.size * 8 // bits, np.dtype(np.uint8)).reshape(
+            *packed.shape[:-1], -1
+        )[..., :last]
+
+    values = opened(q, q.shape[-1] * 8 // bits)
+    middle = np.full(scale.shape, 1 << bits - 1, np.uint8)
+    zeros = middle if zero is None else opened(zero, scale.shape[-1])
+    size = values.shape[axis]
+    return scaled(difference(values, blocks(zeros, axis, block, size)), blocks(scale, axis, block, size))

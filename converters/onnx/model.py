@@ -1,0 +1,95 @@
+"""An ONNX model, understood: its config to a spec, and the weights of its graph under HuggingFace names.
+
+The counterpart of `checkpoint.understand`: what the graph holds is brought to the names and the layout that a
+checkpoint has, so that the table of the family reads it with its usual strictness.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import rules
+from converters.architectures.family import Family
+from converters.checkpoint import Checkpoint, account, interpret, read_config
+from converters.composite import is_composite, text_config
+from converters.onnx.buffers import Buffers
+from converters.onnx.graph import Expr, transposed
+from converters.onnx.names import Claim, Templates, claims, leaves_of
+from converters.onnx.source import OnnxSource
+from converters.packed.source import INPUTS_FIRST, INPUTS_FIRST_NAMES, Packed, said_of
+from converters.packed.weight import Weight
+from converters.source import View
+from forge_jax.params import abstract, flatten
+from forge_jax.spec import ModelSpec
+
+
+def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Checkpoint:
+    """Turn a config and an opened graph into a spec and concrete rules.
+
+    Args:
+        path: what errors name.
+        source: the opened file.
+        allow: config keys that may stay unread.
+
+    Raises:
+        FileNotFoundError: there is no config.
+        ValueError: a config that is not understood, weights that are missing or left over, or buffers that contradict
+            the config.
+    """
+    config = said_of(read_config(path, source))[1]  # how the weights are packed, the graph says
+    if is_composite(config):
+        config = text_config(config, str(path))
+    family, spec = interpret(config, str(path), allow)
+    table = family.table(spec)
+    found = claims(source.graph, Templates((rule.theirs for rule in table), family.prefix))
+    weights = [weight_of(claim, layout(claim, config), offset) for claim, offset in with_offsets(found, table, spec)]
+    unexplained = Buffers(source.graph, spec).unexplained(leaves_of(found))
+    rest = {name: source.tensors[name] for name in (*leaves_of(found), *unexplained)}
+    view = Packed(View(source, rest), weights, str(path))
+    return account(path, view, config, family, untied(spec, family, found), table)
+
+
+def layout(claim: Claim, config: Mapping[str, Any]) -> Expr:
+    """The tensor as the checkpoint of its family has it: a few have their matrices [in, out]."""
+    flipped = claim.matrix and config.get("model_type") in INPUTS_FIRST and INPUTS_FIRST_NAMES.search(claim.name)
+    return transposed(claim.expr) if flipped else claim.expr
+
+
+def with_offsets(
+    found: Mapping[str, Claim], table: Iterable[rules.Rule], spec: ModelSpec
+) -> Iterable[tuple[Claim, float]]:
+    """Every tensor, with what to subtract: a norm's offset, where an exporter has folded it into the scale."""
+    described = abstract(spec)
+    offsets = {path: 1.0 - param.fill for path, param in flatten(described) if path.endswith(".scale")}
+    asked = {i.theirs: i.paths[0] for i in rules.instances(list(table), described, found)}
+    for name, claim in found.items():
+        yield claim, 0.0 if claim.own else offsets.get(asked.get(name, ""), 0.0)
+
+
+def weight_of(claim: Claim, expr: Expr, offset: float) -> Weight:
+    """A tensor of the model, made of stored ones."""
+    parts = {leaf: leaf for leaf in expr.leaves()}
+    dtype = expr.dtype if expr.dtype in ("F16", "BF16") and not offset else "F32"
+    return Weight(claim.name, expr.shape, parts, partial(values, expr, offset), dtype=dtype)
+
+
+def values(expr: Expr, offset: float, **stored: np.ndarray) -> np.ndarray:
+    """The numbers of a tensor, from those of its parts by their names."""
+    out = expr.value(stored)
+    out = out.astype(np.float32) if out.dtype == np.float64 else out
+    return out.astype(np.float32) - np.float32(offset) if offset else out
+
+
+def untied(spec: ModelSpec, family: Family, found: Mapping[str, Claim]) -> ModelSpec:
+    """The spec of what is stored: a head that is quantised apart from its embedding is one of its own."""
+    heads = [found[rule.theirs] for rule in family.rules if rule.ours == "head" and rule.theirs in found]
+    embeds = [found[rule.theirs] for rule in family.rules if rule.ours == "embed" and rule.theirs in found]
+    if not (spec.tied and heads and embeds):
+        return spec
+    quantised = any(len(claim.expr.leaves()) > 1 for claim in (heads[0], embeds[0]))
+    apart = heads[0].expr.main().leaf != embeds[0].expr.main().leaf
+    return replace(spec, tied=False) if quantised and apart else spec

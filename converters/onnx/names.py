@@ -1,0 +1,129 @@
+"""Which parameter a use of a stored tensor is: from names that survived an export, and from where its node stands.
+
+Exporters fold transposes and casts into new tensors with new names (`onnx::MatMul_123`, `val_45`). What they leave is
+the module of the node: as the node's own name (`/model/layers.0/self_attn/q_proj/MatMul`, TorchScript and GenAI) or
+as notes on it (`pkg.torch.onnx.name_scopes`, dynamo). Known names are given as templates; no model is known here.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from converters.files import quote
+from converters.onnx.graph import Expr, Graph
+from converters.onnx.messages import Node
+from converters.onnx.uses import Use, uses
+
+NUMBER = re.compile(r"(?<=\.)(\d+|\{\w+\})(?=\.|\Z)")
+# what quantisers append to the name of a tensor
+QUANTISED = re.compile(r"(_quantized|_Q\d+(G\d+)?|_q\d+|_DequantizeLinear|_transposed|_fp16|_dequantized)\Z")
+FX_PARAMETER = re.compile(r"%p_(\w+)")
+SCOPES, FX_NODE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.fx_node"
+
+
+class Templates:
+    """The names that a model's parameters can have, with letters in braces for numbers."""
+
+    def __init__(self, names: Iterable[str], prefix: str) -> None:
+        self.prefix = prefix
+        self.known = {NUMBER.sub("#", name) for name in names}
+        flat = {name: re.escape(name.replace(".", "_")).replace(r"\#", r"(\d+)") for name in self.known}
+        self.flat = [(re.compile(rf"(?:.*_)?{text}\Z"), name) for name, text in flat.items()]
+
+    def match(self, name: str) -> str | None:
+        """The longest end of a dotted name that is known; one without the usual prefix gets it."""
+        parts = name.split(".")
+        for i in range(min(len(parts), 8)):
+            rest = ".".join(parts[i:])
+            for choice in (rest, self.prefix + rest):
+                if NUMBER.sub("#", choice) in self.known:
+                    return choice
+        return None
+
+    def match_flat(self, name: str) -> str | None:
+        """The same for a name as dynamo writes it, with underscores for dots."""
+        found = [(pattern.match(name), template) for pattern, template in self.flat]
+        fits = [(match, template) for match, template in found if match]
+        if not fits:
+            return None
+        match, template = max(fits, key=lambda fit: len(fit[1]))
+        numbers = iter(match.groups())
+        return re.sub("#", lambda _: next(numbers), template)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One tensor of a model, found. `own`: it is stored under the name of a parameter, so no folding changed it."""
+
+    name: str
+    expr: Expr
+    matrix: bool
+    own: bool
+    rank: tuple[int, bool]
+    node: Node
+
+
+def claims(graph: Graph, templates: Templates) -> dict[str, Claim]:
+    """The tensors of a model by name: of several claims to one name, the surest.
+
+    Raises:
+        ValueError: two different tensors claim the same name equally.
+    """
+    best: dict[str, Claim] = {}
+    for use in uses(graph):
+        for claim in claims_of(graph, templates, use):
+            other = best.get(claim.name)
+            if other is None or claim.rank < other.rank:
+                best[claim.name] = claim
+            elif claim.rank == other.rank and claim.expr.leaves() != other.expr.leaves():
+                found = [quote(leaf) for one in (other, claim) for leaf in one.expr.leaves()[:1]]
+                raise ValueError(
+                    f"{graph.path}: {' and '.join(found)} both seem to be {quote(claim.name)} "
+                    f"(node {quote(claim.node.name)}); expected one tensor"
+                )
+    return best
+
+
+def claims_of(graph: Graph, templates: Templates, use: Use) -> Iterator[Claim]:
+    """What one use may be, the surest first: its own name, the name of what it is made of, its place in the model."""
+    stored = use.expr.main().leaf
+    expr, parameter = use.expr, templates.match(cleaned(stored))
+    if expr.op == "number" and parameter is not None:
+        expr = use.expr.main()  # a parameter and a number that the model adds to it
+    own = parameter is not None
+
+    def claim(rank: int, name: str | None) -> Iterator[Claim]:
+        if name is not None:
+            yield Claim(name, expr, use.matrix, own, (rank, not use.matrix), use.node)
+
+    yield from claim(0, templates.match(cleaned(use.value)))
+    yield from claim(1, parameter)
+    for scope in scopes(graph, use.node):
+        yield from claim(2, templates.match(f"{scope}.{use.role}"))
+    for name in FX_PARAMETER.findall(graph.note(use.node, FX_NODE)):
+        if name.endswith(f"_{use.role}"):
+            yield from claim(3, templates.match_flat(name))
+
+
+def cleaned(name: str) -> str:
+    """The name of a tensor without what quantisers append."""
+    while (shorter := QUANTISED.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def scopes(graph: Graph, node: Node) -> Iterator[str]:
+    """The modules that a node may belong to, dotted: what its name says, and what its notes say."""
+    path = node.name.strip("/").split("/")
+    if len(path) > 1:
+        yield ".".join(path[:-1])
+        if len(path) > 2:
+            yield ".".join(path[:-2])
+    noted = re.findall(r"'([^']*)'", graph.note(node, SCOPES))
+    if len(noted) > 1:
+        yield noted[-2]
+
+
+def leaves_of(found: Mapping[str, Claim]) -> set[str]:
+    """Every stored tensor that some claim is made of."""
+    return {leaf for claim in found.values() for leaf in claim.expr.leaves()}
