@@ -60,7 +60,6 @@ class Claim:
     matrix: bool
     own: bool
     rank: tuple[int, bool]
-    node: Node
 
 
 def claims(graph: Graph, templates: Templates) -> dict[str, Claim]:
@@ -71,38 +70,37 @@ def claims(graph: Graph, templates: Templates) -> dict[str, Claim]:
     """
     best: dict[str, Claim] = {}
     for use in uses(graph):
-        for claim in claims_of(graph, templates, use):
-            other = best.get(claim.name)
-            if other is None or claim.rank < other.rank:
-                best[claim.name] = claim
-            elif claim.rank == other.rank and claim.expr.leaves() != other.expr.leaves():
-                found = [quote(leaf) for one in (other, claim) for leaf in one.expr.leaves()[:1]]
-                raise ValueError(
-                    f"{graph.path}: {' and '.join(found)} both seem to be {quote(claim.name)} "
-                    f"(node {quote(claim.node.name)}); expected one tensor"
-                )
+        claim = claim_of(graph, templates, use)
+        other = best.get(claim.name) if claim else None
+        if claim is None or (other and other.rank < claim.rank):
+            continue
+        if other and other.rank == claim.rank and claim.expr.leaves() != other.expr.leaves():
+            found = " and ".join(quote(one.expr.main().leaf) for one in (other, claim))
+            raise ValueError(f"{graph.path}: {found} both seem to be {quote(claim.name)}; expected one tensor")
+        best[claim.name] = claim
     return best
 
 
-def claims_of(graph: Graph, templates: Templates, use: Use) -> Iterator[Claim]:
-    """What one use may be, the surest first: its own name, the name of what it is made of, its place in the model."""
+def claim_of(graph: Graph, templates: Templates, use: Use) -> Claim | None:
+    """What a use is: by its place in the model, by its own name, or by what the exporter noted.
+
+    The place goes first: of tensors that are equal, some exporters keep one, under one of the names.
+    """
     stored = use.expr.main().leaf
     expr, parameter = use.expr, templates.match(cleaned(stored))
     if expr.op == "number" and parameter is not None:
         expr = use.expr.main()  # a parameter and a number that the model adds to it
-    own = parameter is not None
-
-    def claim(rank: int, name: str | None) -> Iterator[Claim]:
+    noted = (name for name in FX_PARAMETER.findall(graph.note(use.node, FX_NODE)) if name.endswith(f"_{use.role}"))
+    choices = (
+        *(templates.match(f"{scope}.{use.role}") for scope in scopes(graph, use.node)),
+        templates.match(cleaned(use.value)),
+        parameter,
+        *map(templates.match_flat, noted),
+    )
+    for rank, name in enumerate(choices):
         if name is not None:
-            yield Claim(name, expr, use.matrix, own, (rank, not use.matrix), use.node)
-
-    yield from claim(0, templates.match(cleaned(use.value)))
-    yield from claim(1, parameter)
-    for scope in scopes(graph, use.node):
-        yield from claim(2, templates.match(f"{scope}.{use.role}"))
-    for name in FX_PARAMETER.findall(graph.note(use.node, FX_NODE)):
-        if name.endswith(f"_{use.role}"):
-            yield from claim(3, templates.match_flat(name))
+            return Claim(name, expr, use.matrix, parameter is not None, (rank, not use.matrix))
+    return None
 
 
 def cleaned(name: str) -> str:
