@@ -19,6 +19,15 @@ from forge_jax.spec import Alibi, LongRope, ModelSpec, Rope, Yarn
 WEIGHTS = (*FLOATS, "U8", "I8", "U4", "I4", "U2", "I2")
 NEAR = {"F32": 3e-5, "F64": 3e-5, "F16": 2e-3, "BF16": 1.6e-2}
 """How far a stored number may be from the config's, by type: relative, and absolute for a cosine or sine."""
+NEUTRAL = {
+    "Add": {0: "0", 1: "0"},
+    "LayerNormalization": {1: "1", 2: "0"},
+    "Mul": {0: "1", 1: "1"},
+    "RMSNormalization": {1: "1"},
+    "SimplifiedLayerNormalization": {1: "1"},
+}
+"""By operator and operand, the number that changes nothing."""
+MOST_IDLE = 1 << 20
 MASKED = -1e30
 FAR = 12  # nodes from a frequency to its cosine
 MOST_ROWS = 512  # of a table of cosines that are checked
@@ -55,7 +64,7 @@ class Buffers:
             return False
         x = self.graph.read(name).astype(np.float64)
         near = NEAR[kind]
-        if is_mask(x) or self.is_slope(x, near):
+        if is_mask(x) or self.is_slope(x, near) or idle(self.graph, name):
             return True
         turns = self.reaches(name, ("Cos", "Sin"))
         if turns and not self.is_frequency(x, near):
@@ -111,8 +120,20 @@ class Buffers:
 
 
 def is_mask(x: np.ndarray) -> bool:
-    """Whether every number says "seen" or "not seen"."""
+    """Whether every number says "seen" or "not seen", or 1 and 0 say it of every position and those before."""
+    if x.ndim >= 2 and x.shape[-1] == x.shape[-2] and x.size == x.shape[-1] ** 2:
+        if np.array_equal(x.reshape(x.shape[-2:]), np.tri(x.shape[-1])):
+            return True
     return bool(np.all((x == 0) | (x == 1) | (x <= MASKED)) and np.any(x <= MASKED))
+
+
+def idle(graph: Graph, name: str) -> bool:
+    """Whether a tensor is a scale of ones or a bias of zeros wherever it is used, and so changes nothing."""
+    nodes = graph.users.get(name, [])
+    roles = {role for node in nodes for role in NEUTRAL.get(node.op, {}).get(node.inputs.index(name), "?")}
+    if len(roles) != 1 or "?" in roles or np.prod(graph.tensors[name].shape, dtype=float) > MOST_IDLE:
+        return False
+    return bool(np.all(graph.read(name) == int(roles.pop())))
 
 
 def all_frequencies(rope: Rope) -> list[np.ndarray]:

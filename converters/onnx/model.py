@@ -16,10 +16,12 @@ from converters import rules
 from converters.architectures.family import Family
 from converters.checkpoint import Checkpoint, account, interpret, read_config
 from converters.composite import is_composite, text_config
-from converters.onnx.buffers import Buffers
-from converters.onnx.graph import Expr, transposed
-from converters.onnx.names import Claim, Templates, claims, leaves_of
+from converters.onnx import genai
+from converters.onnx.buffers import Buffers, idle
+from converters.onnx.graph import Expr, Graph, transposed
+from converters.onnx.names import Claim, Templates, claims, placed
 from converters.onnx.source import OnnxSource
+from converters.onnx.uses import uses
 from converters.packed.source import INPUTS_FIRST, INPUTS_FIRST_NAMES, Packed, said_of
 from converters.packed.weight import Weight
 from converters.source import View
@@ -44,13 +46,42 @@ def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Che
     if is_composite(config):
         config = text_config(config, str(path))
     family, spec = interpret(config, str(path), allow)
-    table = family.table(spec)
-    found = claims(source.graph, Templates((rule.theirs for rule in table), family.prefix))
+    table, found = recovered(source.graph, family, spec)
+    spec = untied(spec, table, found)
     weights = [weight_of(claim, layout(claim, config), offset) for claim, offset in with_offsets(found, table, spec)]
-    unexplained = Buffers(source.graph, spec).unexplained(leaves_of(found))
-    rest = {name: source.tensors[name] for name in (*leaves_of(found), *unexplained)}
-    view = Packed(View(source, rest), weights, str(path))
-    return account(path, view, config, family, untied(spec, family, found), table)
+    used = {leaf for claim in found.values() for leaf in claim.expr.leaves()}
+    rest = Buffers(source.graph, spec).unexplained(used)
+    view = Packed(View(source, {name: source.tensors[name] for name in (*used, *rest)}), weights, str(path))
+    return account(path, view, config, family, spec, table)
+
+
+def recovered(graph: Graph, family: Family, spec: ModelSpec) -> tuple[tuple[rules.Rule, ...], dict[str, Claim]]:
+    """The tensors of a model by name, and the table that these names are from: the family's, or the GenAI builder's.
+
+    What claims a name that the model does not have must be without effect: the zeros and ones that some exporters
+    put where a norm has no bias or no scale.
+
+    Raises:
+        ValueError: two tensors of one name.
+    """
+    found = list(uses(graph))
+    tables = family.table(spec), genai.rules(spec)
+    choices = [
+        claims(graph, found, Templates((rule.theirs for rule in table), prefix))
+        for table, prefix in zip(tables, (family.prefix, ""), strict=True)
+    ]
+    best = int(len(choices[1]) > len(choices[0]))
+    table, claimed = tables[best], choices[best]
+    wanted = {i.theirs: i.stored_shape for i in rules.instances(table, abstract(spec), claimed)}
+    missing = {name: shape for name, shape in wanted.items() if name not in claimed}
+    for claim in placed(graph, found, missing):
+        claimed[claim.name] = claim
+    for name in set(claimed) - set(wanted):
+        if idle(graph, claimed[name].expr.main().leaf):
+            del claimed[name]
+    if best:  # the builder's names are its own: it has added what it adds
+        claimed = {name: replace(claim, own=False) for name, claim in claimed.items()}
+    return table, claimed
 
 
 def layout(claim: Claim, config: Mapping[str, Any]) -> Expr:
@@ -84,10 +115,10 @@ def values(expr: Expr, offset: float, **stored: np.ndarray) -> np.ndarray:
     return out.astype(np.float32) - np.float32(offset) if offset else out
 
 
-def untied(spec: ModelSpec, family: Family, found: Mapping[str, Claim]) -> ModelSpec:
+def untied(spec: ModelSpec, table: Iterable[rules.Rule], found: Mapping[str, Claim]) -> ModelSpec:
     """The spec of what is stored: a head that is quantised apart from its embedding is one of its own."""
-    heads = [found[rule.theirs] for rule in family.rules if rule.ours == "head" and rule.theirs in found]
-    embeds = [found[rule.theirs] for rule in family.rules if rule.ours == "embed" and rule.theirs in found]
+    heads = [found[rule.theirs] for rule in table if rule.ours == "head" and rule.theirs in found]
+    embeds = [found[rule.theirs] for rule in table if rule.ours == "embed" and rule.theirs in found]
     if not (spec.tied and heads and embeds):
         return spec
     quantised = any(len(claim.expr.leaves()) > 1 for claim in (heads[0], embeds[0]))

@@ -6,18 +6,19 @@ as notes on it (`pkg.torch.onnx.name_scopes`, dynamo). Known names are given as 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from converters.files import quote
-from converters.onnx.graph import Expr, Graph
+from converters.onnx.graph import Expr, Graph, Shape
 from converters.onnx.messages import Node
-from converters.onnx.uses import Use, uses
+from converters.onnx.uses import Use
 
 NUMBER = re.compile(r"(?<=\.)(\d+|\{\w+\})(?=\.|\Z)")
 # what quantisers append to the name of a tensor
 QUANTISED = re.compile(r"(_quantized|_Q\d+(G\d+)?|_q\d+|_DequantizeLinear|_transposed|_fp16|_dequantized)\Z")
 FX_PARAMETER = re.compile(r"%p_(\w+)")
+LAST = 9  # the rank of a guess
 SCOPES, FX_NODE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.fx_node"
 
 
@@ -62,21 +63,21 @@ class Claim:
     rank: tuple[int, bool]
 
 
-def claims(graph: Graph, templates: Templates) -> dict[str, Claim]:
+def claims(graph: Graph, found: Sequence[Use], templates: Templates) -> dict[str, Claim]:
     """The tensors of a model by name: of several claims to one name, the surest.
 
     Raises:
         ValueError: two different tensors claim the same name equally.
     """
     best: dict[str, Claim] = {}
-    for use in uses(graph):
+    for use in found:
         claim = claim_of(graph, templates, use)
         other = best.get(claim.name) if claim else None
         if claim is None or (other and other.rank < claim.rank):
             continue
         if other and other.rank == claim.rank and claim.expr.leaves() != other.expr.leaves():
-            found = " and ".join(quote(one.expr.main().leaf) for one in (other, claim))
-            raise ValueError(f"{graph.path}: {found} both seem to be {quote(claim.name)}; expected one tensor")
+            both = " and ".join(quote(one.expr.main().leaf) for one in (other, claim))
+            raise ValueError(f"{graph.path}: {both} both seem to be {quote(claim.name)}; expected one tensor")
         best[claim.name] = claim
     return best
 
@@ -103,6 +104,21 @@ def claim_of(graph: Graph, templates: Templates, use: Use) -> Claim | None:
     return None
 
 
+def placed(graph: Graph, found: Sequence[Use], missing: Mapping[str, Shape]) -> Iterator[Claim]:
+    """Tensors without a name of their own or their module's: the only one of its shape that a module around uses."""
+    for name, shape in missing.items():
+        fits = [use for use in found if use.expr.shape == shape and any(inside(name, s) for s in scopes(graph, use.node))]
+        if len({use.expr.main().leaf for use in fits}) == 1:
+            yield Claim(name, fits[0].expr, fits[0].matrix, False, (LAST, False))
+
+
+def inside(name: str, scope: str) -> bool:
+    """Whether a parameter is in a module, or in one inside it; the module has a number, as each layer's have."""
+    parts = scope.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts)))
+    return any(name.startswith(f"{end}.") and NUMBER.search(f".{end}") for end in ends)
+
+
 def cleaned(name: str) -> str:
     """The name of a tensor without what quantisers append."""
     while (shorter := QUANTISED.sub("", name)) != name:
@@ -120,8 +136,3 @@ def scopes(graph: Graph, node: Node) -> Iterator[str]:
     noted = re.findall(r"'([^']*)'", graph.note(node, SCOPES))
     if len(noted) > 1:
         yield noted[-2]
-
-
-def leaves_of(found: Mapping[str, Claim]) -> set[str]:
-    """Every stored tensor that some claim is made of."""
-    return {leaf for claim in found.values() for leaf in claim.expr.leaves()}
