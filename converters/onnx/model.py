@@ -18,6 +18,7 @@ from converters.checkpoint import Checkpoint, account, interpret, read_config
 from converters.composite import is_composite, text_config
 from converters.onnx import genai
 from converters.onnx.buffers import Buffers, idle
+from converters.onnx.flow import by_flow
 from converters.onnx.graph import Expr, Graph, transposed
 from converters.onnx.names import Claim, Templates, claims, placed
 from converters.onnx.source import OnnxSource
@@ -72,10 +73,14 @@ def recovered(graph: Graph, family: Family, spec: ModelSpec) -> tuple[tuple[rule
     ]
     best = int(len(choices[1]) > len(choices[0]))
     table, claimed = tables[best], choices[best]
-    wanted = {i.theirs: i.stored_shape for i in rules.instances(table, abstract(spec), claimed)}
+    instances = rules.instances(table, abstract(spec), claimed)
+    wanted = {i.theirs: i.stored_shape for i in instances}
     missing = {name: shape for name, shape in wanted.items() if name not in claimed}
     for claim in placed(graph, found, missing):
         claimed[claim.name] = claim
+    if any(name not in claimed for name in wanted):
+        ends = rules.instances(table, abstract(replace(spec, tied=False)), claimed)
+        claimed |= {claim.name: claim for claim in by_flow(graph, found, ends, claimed)}
     for name in set(claimed) - set(wanted):
         if idle(graph, claimed[name].expr.main().leaf):
             del claimed[name]

@@ -140,6 +140,23 @@ def quantised(q: int, scale: int, zero: int, bias: int | None = None) -> Callabl
     return found
 
 
+def quantised_gemm(graph: Graph, node: Node) -> Iterator[Use]:
+    """QGemm: all of it in integers; its bias has the scale of the sums."""
+    across = bool(integer(graph.attributes(node).get("transB")))
+    x_scale, q, scale, zero, bias = (given(graph, node, i) for i in (1, 3, 4, 5, 6))
+    if q is not None and len(q.shape) == 2:
+        yield from matrix(node, 3, linear_expr(graph, node, q, scale, zero, 0 if across else 1), inputs_first=not across)
+    if bias is not None and x_scale is not None and scale is not None:
+        parts = (bias, x_scale, scale)
+        yield Use(node, 6, "bias", Expr(bias.shape, scale.dtype, parts, bias_of_sums, op=node.op))
+
+
+def bias_of_sums(q: np.ndarray, x_scale: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A bias in int32, in units of the product of both scales."""
+    unit = x_scale.reshape(-1) * scale.reshape(-1)
+    return (q.astype(np.float32) * unit).astype(scale.dtype).reshape(q.shape)
+
+
 def nbits(graph: Graph, node: Node) -> Iterator[Use]:
     """MatMulNBits: blocks of a few bits, already [out, in]; then perhaps a bias.
 
@@ -220,10 +237,12 @@ OPERANDS: Mapping[str, Callable[[Graph, Node], Iterator[Use]]] = {
     f"{MICROSOFT}BiasGelu": named(bias=1),
     f"{MICROSOFT}DynamicQuantizeMatMul": quantised(1, 2, 3, 4),
     f"{MICROSOFT}FastGelu": named(bias=1),
+    f"{MICROSOFT}FusedGemm": gemm,
     f"{MICROSOFT}FusedMatMul": matmul,
     f"{MICROSOFT}GatherBlockQuantized": gather_blocks_use,
     f"{MICROSOFT}MatMulIntegerToFloat": quantised(1, 3, 5, 6),
     f"{MICROSOFT}MatMulNBits": nbits,
+    f"{MICROSOFT}QGemm": quantised_gemm,
     f"{MICROSOFT}SimplifiedLayerNormalization": named(weight=1),
     f"{MICROSOFT}SkipLayerNormalization": named(weight=2, bias=3),
     f"{MICROSOFT}SkipSimplifiedLayerNormalization": named(weight=2),
