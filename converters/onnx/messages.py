@@ -6,7 +6,7 @@ Fields: onnx/onnx.proto.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from converters.files import quote
 from converters.onnx.wire import FIXED32, FIXED64, SPAN, VARINT, Field, Window, signed
@@ -32,6 +32,10 @@ class Tensor:
     packed: str = "raw"
     places: tuple[Span, ...] = ()
     external: dict[str, str] | None = None
+
+    def renamed(self, name: str) -> "Tensor":
+        """The tensor under another name."""
+        return replace(self, name=name)
 
 
 @dataclass(slots=True)

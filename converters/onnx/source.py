@@ -13,6 +13,7 @@ from converters.files import quote
 from converters.onnx.data import KINDS, Store
 from converters.onnx.graph import Graph
 from converters.onnx.messages import read_model
+from converters.onnx.subgraphs import flattened
 from converters.onnx.wire import Window
 from converters.source import TensorInfo
 
@@ -37,7 +38,7 @@ class OnnxSource:
                     f"{path}: the model defines {model.functions} operators of its own; export it again without "
                     "functions (onnx.inliner.inline_local_functions does it for an existing file)"
                 )
-            self.graph = Graph(model.graph, self.store)
+            self.graph = Graph(flattened(self.store.window, model.graph), self.store)
             self.tensors: Mapping[str, TensorInfo] = {
                 name: self.info(name) for name, tensor in self.graph.tensors.items() if tensor.kind in KINDS
             }
