@@ -14,10 +14,12 @@ import numpy as np
 
 from converters import rules
 from converters.architectures.family import Family
-from converters.checkpoint import Checkpoint, account, interpret, read_config
+from converters.checkpoint import Checkpoint, account, interpret
 from converters.composite import is_composite, text_config
 from converters.onnx import genai
 from converters.onnx.buffers import Buffers, idle
+from converters.onnx.checks import check
+from converters.onnx.config import config_of
 from converters.onnx.flow import by_flow
 from converters.onnx.graph import Expr, Graph, transposed
 from converters.onnx.names import Claim, Templates, claims, placed
@@ -28,6 +30,9 @@ from converters.packed.weight import Weight
 from converters.source import View
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec
+
+
+Recovered = tuple[tuple[rules.Rule, ...], dict[str, Claim], bool]
 
 
 def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Checkpoint:
@@ -43,11 +48,12 @@ def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Che
         ValueError: a config that is not understood, weights that are missing or left over, or buffers that contradict
             the config.
     """
-    config = said_of(read_config(path, source))[1]  # how the weights are packed, the graph says
+    config = said_of(config_of(path, source))[1]  # how the weights are packed, the graph says
     if is_composite(config):
         config = text_config(config, str(path))
     family, spec = interpret(config, str(path), allow)
-    table, found = recovered(source.graph, family, spec)
+    table, found, built = recovered(source.graph, family, spec)
+    check(source.graph, spec, built=built)
     spec = untied(spec, table, found)
     weights = [weight_of(claim, layout(claim, config), offset) for claim, offset in with_offsets(found, table, spec)]
     used = {leaf for claim in found.values() for leaf in claim.expr.leaves()}
@@ -56,8 +62,8 @@ def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Che
     return account(path, view, config, family, spec, table)
 
 
-def recovered(graph: Graph, family: Family, spec: ModelSpec) -> tuple[tuple[rules.Rule, ...], dict[str, Claim]]:
-    """The tensors of a model by name, and the table that these names are from: the family's, or the GenAI builder's.
+def recovered(graph: Graph, family: Family, spec: ModelSpec) -> Recovered:
+    """The tensors of a model by name, the table that these names are from, and whether that is the GenAI builder's.
 
     What claims a name that the model does not have must be without effect: the zeros and ones that some exporters
     put where a norm has no bias or no scale.
@@ -71,8 +77,8 @@ def recovered(graph: Graph, family: Family, spec: ModelSpec) -> tuple[tuple[rule
         claims(graph, found, Templates((rule.theirs for rule in table), prefix))
         for table, prefix in zip(tables, (family.prefix, ""), strict=True)
     ]
-    best = int(len(choices[1]) > len(choices[0]))
-    table, claimed = tables[best], choices[best]
+    built = len(choices[1]) > len(choices[0])
+    table, claimed = tables[built], choices[built]
     instances = rules.instances(table, abstract(spec), claimed)
     wanted = {i.theirs: i.stored_shape for i in instances}
     missing = {name: shape for name, shape in wanted.items() if name not in claimed}
@@ -84,9 +90,9 @@ def recovered(graph: Graph, family: Family, spec: ModelSpec) -> tuple[tuple[rule
     for name in set(claimed) - set(wanted):
         if idle(graph, claimed[name].expr.main().leaf):
             del claimed[name]
-    if best:  # the builder's names are its own: it has added what it adds
+    if built:  # the builder's names are its own: it has added what it adds
         claimed = {name: replace(claim, own=False) for name, claim in claimed.items()}
-    return table, claimed
+    return table, claimed, built
 
 
 def layout(claim: Claim, config: Mapping[str, Any]) -> Expr:
