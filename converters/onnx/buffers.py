@@ -66,13 +66,15 @@ class Buffers:
         near = NEAR[kind]
         if is_mask(x) or self.is_slope(x, near) or idle(self.graph, name):
             return True
+        if np.array_equal(x.reshape(-1), np.arange(x.size)) or self.is_table(x, near):
+            return True
         turns = self.reaches(name, ("Cos", "Sin"))
         if turns and not self.is_frequency(x, near):
             raise ValueError(
                 f"{self.graph.path}: {quote(name)} are rotary frequencies {x.reshape(-1)[:3]}…, "
                 f"the config asks for {[frequencies(rope)[:3] for rope in self.ropes]}; one of the two is wrong"
             )
-        return turns or self.is_table(x, near)
+        return turns
 
     def reaches(self, name: str, ops: tuple[str, ...]) -> bool:
         """Whether a value flows into one of these operations within a few nodes."""
@@ -96,13 +98,13 @@ class Buffers:
         return False
 
     def is_table(self, x: np.ndarray, near: float) -> bool:
-        """Whether these are cosines or sines of positions times frequencies, in one of the usual layouts."""
+        """Whether these are positions times frequencies, or cosines or sines of them, in one of the usual layouts."""
         table = x.reshape(-1, x.shape[-1])[:MOST_ROWS]
         position = np.arange(len(table))[:, None]
         for rope in self.ropes:
             for freq in all_frequencies(rope):
                 angle = position * freq
-                for one in (np.cos(angle) * amplitude(rope), np.sin(angle) * amplitude(rope)):
+                for one in (angle, np.cos(angle) * amplitude(rope), np.sin(angle) * amplitude(rope)):
                     for form in (one, np.concatenate([one, one], -1), np.repeat(one, 2, -1)):
                         if form.shape == table.shape and np.allclose(table, form, 0, 10 * near + 1e-3):
                             return True

@@ -28,9 +28,7 @@ def blocks(values: np.ndarray, axis: int, block: int, size: int) -> np.ndarray:
 
 
 def difference(q: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    """q - zero without overflow; zero points of floating point are subtracted as such."""
-    if zero.dtype.kind not in "iu":
-        return q.astype(np.float32) - zero.astype(np.float32)
+    """q - zero without overflow."""
     return q.astype(np.int32) - zero.astype(np.int32)
 
 
@@ -70,11 +68,14 @@ def matmul_nbits(
         zeros = unpack(packed.reshape(-1), bits, packed.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[:, :count]
     else:
         zeros = zero.reshape(rows, count)
-    size = values.shape[1] if not count else q.shape[2] * 8 // bits
+    size = q.shape[2] * 8 // bits
     index = np.arange(columns) // size if group is None else group.reshape(-1)
     if index.size and not (0 <= index.min() and index.max() < count):
         raise ValueError(f"a column is in group {index.max()}, there are {count}")
     scales = scale.reshape(rows, count).astype(np.float32)
+    if zeros.dtype != np.uint8:  # the offset of a block is rounded before it is subtracted
+        shift = zeros.astype(np.float32) * scales
+        return values.astype(np.float32) * scales[:, index] - shift[:, index]
     return scaled(difference(values, zeros[:, index]), scales[:, index])
 
 
