@@ -29,6 +29,8 @@ NEUTRAL = {
 """By operator and operand, the number that changes nothing."""
 MOST_IDLE = 1 << 20
 MASKED = -1e30
+MOST_VALUES = 300  # at a step from a frequency to its cosine
+LARGEST = 1 << 24  # numbers of a table or a mask
 FAR = 12  # nodes from a frequency to its cosine
 MOST_ROWS = 512  # of a table of cosines that are checked
 
@@ -60,7 +62,7 @@ class Buffers:
             ValueError: it is rotary, and says something else than the config.
         """
         kind = self.graph.place(name).kind.name
-        if kind not in FLOATS:
+        if kind not in FLOATS or np.prod(self.graph.tensors[name].shape, dtype=float) > LARGEST:
             return False
         x = self.graph.read(name).astype(np.float64)
         near = NEAR[kind]
@@ -80,7 +82,9 @@ class Buffers:
         """Whether a value flows into one of these operations within a few nodes."""
         values, seen = {name}, {name}
         for _ in range(FAR):
-            nodes = [node for value in values for node in self.graph.users.get(value, [])]
+            if len(values) > MOST_VALUES:
+                break
+            nodes = [node for value in values for node in self.graph.users.get(value, [])[:MOST_VALUES]]
             if any(node.op in ops for node in nodes):
                 return True
             values = {value for node in nodes for value in node.outputs if value} - seen
@@ -132,7 +136,9 @@ def is_mask(x: np.ndarray) -> bool:
 def idle(graph: Graph, name: str) -> bool:
     """Whether a tensor is a scale of ones or a bias of zeros wherever it is used, and so changes nothing."""
     nodes = graph.users.get(name, [])
-    roles = {role for node in nodes for role in NEUTRAL.get(node.op, {}).get(node.inputs.index(name), "?")}
+    if any(node.op not in NEUTRAL or len(node.inputs) > 3 for node in nodes):
+        return False
+    roles = {NEUTRAL[node.op].get(node.inputs.index(name), "?") for node in nodes}
     if len(roles) != 1 or "?" in roles or np.prod(graph.tensors[name].shape, dtype=float) > MOST_IDLE:
         return False
     return bool(np.all(graph.read(name) == int(roles.pop())))

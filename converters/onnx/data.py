@@ -16,6 +16,9 @@ from converters.onnx.messages import Tensor
 from converters.onnx.wire import LONGEST_VARINT, Window, varints
 
 
+LARGEST = 1 << 48  # numbers of a tensor, also of one that has none along an axis
+
+
 @dataclass(frozen=True)
 class Kind:
     """A type of values: its name, what NumPy calls it, and how many bits a value takes."""
@@ -55,6 +58,7 @@ KINDS = {
     26: kind("I2", np.int8, 2),
 }
 """The types of onnx.proto that a weight or its scale can have, by number."""
+INTEGERS = ("U8", "I8", "U16", "I16", "I32", "U4", "I4", "U2", "I2")
 FLOATS = ("F32", "F16", "BF16", "F64")
 OTHERS = {8: "strings", 14: "complex numbers", 15: "complex numbers", 23: "4-bit floats"}
 
@@ -94,6 +98,8 @@ class Store:
             raise ValueError(f"{where} holds {found}; expected numbers of a type that weights have")
         found = KINDS[tensor.kind]
         size = math.prod(tensor.shape)
+        if math.prod(max(axis, 1) for axis in tensor.shape) > LARGEST:
+            raise ValueError(f"{where} has shape {list(tensor.shape)}, which is larger than any file")
         nbytes = -(-size * found.bits // 8)
         if tensor.external is not None:
             return self.locate_beside(tensor, found, nbytes, where)
@@ -198,7 +204,10 @@ def decode(raw: np.ndarray, place: Place, shape: tuple[int, ...], where: str) ->
 
 def from_varints(raw: np.ndarray, found: Kind, count: int, where: str) -> np.ndarray:
     """The bytes of `count` numbers that are stored as varints; floats of 1 or 2 bytes by their bits."""
-    values = varints(raw)
+    try:
+        values = varints(raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if values.size != count:
         raise ValueError(f"{where} holds {values.size} numbers, expected {count}")
     whole = np.dtype(f"u{found.dtype.itemsize}") if found.dtype.kind not in "iub" else found.dtype

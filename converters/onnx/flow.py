@@ -82,9 +82,9 @@ class Flow:
         ends: list[tuple[Node, int]] = []
         activated = node.op in FUSED_ACTIVATIONS
         names, seen = [name for name in node.outputs if name], set(node.outputs)
-        while names and len(seen) < FARTHEST:
+        while names and len(seen) + len(ends) < FARTHEST:
             name = names.pop()
-            for user in self.graph.users.get(name, []):
+            for user in self.graph.users.get(name, [])[:FARTHEST]:
                 activated |= user.op in ACTIVATIONS
                 if self.stops(user):
                     ends.append((user, user.inputs.index(name)))
@@ -146,6 +146,7 @@ def by_flow(
         roles["gate up"] = roles.pop("gate", [])
     elif "gate" not in names:  # one matrix, then the activation
         roles["up"] = roles.pop("gate", [])
+    asked = {instance.theirs for instance in wanted}
     for role, instances in names.items():
         uses = roles.get(role, [])
         if len(uses) != len(instances):
@@ -154,7 +155,7 @@ def by_flow(
             bias = beside(graph, found, use)
             for name, one in ((instance.theirs, use), (f"{instance.theirs.removesuffix('weight')}bias", bias)):
                 known = name in claimed and claimed[name].matrix == one.matrix if one else True
-                if one is not None and not known and name in {i.theirs for i in wanted}:
+                if one is not None and not known and name in asked:
                     yield Claim(name, one.expr, one.matrix, False, (LAST, False))
 
 
@@ -162,7 +163,7 @@ def origin(graph: Graph, name: str) -> str:
     """The value that another one is, but for its shape and type."""
     for _ in range(FARTHEST):
         maker = graph.maker.get(name)
-        if maker is None or maker.op not in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+        if maker is None or not maker.inputs or maker.op not in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
             break
         name = maker.inputs[0]
     return name

@@ -14,8 +14,8 @@ def linear(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, *, 
     if scale.size == 1:
         scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
     elif block:
-        scale = blocks(scale, axis, block, q.shape[axis])
-        zero = None if zero is None else blocks(zero, axis, block, q.shape[axis])
+        size = q.shape[axis]
+        scale, zero = blocks(scale, axis, block, size), None if zero is None else blocks(zero, axis, block, size)
     else:
         along = [-1 if i == axis else 1 for i in range(q.ndim)]
         scale, zero = scale.reshape(along), None if zero is None else zero.reshape(along)
@@ -24,7 +24,7 @@ def linear(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, *, 
 
 def blocks(values: np.ndarray, axis: int, block: int, size: int) -> np.ndarray:
     """One value for each block as one for each index; the last block may be cut off."""
-    return np.repeat(values, block, axis).take(range(size), axis)
+    return np.repeat(values, min(block, size), axis).take(range(size), axis)
 
 
 def difference(q: np.ndarray, zero: np.ndarray) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from converters.files import quote
-from converters.onnx.data import FLOATS, KINDS, Place, Store, decode
+from converters.onnx.data import FLOATS, INTEGERS, KINDS, Place, Store, decode
 from converters.onnx.formulas import gather_blocks, linear
-from converters.onnx.messages import GraphMessage, Node, Tensor, Value, read_attribute, read_pair_of
+from converters.onnx.messages import MOST_AXES, GraphMessage, Node, Tensor, Value, read_attribute, read_pair_of
 from converters.onnx.wire import Field
 
 Shape = tuple[int, ...]
@@ -218,7 +218,7 @@ def reshape(graph: Graph, node: Node, inputs: Inputs) -> Expr | None:
     sizes = [x.shape[i] if size == 0 and i < len(x.shape) else size for i, size in enumerate(sizes)]
     rest = int(np.prod([size for size in sizes if size != -1], dtype=np.int64))
     shape = tuple(count // max(rest, 1) if size == -1 else size for size in sizes)
-    if any(size < 0 for size in shape) or np.prod(shape, dtype=float) != count or sizes.count(-1) > 1:
+    if len(shape) > MOST_AXES or any(size < 0 for size in shape) or np.prod(shape, dtype=float) != count or sizes.count(-1) > 1:
         raise graph.error(node, f"{list(x.shape)} does not become {sizes}")
     return Expr(shape, x.dtype, (x,), partial(np.reshape, shape=shape))
 
@@ -250,7 +250,7 @@ def unsqueeze(graph: Graph, node: Node, inputs: Inputs) -> Expr | None:
         return None
     rank = len(x.shape) + len(axes)
     new, old = {i % rank for i in axes}, iter(x.shape)
-    if len(new) != len(axes):
+    if len(new) != len(axes) or rank > MOST_AXES:
         raise graph.error(node, f"axes {axes} are not different ones")
     shape = tuple(1 if i in new else next(old) for i in range(rank))
     return Expr(shape, x.dtype, (x,), partial(np.reshape, shape=shape))
@@ -274,7 +274,8 @@ def arithmetic(function: Callable[[Any, Any], Any]) -> Callable[[Graph, Node, In
 
 def elementwise(a: np.ndarray, b: np.ndarray, *, function: Callable[[Any, Any], Any], shape: Shape) -> np.ndarray:
     """An operation of two arrays of which one holds one number."""
-    return np.reshape(function(a, b), shape)
+    with np.errstate(all="ignore"):  # what is not finite is found by those who load
+        return np.reshape(function(a, b), shape)
 
 
 def dequantize(graph: Graph, node: Node, inputs: Inputs) -> Expr | None:
@@ -294,8 +295,10 @@ def linear_expr(
     Raises:
         ValueError: the shapes do not fit.
     """
-    if q is None or scale is None:
+    if q is None or scale is None or q.dtype not in INTEGERS or scale.dtype not in FLOATS:
         return None
+    if zero is not None and zero.dtype not in INTEGERS:
+        raise graph.error(node, f"zero points are {zero.dtype}, expected integers")
     rank = len(q.shape)
     axis = axis % rank if rank and -rank <= axis < rank else 0
     many = int(np.prod(scale.shape, dtype=np.int64))
@@ -324,6 +327,8 @@ def gather_blocks_expr(graph: Graph, node: Node, inputs: Inputs) -> Expr | None:
     axis = integer(given.get("quantize_axis", 1)) % len(q.shape)
     if q.dtype in ("U4", "I4"):
         return linear_expr(graph, node, q, scale, zero, axis, block)
+    if q.dtype != "U8" or scale.dtype not in FLOATS or (zero is not None and zero.dtype != "U8"):
+        raise graph.error(node, f"its table is {q.dtype} and its scales are {scale.dtype}; expected bytes and floats")
     if bits not in (2, 4, 8) or block < 1:
         raise graph.error(node, f"{bits} bits in blocks of {block}")
     shape = (*q.shape[:-1], q.shape[-1] * 8 // bits)

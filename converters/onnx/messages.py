@@ -16,6 +16,15 @@ DEEPEST = 4  # subgraphs in subgraphs
 NODE_COST = 700  # bytes of a node's objects, without its strings
 
 Span = tuple[int, int]
+STORES = {
+    4: (SPAN, FIXED32),
+    5: (SPAN, VARINT),
+    7: (SPAN, VARINT),
+    9: (SPAN,),
+    10: (SPAN, FIXED64),
+    11: (SPAN, VARINT),
+}
+"""The fields of a tensor that hold its values, and their wire types: packed, or one number a field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +156,7 @@ def read_tensor(window: Window, place: Field) -> Tensor:
     window.spend(500)
     name, kind, location = "", 0, 0
     dims: list[int] = []
-    stored: dict[str, list[Span]] = {}
+    stored: dict[int, list[Span]] = {}
     external: dict[str, str] = {}
     for item in spans(window, place):
         match item.number:
@@ -157,16 +166,11 @@ def read_tensor(window: Window, place: Field) -> Tensor:
                     raise window.error(f"a tensor has over {MOST_AXES} axes", item.begin)
             case 2:
                 kind = item.value
-            case 4 | 10 if item.wire in (SPAN, FIXED32, FIXED64):
-                stored.setdefault("raw", []).append((item.begin, item.end))
-                window.spend(100)
-            case 5 | 7 | 11 if item.wire in (SPAN, VARINT):
-                stored.setdefault("varint", []).append((item.begin, item.end))
+            case 4 | 5 | 7 | 9 | 10 | 11 if item.wire in STORES[item.number]:
+                stored.setdefault(item.number, []).append((item.begin, item.end))
                 window.spend(100)
             case 8:
                 name = window.text(item, "a tensor's name")
-            case 9:
-                stored.setdefault("raw", []).append((item.begin, item.end))
             case 13:
                 key, value = read_pair(window, item)
                 external[key] = value
@@ -176,7 +180,8 @@ def read_tensor(window: Window, place: Field) -> Tensor:
         raise window.error(f"tensor {quote(name)} has shape {dims}", place.begin)
     if len(stored) > 1:
         raise window.error(f"tensor {quote(name)} is stored in several ways", place.begin)
-    packed, places = next(iter(stored.items()), ("raw", []))
+    way, places = next(iter(stored.items()), (9, []))
+    packed = "varint" if VARINT in STORES[way] else "raw"
     return Tensor(name, tuple(dims), kind, packed, tuple(places), external if location == 1 else None)
 
 

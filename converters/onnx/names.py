@@ -19,6 +19,8 @@ NUMBER = re.compile(r"(?<=\.)(\d+|\{\w+\})(?=\.|\Z)")
 QUANTISED = re.compile(r"(_quantized|_Q\d+(G\d+)?|_q\d+|_DequantizeLinear|_transposed|_fp16|_dequantized)\Z")
 FX_PARAMETER = re.compile(r"%p_(\w+)")
 LAST = 9  # the rank of a guess
+MOST_GUESSES = 500
+LONGEST_NAME = 400
 SCOPES, FX_NODE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.fx_node"
 
 
@@ -33,7 +35,7 @@ class Templates:
 
     def match(self, name: str) -> str | None:
         """The longest end of a dotted name that is known; one without the usual prefix gets it."""
-        parts = name.split(".")
+        parts = name.split(".") if len(name) < LONGEST_NAME else []
         for i in range(min(len(parts), 8)):
             rest = ".".join(parts[i:])
             for choice in (rest, self.prefix + rest):
@@ -43,7 +45,7 @@ class Templates:
 
     def match_flat(self, name: str) -> str | None:
         """The same for a name as dynamo writes it, with underscores for dots."""
-        found = [(pattern.match(name), template) for pattern, template in self.flat]
+        found = [(pattern.match(name), template) for pattern, template in self.flat if len(name) < LONGEST_NAME]
         fits = [(match, template) for match, template in found if match]
         if not fits:
             return None
@@ -106,7 +108,7 @@ def claim_of(graph: Graph, templates: Templates, use: Use) -> Claim | None:
 
 def placed(graph: Graph, found: Sequence[Use], missing: Mapping[str, Shape]) -> Iterator[Claim]:
     """Tensors without a name of their own or their module's: the only one of its shape that a module around uses."""
-    for name, shape in missing.items():
+    for name, shape in missing.items() if len(missing) < MOST_GUESSES else ():
         fits = [use for use in found if use.expr.shape == shape and any(inside(name, s) for s in scopes(graph, use.node))]
         if len({use.expr.main().leaf for use in fits}) == 1:
             yield Claim(name, fits[0].expr, fits[0].matrix, False, (LAST, False))
@@ -121,8 +123,8 @@ def inside(name: str, scope: str) -> bool:
 
 def cleaned(name: str) -> str:
     """The name of a tensor without what quantisers append."""
-    while (shorter := QUANTISED.sub("", name)) != name:
-        name = shorter
+    for _ in range(3):
+        name = QUANTISED.sub("", name)
     return name
 
 

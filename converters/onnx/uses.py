@@ -10,11 +10,13 @@ from functools import partial
 
 import numpy as np
 
+from converters.onnx.data import FLOATS
 from converters.onnx.formulas import matmul_nbits
 from converters.onnx.graph import Expr, Graph, gather_blocks_expr, integer, linear_expr, transposed
 from converters.onnx.messages import Node
 
 MICROSOFT = "com.microsoft."
+MOST_USERS = 16  # of a product of integers that are looked at
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def either(role: str) -> Callable[[Graph, Node], Iterator[Use]]:
     """An operator of two operands, of which one is a weight and the other flows."""
 
     def found(graph: Graph, node: Node) -> Iterator[Use]:
-        known = [(i, expr) for i in range(len(node.inputs)) if (expr := given(graph, node, i)) is not None]
+        known = [(i, expr) for i in range(2) if (expr := given(graph, node, i)) is not None]
         if len(known) == 1 and len(node.inputs) == 2:
             index, expr = known[0]
             yield Use(node, index, role, expr)
@@ -114,8 +116,8 @@ def integer_matmul(graph: Graph, node: Node) -> Iterator[Use]:
 
 def scale_behind(graph: Graph, node: Node) -> Expr | None:
     """The stored factor in Cast(sums) * (scale of the input * scale of the weight)."""
-    for cast in graph.users.get(node.outputs[0], []):
-        for mul in graph.users.get(cast.outputs[0], []) if cast.op == "Cast" and cast.outputs else []:
+    for cast in graph.users.get(node.outputs[0], [])[:MOST_USERS] if node.outputs else ():
+        for mul in graph.users.get(cast.outputs[0], [])[:MOST_USERS] if cast.op == "Cast" and cast.outputs else []:
             if mul.op != "Mul":
                 continue
             other = next((value for value in mul.inputs if value != cast.outputs[0]), "")
@@ -146,7 +148,7 @@ def quantised_gemm(graph: Graph, node: Node) -> Iterator[Use]:
     x_scale, q, scale, zero, bias = (given(graph, node, i) for i in (1, 3, 4, 5, 6))
     if q is not None and len(q.shape) == 2:
         yield from matrix(node, 3, linear_expr(graph, node, q, scale, zero, 0 if across else 1), inputs_first=not across)
-    if bias is not None and x_scale is not None and scale is not None:
+    if bias is not None and x_scale is not None and scale is not None and bias.dtype == "I32":
         parts = (bias, x_scale, scale)
         yield Use(node, 6, "bias", Expr(bias.shape, scale.dtype, parts, bias_of_sums, op=node.op))
 
@@ -172,6 +174,10 @@ def nbits(graph: Graph, node: Node) -> Iterator[Use]:
         raise graph.error(node, "its weight or its scales are not stored")
     if bits not in (2, 4, 8) or block < 1 or block * bits % 8 or rows < 1 or columns < 1:
         raise graph.error(node, f"{bits} bits in blocks of {block}, {rows} by {columns}")
+    allowed = ((q, ("U8",)), (scale, FLOATS), (zero, ("U8", *FLOATS)), (group, ("I32", "I64")))
+    for part, dtypes in allowed:
+        if part is not None and part.dtype not in dtypes:
+            raise graph.error(node, f"an operand is {part.dtype}, expected {' or '.join(dtypes)}")
     count = -(-columns // block)
     size = {name: int(np.prod(part.shape, dtype=np.int64)) for name, part in (("q", q), ("scale", scale))}
     if size["q"] != rows * count * block * bits // 8 or q.shape[0] != rows or len(q.shape) != 3:
@@ -211,7 +217,7 @@ def looked_up(graph: Graph, node: Node) -> Iterator[Use]:
     table = given(graph, node, 0)
     if table is None or len(node.inputs) < 2 or graph.constant(node.inputs[1]) is not None:
         return
-    behind = graph.users.get(node.outputs[0], [])
+    behind = graph.users.get(node.outputs[0], []) if node.outputs else []
     if table.dtype in ("U8", "I8") and len(behind) == 1 and behind[0].op.endswith("DequantizeLinear"):
         scale, zero = given(graph, behind[0], 1), given(graph, behind[0], 2)
         if scale is not None and np.prod(scale.shape, dtype=float) == 1:
