@@ -109,7 +109,7 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
     """Open a directory or file, find its family and account for every tensor.
 
     Args:
-        path: a HuggingFace or orbax directory, or a GGUF / safetensors / PyTorch file (config.json beside it).
+        path: a HuggingFace or orbax directory, or a GGUF / safetensors / PyTorch / ONNX file (config.json beside it).
         allow: config keys that may stay unread.
         file: which file, where a directory holds several checkpoints.
 

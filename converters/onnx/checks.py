@@ -42,7 +42,9 @@ def check(graph: Graph, spec: ModelSpec, *, built: bool) -> None:
     if built:
         known["epsilon"] = []
     for node, key, value in (*attributes(graph), *epsilons(graph)):
-        if known[key] and not any(np.isclose(value, each, NEAR if key == "epsilon" else 1e-3, 1e-12) for each in known[key]):
+        if known[key] and not any(
+            np.isclose(value, each, NEAR if key == "epsilon" else 1e-3, 1e-12) for each in known[key]
+        ):
             asked = ", ".join(f"{each:g}" for each in dict.fromkeys(known[key]))
             raise ValueError(
                 f"{graph.path}: node {quote(node.name)} has {key} = {value:g}, the config asks for {asked}; "

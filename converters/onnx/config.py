@@ -57,7 +57,7 @@ def from_genai(file: Path, graph: Graph) -> dict[str, Any]:
     kind = model.get("type")
     if kind not in PLAIN:
         raise ValueError(f"{file}: of type {kind!r} it does not say enough (it does of {', '.join(PLAIN)}); {ADVICE}")
-    sizes = {key: decoder.get(key) for key in SIZES}
+    sizes: dict[str, Any] = {key: decoder.get(key) for key in SIZES}
     sizes |= {"head_dim": decoder.get("head_size"), "vocab_size": model.get("vocab_size")}
     sizes |= {"max_position_embeddings": model.get("context_length")}
     if odd := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
@@ -94,13 +94,15 @@ def width(found: list[Use], file: Path) -> int:
     """The features of the feed-forward layers: the inputs of their last matrix."""
     widths = {use.expr.shape[-1] for use in found if use.matrix and "/mlp/down_proj/" in use.node.name}
     if len(widths) != 1:
-        raise ValueError(f"{file}: the graph has feed-forward layers of widths {sorted(widths)}, expected one; {ADVICE}")
+        raise ValueError(
+            f"{file}: the graph has feed-forward layers of widths {sorted(widths)}, expected one; {ADVICE}"
+        )
     return widths.pop()
 
 
 def epsilon(graph: Graph, file: Path) -> float:
     """The one epsilon of all norms, as the decimal number that it is in float32."""
-    found = {graph.attributes(node).get("epsilon") for node in graph.nodes if node.op.endswith("LayerNormalization")}
+    found = [graph.attributes(node).get("epsilon") for node in graph.nodes if node.op.endswith("LayerNormalization")]
     values = {value for value in found if isinstance(value, float)}
     if len(values) != 1:
         raise ValueError(f"{file}: the graph has norms of epsilon {sorted(values)}, expected one; {ADVICE}")
@@ -112,7 +114,9 @@ def activation(graph: Graph, file: Path) -> str:
     inner = {node.op for node in graph.nodes if "/mlp/act_fn/" in node.name}
     known = {ACTIVATIONS[op] for op in inner if op in ACTIVATIONS}
     if len(known) != 1:
-        raise ValueError(f"{file}: the activation of the graph is made of {sorted(inner)}, which is not known; {ADVICE}")
+        raise ValueError(
+            f"{file}: the activation of the graph is made of {sorted(inner)}, which is not known; {ADVICE}"
+        )
     return known.pop()
 
 

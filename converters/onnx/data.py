@@ -15,7 +15,6 @@ from converters.files import BoundedFile, quote, typed
 from converters.onnx.messages import Tensor
 from converters.onnx.wire import LONGEST_VARINT, Window, varints
 
-
 LARGEST = 1 << 48  # numbers of a tensor, also of one that has none along an axis
 
 
@@ -116,8 +115,9 @@ class Store:
         if tensor.places:
             raise ValueError(f"{where} is stored here and in another file")
         file = self.open_beside(stored.get("location", ""), where)
-        begin, length = (number(stored.get(key, default), key, where) for key, default in
-                         (("offset", "0"), ("length", str(nbytes))))
+        begin, length = (
+            number(stored.get(key, default), key, where) for key, default in (("offset", "0"), ("length", str(nbytes)))
+        )
         if length != nbytes:
             raise ValueError(f"{where} is {list(tensor.shape)} {found.name}, {nbytes} bytes; its length is {length}")
         if begin + length > file.size:

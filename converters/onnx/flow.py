@@ -5,12 +5,12 @@ weights, whose softmax meets the value's, what comes of that goes into the outpu
 activation on its way to the last matrix of a feed-forward layer. Layers come in the order of the graph.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 from converters.onnx.graph import Graph
 from converters.onnx.messages import Node
 from converters.onnx.names import LAST, Claim
-from converters.onnx.uses import OPERANDS, Use
+from converters.onnx.uses import Use
 from converters.rules import Instance
 
 ATTENTION = ("com.microsoft.GroupQueryAttention", "com.microsoft.MultiHeadAttention", "Attention")
@@ -21,8 +21,9 @@ ACTIVATIONS = (
 TOKENS = "input_ids"  # what every exporter calls the input
 PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul", "com.microsoft.FusedMatMul")
 LOOKUPS = ("Gather", "com.microsoft.GatherBlockQuantized")
-QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+BETWEEN = ("Add", "Cast", "DequantizeLinear", "Identity", "Mul", "QuantizeLinear", "Reshape")  # a product and its bias
 FUSED_ACTIVATIONS = ("com.microsoft.FusedGemm",)
+MOST_MATRICES = 20_000
 FARTHEST = 400  # nodes on the way from one matrix to the next
 
 # what our leaves of a layer are in the flow: the last parts of their paths
@@ -48,7 +49,9 @@ class Flow:
         self.graph = graph
         self.matrices = {id(use.node): use for use in found if use.matrix}
         self.mixes = {
-            id(node) for node in graph.nodes if self.is_product(node) and self.behind(node, 0, lambda n: n.op == "Softmax")
+            id(node)
+            for node in graph.nodes
+            if self.is_product(node) and self.behind(node, 0, lambda n: n.op == "Softmax")
         }
 
     def is_product(self, node: Node) -> bool:
@@ -97,12 +100,11 @@ class Flow:
 
     def role(self, use: Use) -> str:
         """What a matrix is in its layer; empty where the flow does not say it."""
-        node, operand = use.node, 0
-        if self.behind(node, operand, lambda n: id(n) in self.mixes or n.op in ATTENTION):
+        if self.behind(use.node, 0, lambda n: id(n) in self.mixes or n.op in ATTENTION):
             return "o"
-        if self.behind(node, operand, lambda n: n.op in (*ACTIVATIONS, *FUSED_ACTIVATIONS)):
+        if self.behind(use.node, 0, lambda n: n.op in (*ACTIVATIONS, *FUSED_ACTIVATIONS)):
             return "down"
-        ends, activated = self.ahead(node)
+        ends, activated = self.ahead(use.node)
         found = {self.part(end, operand) for end, operand in ends}
         if not ends:
             return "head"
@@ -132,31 +134,40 @@ def by_flow(
         wanted: the tensors that the model has.
         claimed: what is found already. A head that is looked up is an embedding, whatever its name.
     """
-    flow = Flow(graph, found)
-    roles: dict[str, list[Use]] = {}
-    for use in flow.matrices.values():
-        roles.setdefault(flow.role(use), []).append(use)
-    roles["embed"] = [use for use in found if use.node.op in LOOKUPS and origin(graph, use.node.inputs[1]) == TOKENS]
+    names = by_role(wanted)
+    asked = {instance.theirs for instance in wanted}
+    biases = {id(use.node): use for use in found if use.role == "bias"}
+    for role, uses in matrices(graph, found, names).items():
+        instances = sorted(names.get(role, []), key=layer_of)
+        for instance, use in zip(instances, uses, strict=True) if len(uses) == len(instances) else ():
+            bias = f"{instance.theirs.removesuffix('weight')}bias"
+            for name, one in ((instance.theirs, use), (bias, beside(graph, biases, use))):
+                if one is not None and name in asked and not (name in claimed and claimed[name].matrix == one.matrix):
+                    yield Claim(name, one.expr, one.matrix, False, (LAST, False))
+
+
+def by_role(wanted: Sequence[Instance]) -> dict[str, list[Instance]]:
+    """The tensors that a model has by their roles."""
     names: dict[str, list[Instance]] = {}
     for instance in wanted:
         paths = frozenset(path.split(".", 2)[-1] if path.startswith("layers.") else path for path in instance.paths)
         if paths in ROLES:
             names.setdefault(ROLES[paths], []).append(instance)
+    return names
+
+
+def matrices(graph: Graph, found: Sequence[Use], names: Container[str]) -> dict[str, list[Use]]:
+    """The matrices of a graph by their roles in a model that has these."""
+    flow = Flow(graph, found)
+    roles: dict[str, list[Use]] = {}
+    for use in flow.matrices.values() if len(flow.matrices) < MOST_MATRICES else ():
+        roles.setdefault(flow.role(use), []).append(use)
+    roles["embed"] = [use for use in found if use.node.op in LOOKUPS and origin(graph, use.node.inputs[1]) == TOKENS]
     if "gate up" in names:
         roles["gate up"] = roles.pop("gate", [])
     elif "gate" not in names:  # one matrix, then the activation
         roles["up"] = roles.pop("gate", [])
-    asked = {instance.theirs for instance in wanted}
-    for role, instances in names.items():
-        uses = roles.get(role, [])
-        if len(uses) != len(instances):
-            continue
-        for instance, use in zip(sorted(instances, key=layer_of), uses, strict=True):
-            bias = beside(graph, found, use)
-            for name, one in ((instance.theirs, use), (f"{instance.theirs.removesuffix('weight')}bias", bias)):
-                known = name in claimed and claimed[name].matrix == one.matrix if one else True
-                if one is not None and not known and name in asked:
-                    yield Claim(name, one.expr, one.matrix, False, (LAST, False))
+    return roles
 
 
 def origin(graph: Graph, name: str) -> str:
@@ -175,17 +186,14 @@ def layer_of(instance: Instance) -> int:
     return int(parts[1]) if parts[0] == "layers" else 0
 
 
-def beside(graph: Graph, found: Sequence[Use], use: Use) -> Use | None:
+def beside(graph: Graph, biases: Mapping[int, Use], use: Use) -> Use | None:
     """The bias that is added to the product of a matrix: at the same node, or by an Add behind it."""
-    nodes, values = [use.node], list(use.node.outputs)
-    for _ in range(FARTHEST if use.node.op in OPERANDS else 0):
-        users = [user for value in values for user in graph.users.get(value, [])]
-        if len(users) != 1 or users[0].op not in ("Add", "Cast", "Identity", "Mul", "Reshape", *QUANTISERS):
-            break
-        nodes.append(users[0])
-        values = list(users[0].outputs)
-        if users[0].op == "Add":
-            break
-    near = {id(node) for node in nodes}
-    biases = [one for one in found if one.role == "bias" and id(one.node) in near]
-    return biases[0] if len(biases) == 1 else None
+    node = use.node
+    for _ in range(FARTHEST):
+        if id(node) in biases:
+            return biases[id(node)]
+        users = [user for value in node.outputs for user in graph.users.get(value, [])[:2]]
+        if len(users) != 1 or users[0].op not in BETWEEN:
+            return None
+        node = users[0]
+    return None

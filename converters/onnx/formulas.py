@@ -65,7 +65,9 @@ def matmul_nbits(
         zeros = middle
     elif zero.dtype == np.uint8:
         packed = zero.reshape(rows, -1)
-        zeros = unpack(packed.reshape(-1), bits, packed.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[:, :count]
+        zeros = unpack(packed.reshape(-1), bits, packed.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[
+            :, :count
+        ]
     else:
         zeros = zero.reshape(rows, count)
     size = q.shape[2] * 8 // bits

@@ -15,7 +15,6 @@ from converters.files import quote
 from converters.onnx.data import FLOATS, INTEGERS, KINDS, Place, Store, decode
 from converters.onnx.formulas import gather_blocks, linear
 from converters.onnx.messages import MOST_AXES, GraphMessage, Node, Tensor, Value, read_attribute, read_pair_of
-from converters.onnx.wire import Field
 
 Shape = tuple[int, ...]
 
@@ -26,7 +25,7 @@ SMALL = 64  # numbers of a tensor that says a shape or an axis
 
 @dataclass(frozen=True)
 class Expr:
-    """A value made of stored tensors: `apply` makes it of the values of `inputs`, or `leaf` is the tensor that it is."""
+    """A value made of stored tensors: what `apply` makes of the values of `inputs`, or the tensor `leaf` itself."""
 
     shape: Shape
     dtype: str
@@ -218,7 +217,12 @@ def reshape(graph: Graph, node: Node, inputs: Inputs) -> Expr | None:
     sizes = [x.shape[i] if size == 0 and i < len(x.shape) else size for i, size in enumerate(sizes)]
     rest = int(np.prod([size for size in sizes if size != -1], dtype=np.int64))
     shape = tuple(count // max(rest, 1) if size == -1 else size for size in sizes)
-    if len(shape) > MOST_AXES or any(size < 0 for size in shape) or np.prod(shape, dtype=float) != count or sizes.count(-1) > 1:
+    if (
+        len(shape) > MOST_AXES
+        or any(size < 0 for size in shape)
+        or np.prod(shape, dtype=float) != count
+        or sizes.count(-1) > 1
+    ):
         raise graph.error(node, f"{list(x.shape)} does not become {sizes}")
     return Expr(shape, x.dtype, (x,), partial(np.reshape, shape=shape))
 

@@ -31,7 +31,6 @@ from converters.source import View
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec
 
-
 Recovered = tuple[tuple[rules.Rule, ...], dict[str, Claim], bool]
 
 

@@ -109,7 +109,9 @@ def claim_of(graph: Graph, templates: Templates, use: Use) -> Claim | None:
 def placed(graph: Graph, found: Sequence[Use], missing: Mapping[str, Shape]) -> Iterator[Claim]:
     """Tensors without a name of their own or their module's: the only one of its shape that a module around uses."""
     for name, shape in missing.items() if len(missing) < MOST_GUESSES else ():
-        fits = [use for use in found if use.expr.shape == shape and any(inside(name, s) for s in scopes(graph, use.node))]
+        fits = [
+            use for use in found if use.expr.shape == shape and any(inside(name, s) for s in scopes(graph, use.node))
+        ]
         if len({use.expr.main().leaf for use in fits}) == 1:
             yield Claim(name, fits[0].expr, fits[0].matrix, False, (LAST, False))
 

@@ -147,7 +147,9 @@ def quantised_gemm(graph: Graph, node: Node) -> Iterator[Use]:
     across = bool(integer(graph.attributes(node).get("transB")))
     x_scale, q, scale, zero, bias = (given(graph, node, i) for i in (1, 3, 4, 5, 6))
     if q is not None and len(q.shape) == 2:
-        yield from matrix(node, 3, linear_expr(graph, node, q, scale, zero, 0 if across else 1), inputs_first=not across)
+        yield from matrix(
+            node, 3, linear_expr(graph, node, q, scale, zero, 0 if across else 1), inputs_first=not across
+        )
     if bias is not None and x_scale is not None and scale is not None and bias.dtype == "I32":
         parts = (bias, x_scale, scale)
         yield Use(node, 6, "bias", Expr(bias.shape, scale.dtype, parts, bias_of_sums, op=node.op))
@@ -190,7 +192,7 @@ def nbits(graph: Graph, node: Node) -> Iterator[Use]:
     if group is not None and np.prod(group.shape, dtype=float) != columns:
         raise graph.error(node, f"its groups are {list(group.shape)}, expected {columns} of them")
     parts = tuple(part for part in (q, scale, zero, group) if part is not None)
-    has = tuple(part is not None for part in (zero, group))
+    has = zero is not None, group is not None
     apply = partial(nbits_of, has=has, rows=rows, columns=columns, bits=bits)
     yield Use(node, 1, "weight", Expr((rows, columns), scale.dtype, parts, apply, op=node.op), matrix=True)
     if bias is not None:

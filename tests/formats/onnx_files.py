@@ -16,7 +16,7 @@ SHAPE = (2, 24)
 
 
 class Builder:
-    """Nodes and tensors, one after another. `names`: where the module of a node stands: its name, its notes, nowhere."""
+    """Nodes and tensors, one after another. `names`: where the module of a node stands; in "none", nowhere."""
 
     def __init__(self, names: Names = "scopes") -> None:
         self.names = names
@@ -40,7 +40,9 @@ class Builder:
         elif self.names == "notes":
             node.name = f"node_{op}_{count}"
             node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="File x")
-            node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=str(["", "m", f"m.{scope}", f"{op}_{count}"]))
+            node.metadata_props.add(
+                key="pkg.torch.onnx.name_scopes", value=str(["", "m", f"m.{scope}", f"{op}_{count}"])
+            )
         self.nodes.append(node)
         return f"v{count}"
 
@@ -115,7 +117,9 @@ def decoder(golden: Golden, names: Names = "scopes") -> onnx.ModelProto:
         return b.linear(flat, arrays[f"{scope}.o_proj.weight"], f"{scope}.o_proj")
 
     def mlp(x: str, scope: str) -> str:
-        gate, up = (b.linear(x, arrays[f"{scope}.{part}_proj.weight"], f"{scope}.{part}_proj") for part in ("gate", "up"))
+        gate, up = (
+            b.linear(x, arrays[f"{scope}.{part}_proj.weight"], f"{scope}.{part}_proj") for part in ("gate", "up")
+        )
         act = b.node("Mul", [gate, b.node("Sigmoid", [gate], f"{scope}.act_fn")], f"{scope}.act_fn")
         return b.linear(b.node("Mul", [act, up], scope), arrays[f"{scope}.down_proj.weight"], f"{scope}.down_proj")
 

@@ -134,13 +134,15 @@ def onnx_file() -> bytes:
         helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
         helper.make_node("Reshape", ["wt", "shape"], ["wr"]),
         helper.make_node("Gemm", ["x", "wr", "b"], ["y"], "/fc/Gemm", transB=1),
-        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.float32(1), "")),
+        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.ones((), np.float32), "")),
         helper.make_node("Cast", ["norm"], ["wide"], to=1),
         helper.make_node("Add", ["wide", "one"], ["scaled"]),
         helper.make_node("Mul", ["y", "scaled"], ["z"], "/norm/Mul"),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dense"], axis=1),
         helper.make_node("MatMul", ["z", "dense"], ["u"], "/o/MatMul"),
-        helper.make_node("MatMulNBits", ["u", "blocks", "scales"], ["v"], domain="com.microsoft", K=32, N=5, block_size=16),
+        helper.make_node(
+            "MatMulNBits", ["u", "blocks", "scales"], ["v"], domain="com.microsoft", K=32, N=5, block_size=16
+        ),
     ]
     nodes[1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'x']")
     return helper.make_model(helper.make_graph(nodes, "g", [], [], tensors)).SerializeToString()
@@ -150,7 +152,9 @@ def open_onnx(path: Path) -> TensorSource:
     """A graph with its weights found and decoded."""
     source = OnnxSource(path)
     found = enumerate(uses(source.graph))
-    weights = [weight_of(Claim(f"weight {i}", use.expr, use.matrix, True, (0, True)), use.expr, 0.0) for i, use in found]
+    weights = [
+        weight_of(Claim(f"weight {i}", use.expr, use.matrix, True, (0, True)), use.expr, 0.0) for i, use in found
+    ]
     return Packed(source, weights, str(path))
 
 

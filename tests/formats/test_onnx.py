@@ -88,7 +88,7 @@ def test_an_int8_export_says_what_onnxruntime_says(shared: Path, tmp_path: Path)
 def test_the_graph_made_here_computes_the_golden(golden: Golden):
     """The witness of the others: what they take apart is a decoder that runs."""
     session = onnxruntime.InferenceSession(decoder(golden).SerializeToString())
-    (logits,) = session.run(None, {"input_ids": golden.tokens.astype(np.int64)})
+    logits = np.asarray(session.run(None, {"input_ids": golden.tokens.astype(np.int64)})[0])
     assert distance(logits[:, list(TOKENS), VOCABULARY], golden.logits) < 1e-5
 
 
@@ -112,7 +112,9 @@ def test_a_genai_directory_without_a_config(golden: Golden, tmp_path: Path):
     assert_same(folder, golden)
     said["model"]["type"] = "phi3"
     (folder / "genai_config.json").write_text(json.dumps(said))
-    with pytest.raises(ValueError, match=r"genai_config.json: of type 'phi3' it does not say enough .* put the model's"):
+    with pytest.raises(
+        ValueError, match=r"genai_config.json: of type 'phi3' it does not say enough .* put the model's"
+    ):
         open_checkpoint(folder)
     (folder / "genai_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
@@ -122,8 +124,9 @@ def test_a_genai_directory_without_a_config(golden: Golden, tmp_path: Path):
 def test_a_merged_decoder(golden: Golden, tmp_path: Path):
     """Both branches of an If hold the decoder, the weights lie outside of them."""
     graph = decoder(golden).graph
-    branches = {
-        name: helper.make_graph(list(graph.node), name, [], list(graph.output)) for name in ("then_branch", "else_branch")
+    branches: dict[str, Any] = {
+        name: helper.make_graph(list(graph.node), name, [], list(graph.output))
+        for name in ("then_branch", "else_branch")
     }
     either = helper.make_node("If", ["use_cache_branch"], ["logits"], "if", **branches)
     flag = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
@@ -190,9 +193,7 @@ def decoded(nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray | onnx.Ten
         return use.expr.value({leaf: source.read(leaf) for leaf in use.expr.leaves()})
 
 
-def run(
-    nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray | onnx.TensorProto], x: np.ndarray
-) -> np.ndarray:
+def run(nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray | onnx.TensorProto], x: np.ndarray) -> np.ndarray:
     """What onnxruntime gives for an input x; products are summed in float32."""
     tensors = [v if isinstance(v, TensorProto) else numpy_helper.from_array(v, name) for name, v in arrays.items()]
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -200,7 +201,7 @@ def run(
     graph = helper.make_graph(nodes, "g", *ends, tensors)
     versions = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    return np.asarray(onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
 
 
 @pytest.mark.parametrize("zeros", ["none", "bytes", "floats"])
@@ -218,7 +219,7 @@ def test_blocks_of_few_bits_against_onnxruntime(tmp_path: Path, bits: int, colum
         arrays["z"] = R.integers(0, 256, (rows, -(-count * bits // 8))).astype(np.uint8)
     elif zeros == "floats":
         arrays["z"] = R.uniform(0, 2**bits, (rows, count)).astype(np.float32)
-    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block, "accuracy_level": 1}
+    attributes: dict[str, Any] = {"K": columns, "N": rows, "bits": bits, "block_size": block, "accuracy_level": 1}
     node = helper.make_node("MatMulNBits", ["x", *arrays], ["y"], "/q_proj/MatMul", domain=MICROSOFT, **attributes)
     ours = decoded([node], arrays, tmp_path)
     # a unit vector picks a column: one product, no sum, no rounding but of the weight itself
@@ -255,7 +256,7 @@ def test_a_table_in_blocks_against_onnxruntime(tmp_path: Path, zeros: bool):
     if zeros:
         arrays["z"] = R.integers(0, 256, (10, 1)).astype(np.uint8)
         names.append("z")
-    attributes = {"bits": 4, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
+    attributes: dict[str, Any] = {"bits": 4, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
     node = helper.make_node("GatherBlockQuantized", names, ["y"], "/embed/Gather", domain=MICROSOFT, **attributes)
     ours = decoded([node], arrays, tmp_path)
     np.testing.assert_array_equal(ours, run([node], arrays, np.arange(10)))
@@ -370,7 +371,9 @@ def test_what_torch_exports(name: str, tmp_path: Path):
     source = write_golden_directory(name, tmp_path / "source")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="eager"
+        )
 
         class Logits(torch.nn.Module):
             def __init__(self) -> None:

@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -68,7 +69,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "0 graphs, expected one"),
     "two graphs": (graph(b"") + span(7, b""), "2 graphs, expected one"),
     "a graph that is a number": (number(1, 8) + number(7, 5), "1 graphs, expected one"),
-    "a length past the end": (number(1, 8) + varint(7 << 3 | 2) + varint(100), "field 7 ends at byte .*, its message at"),
+    "a length past the end": (
+        number(1, 8) + varint(7 << 3 | 2) + varint(100),
+        "field 7 ends at byte .*, its message at",
+    ),
     "a length of 2^63": (number(1, 8) + varint(7 << 3 | 2) + varint(1 << 63), "field 7 ends at byte 922337203685477"),
     "a number without an end": (number(1, 8) + b"\xff" * 30, "at byte 2: a number does not end"),
     "a group": (number(1, 8) + b"\x3b", "field 7 has wire type 3, which ONNX does not use"),
@@ -139,7 +143,7 @@ def test_a_file_that_lies(name: str, tmp_path: Path):
     assert peak < 2 * len(raw) + SLACK_BYTES
 
 
-def node(op: str, inputs: list[str], **attributes: object) -> bytes:
+def node(op: str, inputs: list[str], **attributes: Any) -> bytes:
     """A graph with a node of one operator over floats [2, 3], and bytes beside."""
     last = {"q": np.zeros((2, 3), np.uint8), "s": np.ones(2, np.float32), "v": np.ones(5, np.float32)}
     tensors = [stored("w"), *(stored(name, x) for name, x in last.items())]
@@ -271,7 +275,9 @@ def test_a_file_beside_that_is_not_the_models(name: str, folder: Path):
 
 def test_a_file_beside_that_is_missing(folder: Path):
     (folder / "model.onnx").write_bytes(external(location="model.onnx.data"))
-    with pytest.raises(FileNotFoundError, match=r"model.onnx.data: no such file; .* tensor 't' is in it. Put it beside"):
+    with pytest.raises(
+        FileNotFoundError, match=r"model.onnx.data: no such file; .* tensor 't' is in it. Put it beside"
+    ):
         OnnxSource(folder / "model.onnx")
 
 
