@@ -23,6 +23,7 @@ def rules(spec: ModelSpec) -> tuple[Rule, ...]:
         *weight_and_bias(f"{OURS}.o", f"{LAYER}.attn.o_proj", HEADS_IN),
         *norm_rules(f"{OURS}.q_norm", f"{LAYER}.attn.q_norm"),
         *norm_rules(f"{OURS}.k_norm", f"{LAYER}.attn.k_norm"),
+        Rule(f"{OURS}.sinks", f"{LAYER}.attn.sinks"),
         *mlp_rules(f"{LAYER}.mlp"),
         *block_norms(),
     )
@@ -59,9 +60,12 @@ def block_norms() -> tuple[Rule, ...]:
     places = (
         ("attention.pre", "input_layernorm"),
         ("pre", "input_layernorm"),
+        ("attention.pre", "operator_layernorm"),
+        ("conv.pre", "operator_layernorm"),
         ("attention.post", "post_attention_layernorm"),
         ("mlp.pre", "pre_feedforward_layernorm"),
         ("mlp.pre", "post_attention_layernorm"),
+        ("mlp.pre", "ffn_layernorm"),
         ("mlp.post", "post_feedforward_layernorm"),
     )
     return tuple(rule for ours, name in places for rule in norm_rules(f"layers.{{l}}.{ours}", f"{LAYER}.{name}"))

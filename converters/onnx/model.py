@@ -70,14 +70,16 @@ def recovered(graph: Graph, family: Family, spec: ModelSpec) -> Recovered:
     Raises:
         ValueError: two tensors of one name.
     """
-    found = list(uses(graph))
-    tables = family.table(spec), genai.rules(spec)
-    choices = [
-        claims(graph, found, Templates((rule.theirs for rule in table), prefix))
-        for table, prefix in zip(tables, (family.prefix, ""), strict=True)
-    ]
-    built = len(choices[1]) > len(choices[0])
-    table, claimed = tables[built], choices[built]
+    found, own, builders = list(uses(graph)), family.table(spec), genai.rules(spec)
+
+    def named(table: Iterable[rules.Rule], prefix: str) -> dict[str, Claim]:
+        return claims(graph, found, Templates((rule.theirs for rule in table), prefix))
+
+    table, claimed = own, named(own, family.prefix)
+    built = len(named(builders, "")) > len(claimed)
+    if built:  # of what other decoders do not have, it keeps the family's names
+        table = (*builders, *own)
+        claimed = named(table, "")
     instances = rules.instances(table, abstract(spec), claimed)
     wanted = {i.theirs: i.stored_shape for i in instances}
     missing = {name: shape for name, shape in wanted.items() if name not in claimed}

@@ -52,7 +52,7 @@ def given(graph: Graph, node: Node, index: int) -> Expr | None:
     return graph.constant(node.inputs[index]) if index < len(node.inputs) and node.inputs[index] else None
 
 
-def named(**roles: int) -> Callable[[Graph, Node], Iterator[Use]]:
+def named(roles: Mapping[str, int]) -> Callable[[Graph, Node], Iterator[Use]]:
     """An operator whose weights are at fixed places, laid out as PyTorch has them."""
 
     def found(graph: Graph, node: Node) -> Iterator[Use]:
@@ -101,7 +101,7 @@ def gemm(graph: Graph, node: Node) -> Iterator[Use]:
         if given(graph, node, index) is not None and attributes.get(factor, 1.0) != 1.0:
             raise graph.error(node, f"{factor} is {attributes[factor]}; expected 1")
     yield from matrix(node, 1, given(graph, node, 1), inputs_first=not integer(attributes.get("transB")))
-    yield from named(bias=2)(graph, node)
+    yield from named({"bias": 2})(graph, node)
 
 
 def integer_matmul(graph: Graph, node: Node) -> Iterator[Use]:
@@ -137,7 +137,7 @@ def quantised(q: int, scale: int, zero: int, bias: int | None = None) -> Callabl
         if parts[0] is not None and len(parts[0].shape) >= 2:
             yield from matrix(node, q, linear_expr(graph, node, *parts, axis=-1))
         if bias is not None:
-            yield from named(bias=bias)(graph, node)
+            yield from named({"bias": bias})(graph, node)
 
     return found
 
@@ -211,7 +211,24 @@ def gather_blocks_use(graph: Graph, node: Node) -> Iterator[Use]:
     parts = tuple(given(graph, node, i) for i in range(4))
     expr = gather_blocks_expr(graph, node, parts)
     if expr is not None:
-        yield Use(node, 0, "weight", expr)
+        yield Use(node, 0, "weight", cut(graph, node, expr))
+
+
+def cut(graph: Graph, node: Node, table: Expr) -> Expr:
+    """The columns of a table that are kept where its last block reaches past them: a Slice of what is looked up."""
+    users = graph.users.get(node.outputs[0], []) if node.outputs else []
+    if len(users) != 1 or users[0].op != "Slice" or len(users[0].inputs) < 4:
+        return table
+    begin, end, axes = (graph.integers(name) for name in users[0].inputs[1:4])
+    if begin != [0] or axes not in ([-1], [2]) or not end or not 0 < end[0] < table.shape[-1]:
+        return table
+    apply = partial(columns_of, count=end[0])
+    return Expr((*table.shape[:-1], end[0]), table.dtype, (table,), apply, op="cut")
+
+
+def columns_of(x: np.ndarray, *, count: int) -> np.ndarray:
+    """The first columns."""
+    return np.ascontiguousarray(x[..., :count])
 
 
 def looked_up(graph: Graph, node: Node) -> Iterator[Use]:
@@ -232,27 +249,29 @@ def looked_up(graph: Graph, node: Node) -> Iterator[Use]:
 
 OPERANDS: Mapping[str, Callable[[Graph, Node], Iterator[Use]]] = {
     "Add": either("bias"),
-    "Conv": named(weight=1, bias=2),
+    "Conv": named({"weight": 1, "bias": 2}),
     "Gather": looked_up,
     "Gemm": gemm,
-    "LayerNormalization": named(weight=1, bias=2),
+    "LayerNormalization": named({"weight": 1, "bias": 2}),
     "MatMul": matmul,
     "MatMulInteger": integer_matmul,
     "Mul": either("weight"),
     "QLinearMatMul": quantised(3, 4, 5),
-    "RMSNormalization": named(weight=1),
-    "SimplifiedLayerNormalization": named(weight=1),
-    f"{MICROSOFT}BiasGelu": named(bias=1),
+    "RMSNormalization": named({"weight": 1}),
+    "SimplifiedLayerNormalization": named({"weight": 1}),
+    f"{MICROSOFT}CausalConvWithState": named({"weight": 1, "bias": 2}),
+    f"{MICROSOFT}BiasGelu": named({"bias": 1}),
     f"{MICROSOFT}DynamicQuantizeMatMul": quantised(1, 2, 3, 4),
-    f"{MICROSOFT}FastGelu": named(bias=1),
+    f"{MICROSOFT}FastGelu": named({"bias": 1}),
     f"{MICROSOFT}FusedGemm": gemm,
     f"{MICROSOFT}FusedMatMul": matmul,
     f"{MICROSOFT}GatherBlockQuantized": gather_blocks_use,
+    f"{MICROSOFT}GroupQueryAttention": named({"sinks": 11, "q_norm.weight": 14, "k_norm.weight": 15}),
     f"{MICROSOFT}MatMulIntegerToFloat": quantised(1, 3, 5, 6),
     f"{MICROSOFT}MatMulNBits": nbits,
     f"{MICROSOFT}QGemm": quantised_gemm,
-    f"{MICROSOFT}SimplifiedLayerNormalization": named(weight=1),
-    f"{MICROSOFT}SkipLayerNormalization": named(weight=2, bias=3),
-    f"{MICROSOFT}SkipSimplifiedLayerNormalization": named(weight=2),
+    f"{MICROSOFT}SimplifiedLayerNormalization": named({"weight": 1}),
+    f"{MICROSOFT}SkipLayerNormalization": named({"weight": 2, "bias": 3}),
+    f"{MICROSOFT}SkipSimplifiedLayerNormalization": named({"weight": 2}),
 }
 """Operators with weights. SkipLayerNormalization adds its last operand, a bias of the layer before, unnamed here."""
