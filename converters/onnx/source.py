@@ -65,6 +65,8 @@ class OnnxSource:
         """The values of one tensor from its bytes; see `TensorSource`."""
         return self.graph.decode(name, raw)
 
+    packed = decode  # what is packed are not tensors, but what a graph makes of several
+
     def read(self, name: str) -> np.ndarray:
         """The values of one tensor; see `TensorSource`."""
         return self.decode(name, self.raw(name))
