@@ -60,16 +60,10 @@ def matmul_nbits(
     """
     count = q.shape[1]
     values = unpack(q.reshape(-1), bits, q.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[:, :columns]
-    middle = np.full((rows, count), 1 << bits - 1, np.uint8)
     if zero is None:
-        zeros = middle
-    elif zero.dtype == np.uint8:
-        packed = zero.reshape(rows, -1)
-        zeros = unpack(packed.reshape(-1), bits, packed.size * 8 // bits, np.dtype(np.uint8)).reshape(rows, -1)[
-            :, :count
-        ]
+        zeros = np.full((rows, count), 1 << bits - 1, np.uint8)
     else:
-        zeros = zero.reshape(rows, count)
+        zeros = zeros_of(zero, rows, count, bits) if zero.dtype == np.uint8 else zero.reshape(rows, count)
     size = q.shape[2] * 8 // bits
     index = np.arange(columns) // size if group is None else group.reshape(-1)
     if index.size and not (0 <= index.min() and index.max() < count):
@@ -79,6 +73,12 @@ def matmul_nbits(
         shift = zeros.astype(np.float32) * scales
         return values.astype(np.float32) * scales[:, index] - shift[:, index]
     return scaled(difference(values, zeros[:, index]), scales[:, index])
+
+
+def zeros_of(packed: np.ndarray, rows: int, count: int, bits: int) -> np.ndarray:
+    """uint8 [rows, count]: zero points of a few bits, each row filled to whole bytes."""
+    flat = packed.reshape(-1)
+    return unpack(flat, bits, flat.size * 8 // bits, flat.dtype).reshape(rows, -1)[:, :count]
 
 
 def gather_blocks(

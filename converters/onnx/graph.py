@@ -5,7 +5,7 @@ they become it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from converters.files import quote
 from converters.onnx.data import FLOATS, INTEGERS, KINDS, Place, Store, decode
 from converters.onnx.formulas import gather_blocks, linear
 from converters.onnx.messages import MOST_AXES, GraphMessage, Node, Tensor, Value, read_attribute, read_pair_of
+from converters.onnx.packing import pack_linear
+from forge_jax.tensor import QTensor
 
 Shape = tuple[int, ...]
 
@@ -33,6 +35,7 @@ class Expr:
     apply: Callable[..., np.ndarray] | None = None
     leaf: str = ""
     op: str = ""
+    pack: Callable[..., QTensor | None] | None = None
 
     def leaves(self) -> list[str]:
         """The stored tensors, each once."""
@@ -49,6 +52,15 @@ class Expr:
         if self.apply is None:
             return stored[self.leaf]
         return self.apply(*(part.value(stored) for part in self.inputs))
+
+    def packed(self, stored: Mapping[str, np.ndarray], rows: int) -> QTensor | None:
+        """A quantised matrix as packed rows, numbered by its axis `rows`; None if it is none, or not of such rows."""
+        if self.op == "swap":
+            inner = self.inputs[0].packed(stored, 1 - rows)
+            return None if inner is None else replace(inner, trailing=rows)
+        if self.pack is None or len(self.shape) != 2:
+            return None
+        return self.pack(*(part.value(stored) for part in self.inputs), rows=rows)
 
     def size(self) -> int:
         """How many operations it takes."""
@@ -318,7 +330,9 @@ def linear_expr(
     if zero is not None and int(np.prod(zero.shape, dtype=np.int64)) != many:
         raise graph.error(node, f"zero points {list(zero.shape)} do not fit scales {list(scale.shape)}")
     parts = (q, scale) if zero is None else (q, scale, zero)
-    return Expr(q.shape, scale.dtype, parts, partial(linear, axis=axis, block=block), op=node.op)
+    bits = {"U8": 8, "I8": 8, "U4": 4, "I4": 4}.get(q.dtype, 0)
+    pack = partial(pack_linear, axis=axis, block=block, bits=bits)
+    return Expr(q.shape, scale.dtype, parts, partial(linear, axis=axis, block=block), op=node.op, pack=pack)
 
 
 def gather_blocks_expr(graph: Graph, node: Node, inputs: Inputs) -> Expr | None:

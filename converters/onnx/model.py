@@ -30,6 +30,7 @@ from converters.packed.weight import Weight
 from converters.source import View
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec
+from forge_jax.tensor import QTensor
 
 Recovered = tuple[tuple[rules.Rule, ...], dict[str, Claim], bool]
 
@@ -54,7 +55,8 @@ def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Che
     table, found, built = recovered(source.graph, family, spec)
     check(source.graph, spec, built=built)
     spec = untied(spec, table, found)
-    weights = [weight_of(claim, layout(claim, config), offset) for claim, offset in with_offsets(found, table, spec)]
+    claims_and_offsets = with_offsets(found, table, spec)
+    weights = [weight_of(claim, offset, flipped=inputs_first(claim, config)) for claim, offset in claims_and_offsets]
     used = {leaf for claim in found.values() for leaf in claim.expr.leaves()}
     rest = Buffers(source.graph, spec).unexplained(used)
     view = Packed(View(source, {name: source.tensors[name] for name in (*used, *rest)}), weights, str(path))
@@ -96,10 +98,9 @@ def recovered(graph: Graph, family: Family, spec: ModelSpec) -> Recovered:
     return table, claimed, built
 
 
-def layout(claim: Claim, config: Mapping[str, Any]) -> Expr:
-    """The tensor as the checkpoint of its family has it: a few have their matrices [in, out]."""
-    flipped = claim.matrix and config.get("model_type") in INPUTS_FIRST and INPUTS_FIRST_NAMES.search(claim.name)
-    return transposed(claim.expr) if flipped else claim.expr
+def inputs_first(claim: Claim, config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoints of a family have a matrix as [in, out], which a few do."""
+    return claim.matrix and config.get("model_type") in INPUTS_FIRST and bool(INPUTS_FIRST_NAMES.search(claim.name))
 
 
 def with_offsets(
@@ -113,15 +114,19 @@ def with_offsets(
         yield claim, 0.0 if claim.own else offsets.get(asked.get(name, ""), 0.0)
 
 
-def weight_of(claim: Claim, expr: Expr, offset: float) -> Weight:
-    """A tensor of the model, made of stored ones."""
+def weight_of(claim: Claim, offset: float, *, flipped: bool) -> Weight:
+    """A tensor of the model, made of stored ones; `flipped`: a matrix as [in, out]."""
+    expr = transposed(claim.expr) if flipped else claim.expr
     parts = {leaf: leaf for leaf in expr.leaves()}
     dtype = expr.dtype if expr.dtype in ("F16", "BF16") and not offset else "F32"
-    return Weight(claim.name, expr.shape, parts, partial(values, expr, offset), dtype=dtype)
+    return Weight(claim.name, expr.shape, parts, partial(pack, expr, offset, int(flipped)), dtype=dtype)
 
 
-def values(expr: Expr, offset: float, **stored: np.ndarray) -> np.ndarray:
-    """The numbers of a tensor, from those of its parts by their names."""
+def pack(expr: Expr, offset: float, rows: int, **stored: np.ndarray) -> QTensor | np.ndarray:
+    """A tensor from its parts by their names: packed rows numbered by axis `rows`, or the numbers less an offset."""
+    packed = None if offset else expr.packed(stored, rows)
+    if packed is not None:
+        return packed
     out = expr.value(stored)
     out = out.astype(np.float32) if out.dtype == np.float64 else out
     return out.astype(np.float32) - np.float32(offset) if offset else out

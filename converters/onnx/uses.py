@@ -4,7 +4,7 @@ Knows operators, no model. Matrices are given as [out, in], as PyTorch keeps tho
 they are stored; quantised ones are expressions that give floats.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,8 @@ from converters.onnx.data import FLOATS
 from converters.onnx.formulas import matmul_nbits
 from converters.onnx.graph import Expr, Graph, gather_blocks_expr, integer, linear_expr, transposed
 from converters.onnx.messages import Node
+from converters.onnx.packing import pack_nbits
+from forge_jax.tensor import QTensor
 
 MICROSOFT = "com.microsoft."
 MOST_USERS = 16  # of a product of integers that are looked at
@@ -194,16 +196,26 @@ def nbits(graph: Graph, node: Node) -> Iterator[Use]:
     parts = tuple(part for part in (q, scale, zero, group) if part is not None)
     has = zero is not None, group is not None
     apply = partial(nbits_of, has=has, rows=rows, columns=columns, bits=bits)
-    yield Use(node, 1, "weight", Expr((rows, columns), scale.dtype, parts, apply, op=node.op), matrix=True)
+    pack = partial(packed_nbits, has=has, columns=columns, bits=bits)
+    yield Use(node, 1, "weight", Expr((rows, columns), scale.dtype, parts, apply, op=node.op, pack=pack), matrix=True)
     if bias is not None:
         yield Use(node, 5, "bias", bias)
 
 
 def nbits_of(*parts: np.ndarray, has: tuple[bool, bool], rows: int, columns: int, bits: int) -> np.ndarray:
-    """`matmul_nbits` of the operands that are there: zero points and groups may both be missing."""
+    """`matmul_nbits` of the operands that are there."""
+    return matmul_nbits(parts[0], parts[1], *optional(parts, has), rows=rows, columns=columns, bits=bits)
+
+
+def packed_nbits(*parts: np.ndarray, has: tuple[bool, bool], columns: int, bits: int, rows: int) -> QTensor | None:
+    """`pack_nbits` of the operands that are there."""
+    return pack_nbits(parts[0], parts[1], *optional(parts, has), columns=columns, bits=bits, rows=rows)
+
+
+def optional(parts: Sequence[np.ndarray], has: tuple[bool, bool]) -> Iterator[np.ndarray | None]:
+    """Zero points and groups, which may both be missing."""
     rest = iter(parts[2:])
-    zero, group = (next(rest) if there else None for there in has)
-    return matmul_nbits(parts[0], parts[1], zero, group, rows=rows, columns=columns, bits=bits)
+    return (next(rest) if there else None for there in has)
 
 
 def gather_blocks_use(graph: Graph, node: Node) -> Iterator[Use]:

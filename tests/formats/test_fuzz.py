@@ -153,7 +153,7 @@ def open_onnx(path: Path) -> TensorSource:
     source = OnnxSource(path)
     found = enumerate(uses(source.graph))
     weights = [
-        weight_of(Claim(f"weight {i}", use.expr, use.matrix, True, (0, True)), use.expr, 0.0) for i, use in found
+        weight_of(Claim(f"weight {i}", use.expr, use.matrix, True, (0, True)), 0.0, flipped=False) for i, use in found
     ]
     return Packed(source, weights, str(path))
 

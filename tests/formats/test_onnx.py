@@ -19,10 +19,12 @@ from oracle_loader import generate, load
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.detect import open_source
+from converters.onnx.graph import Expr, transposed
 from converters.onnx.source import OnnxSource
 from converters.onnx.uses import uses
-from forge_jax import Forge
+from forge_jax import Forge, loading
 from forge_jax.params import flatten
+from forge_jax.tensor import QTensor
 
 R = np.random.default_rng(5)
 
@@ -135,6 +137,17 @@ def test_a_merged_decoder(golden: Golden, tmp_path: Path):
     assert_same(save(helper.make_model(merged, ir_version=8), tmp_path, golden.config), golden)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_a_few_bits_stay_packed(golden: Golden, tmp_path: Path, bits: int):
+    folder = save(genai(golden, bits=bits), tmp_path, golden.config)
+    packed, dense = (loading.load(folder, packed=keep, progress=False) for keep in (True, False))
+    kept = [path for path, leaf in flatten(packed.params) if isinstance(leaf, QTensor)]
+    assert len(kept) == 2 * 7 + 1  # of both layers q, k, v, o, gate, up, down; and the head
+    for path, leaf in flatten(packed.params):
+        ours = np.asarray(leaf.dense() if isinstance(leaf, QTensor) else leaf)
+        np.testing.assert_array_equal(ours, np.asarray(dict(flatten(dense.params))[path]), err_msg=path)
+
+
 def test_equal_tensors_that_an_exporter_has_joined(golden: Golden, tmp_path: Path):
     """Of the norms of a model that was never trained one is left; the modules of the nodes say whose it is."""
     ones = {name: np.ones_like(x) if "norm" in name else x for name, x in golden.arrays.items()}
@@ -184,13 +197,23 @@ def test_every_way_to_store_numbers(tmp_path: Path, raw: bool):
 
 # ------------------------------------------------------------------------------------------------ formulas
 def decoded(nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray | onnx.TensorProto], folder: Path) -> np.ndarray:
-    """The first weight of a graph as it is decoded here."""
+    """The first weight of a graph as it is decoded here; packed rows of it, if there are any, are the same."""
     tensors = [x if isinstance(x, TensorProto) else numpy_helper.from_array(x, name) for name, x in arrays.items()]
     graph = helper.make_graph(nodes, "g", [], [], tensors)
     (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with closing(OnnxSource(folder / "model.onnx")) as source:
         use = next(iter(uses(source.graph)))
-        return use.expr.value({leaf: source.read(leaf) for leaf in use.expr.leaves()})
+        return checked(use.expr, {leaf: source.read(leaf) for leaf in use.expr.leaves()})
+
+
+def checked(expr: Expr, values: dict[str, np.ndarray]) -> np.ndarray:
+    """The values of an expression, which packed rows must give too, whichever axis they are numbered by."""
+    dense = expr.value(values)
+    for rows in (0, 1):
+        for one, expected in ((expr, dense), (transposed(expr), dense.T)):
+            if (packed := one.packed(values, rows)) is not None:
+                np.testing.assert_array_equal(np.asarray(packed.dense()), expected)
+    return dense
 
 
 def run(nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray | onnx.TensorProto], x: np.ndarray) -> np.ndarray:
@@ -292,7 +315,7 @@ def test_integer_products_and_their_scales(tmp_path: Path):
     (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with closing(OnnxSource(tmp_path / "model.onnx")) as source:
         (use,) = (use for use in uses(source.graph) if use.matrix)
-        ours = use.expr.value({leaf: source.read(leaf) for leaf in use.expr.leaves()})
+        ours = checked(use.expr, {leaf: source.read(leaf) for leaf in use.expr.leaves()})
     expected = (q.astype(np.int32) - zero).astype(np.float32) * scale
     np.testing.assert_array_equal(ours.T, expected)
 
