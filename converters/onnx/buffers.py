@@ -13,6 +13,7 @@ import numpy as np
 from converters.files import quote
 from converters.onnx.data import FLOATS
 from converters.onnx.graph import Graph
+from converters.onnx.uses import OPERANDS
 from converters.rope import frequencies
 from forge_jax.spec import Alibi, LongRope, ModelSpec, Rope, Yarn
 
@@ -66,7 +67,7 @@ class Buffers:
             return False
         x = self.graph.read(name).astype(np.float64)
         near = NEAR[kind]
-        if is_mask(x) or self.is_slope(x, near) or idle(self.graph, name):
+        if is_mask(x) or self.is_slope(x, near) or idle(self.graph, name) or self.is_choice(name, x):
             return True
         if np.array_equal(x.reshape(-1), np.arange(x.size)) or self.is_table(x, near):
             return True
@@ -90,6 +91,11 @@ class Buffers:
             values = {value for node in nodes for value in node.outputs if value} - seen
             seen |= values
         return False
+
+    def is_choice(self, name: str, x: np.ndarray) -> bool:
+        """Whether every number is 0 or 1, and nothing is multiplied by a matrix of them or looked up in it."""
+        users = {node.op for node in self.graph.users.get(name, [])}
+        return x.ndim > 1 and bool(np.all((x == 0) | (x == 1))) and not users & set(OPERANDS) - {"Add", "Mul"}
 
     def is_frequency(self, x: np.ndarray, near: float) -> bool:
         """Whether these are the frequencies of a rope of the config, once, or once for each feature of a pair."""
@@ -118,18 +124,19 @@ class Buffers:
         return False
 
     def is_slope(self, x: np.ndarray, near: float) -> bool:
-        """Whether these are the slopes of ALiBi."""
-        return any(
-            len(alibi.slopes) == x.size and np.allclose(np.abs(x.reshape(-1)), np.abs(alibi.slopes), near, 0)
-            for alibi in self.alibis
-        )
+        """Whether these are the slopes of ALiBi, or slopes times positions, for rows of heads."""
+        for slopes in {alibi.slopes for alibi in self.alibis}:
+            if x.size == len(slopes) and np.allclose(np.abs(x.reshape(-1)), np.abs(slopes), near, 0):
+                return True
+            if x.ndim > 1 and np.prod(x.shape[:-1]) % len(slopes) == 0:
+                rows = x.reshape(-1, len(slopes), x.shape[-1])
+                if np.allclose(np.abs(rows), np.outer(np.abs(slopes), np.arange(x.shape[-1])), near, near):
+                    return True
+        return False
 
 
 def is_mask(x: np.ndarray) -> bool:
-    """Whether every number says "seen" or "not seen", or 1 and 0 say it of every position and those before."""
-    if x.ndim >= 2 and x.shape[-1] == x.shape[-2] and x.size == x.shape[-1] ** 2:
-        if np.array_equal(x.reshape(x.shape[-2:]), np.tri(x.shape[-1])):
-            return True
+    """Whether every number says "seen" or "not seen"."""
     return bool(np.all((x == 0) | (x == 1) | (x <= MASKED)) and np.any(x <= MASKED))
 
 

@@ -144,6 +144,12 @@ def quantised(q: int, scale: int, zero: int, bias: int | None = None) -> Callabl
     return found
 
 
+def packed_attention(graph: Graph, node: Node) -> Iterator[Use]:
+    """Attention with its projection inside: q, k and v in one matrix [in, out], then their bias."""
+    yield from matrix(node, 1, given(graph, node, 1))
+    yield from named({"bias": 2})(graph, node)
+
+
 def quantised_gemm(graph: Graph, node: Node) -> Iterator[Use]:
     """QGemm: all of it in integers; its bias has the scale of the sums."""
     across = bool(integer(graph.attributes(node).get("transB")))
@@ -272,6 +278,7 @@ OPERANDS: Mapping[str, Callable[[Graph, Node], Iterator[Use]]] = {
     "RMSNormalization": named({"weight": 1}),
     "SimplifiedLayerNormalization": named({"weight": 1}),
     f"{MICROSOFT}CausalConvWithState": named({"weight": 1, "bias": 2}),
+    f"{MICROSOFT}Attention": packed_attention,
     f"{MICROSOFT}BiasGelu": named({"bias": 1}),
     f"{MICROSOFT}DynamicQuantizeMatMul": quantised(1, 2, 3, 4),
     f"{MICROSOFT}FastGelu": named({"bias": 1}),
@@ -283,7 +290,7 @@ OPERANDS: Mapping[str, Callable[[Graph, Node], Iterator[Use]]] = {
     f"{MICROSOFT}MatMulNBits": nbits,
     f"{MICROSOFT}QGemm": quantised_gemm,
     f"{MICROSOFT}SimplifiedLayerNormalization": named({"weight": 1}),
-    f"{MICROSOFT}SkipLayerNormalization": named({"weight": 2, "bias": 3}),
-    f"{MICROSOFT}SkipSimplifiedLayerNormalization": named({"weight": 2}),
+    f"{MICROSOFT}SkipLayerNormalization": named({"weight": 2, "bias": 3, "added": 4}),
+    f"{MICROSOFT}SkipSimplifiedLayerNormalization": named({"weight": 2, "added": 3}),
 }
-"""Operators with weights. SkipLayerNormalization adds its last operand, a bias of the layer before, unnamed here."""
+"""Operators with weights. What a norm adds before it ("added") is a bias of another module, known by its own name."""
