@@ -209,7 +209,7 @@ def decoded(nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray | onnx.Ten
 def checked(expr: Expr, values: dict[str, np.ndarray]) -> np.ndarray:
     """The values of an expression, which packed rows must give too, whichever axis they are numbered by."""
     dense = expr.value(values)
-    for rows in (0, 1):
+    for rows in (0, 1) if dense.ndim == 2 else ():
         for one, expected in ((expr, dense), (transposed(expr), dense.T)):
             if (packed := one.packed(values, rows)) is not None:
                 np.testing.assert_array_equal(np.asarray(packed.dense()), expected)
@@ -318,6 +318,56 @@ def test_integer_products_and_their_scales(tmp_path: Path):
         ours = checked(use.expr, {leaf: source.read(leaf) for leaf in use.expr.leaves()})
     expected = (q.astype(np.int32) - zero).astype(np.float32) * scale
     np.testing.assert_array_equal(ours.T, expected)
+
+
+W, V, B = (R.standard_normal(shape).astype(np.float32) for shape in ((4, 3), (3,), (3,)))  # [in, out], two vectors
+Q, Z, S = R.integers(0, 256, (4, 3)).astype(np.uint8), np.uint8(9), np.float32(0.3)
+DENSE = (Q.astype(np.int32) - 9).astype(np.float32) * S
+SUMS = R.integers(-9, 9, 3).astype(np.int32)
+ARRAYS = {"w": W, "v": V, "b": B, "q": Q, "z": np.asarray(Z), "s": np.asarray(S), "sums": SUMS, "wt": W.T, "qt": Q.T}
+MS = {"domain": MICROSOFT}
+OPERATORS: dict[str, tuple[list[str], dict[str, Any], dict[str, np.ndarray]]] = {
+    "Attention": (["x", "w", "b"], MS, {"weight": W.T, "bias": B}),
+    "BiasGelu": (["x", "b"], MS, {"bias": B}),
+    "Conv": (["x", "w", "b"], {}, {"weight": W, "bias": B}),
+    "CausalConvWithState": (["x", "w", "b"], MS, {"weight": W, "bias": B}),
+    "DynamicQuantizeMatMul": (["x", "q", "s", "z", "b"], MS, {"weight": DENSE.T, "bias": B}),
+    "FusedGemm": (["x", "wt", "b"], MS | {"transB": 1}, {"weight": W.T, "bias": B}),
+    "FusedMatMul": (["x", "wt"], MS | {"transB": 1}, {"weight": W.T}),
+    "Gemm": (["x", "w", "b"], {}, {"weight": W.T, "bias": B}),
+    "GroupQueryAttention": (
+        [*"xxx", *[""] * 8, "v", "", "", "v", "b"],
+        MS,
+        {"sinks": V, "q_norm.weight": V, "k_norm.weight": B},
+    ),
+    "LayerNormalization": (["x", "v", "b"], {}, {"weight": V, "bias": B}),
+    "MatMulIntegerToFloat": (["x", "q", "xs", "s", "xz", "z", "b"], MS, {"weight": DENSE.T, "bias": B}),
+    "QGemm": (
+        ["x", "s", "xz", "qt", "s", "z", "sums"],
+        MS | {"transB": 1},
+        {"weight": DENSE.T, "bias": SUMS.astype(np.float32) * (S * S)},
+    ),
+    "QLinearMatMul": (["x", "xs", "xz", "q", "s", "z", "ys", "yz"], {}, {"weight": DENSE.T}),
+    "RMSNormalization": (["x", "v"], {}, {"weight": V}),
+    "SkipLayerNormalization": (["x", "y", "v", "b", "b"], MS, {"weight": V, "bias": B, "added": B}),
+    "SkipSimplifiedLayerNormalization": (["x", "y", "v", "b"], MS, {"weight": V, "added": B}),
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_operators_and_their_weights(tmp_path: Path, op: str):
+    inputs, attributes, expected = OPERATORS[op]
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(x), name) for name, x in ARRAYS.items()]
+    graph = helper.make_graph([helper.make_node(op, inputs, ["out"], "/m/op", **attributes)], "g", [], [], tensors)
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    with closing(OnnxSource(tmp_path / "model.onnx")) as source:
+        found = {
+            use.role: checked(use.expr, {leaf: source.read(leaf) for leaf in use.expr.leaves()})
+            for use in uses(source.graph)
+        }
+    assert sorted(found) == sorted(expected)
+    for role, values in expected.items():
+        np.testing.assert_array_equal(found[role], values, err_msg=role)
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit
