@@ -54,7 +54,9 @@ def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Che
     family, spec = interpret(config, str(path), allow)
     table, found, built = recovered(source.graph, family, spec)
     check(source.graph, spec, built=built)
-    spec = untied(spec, table, found)
+    if spec.tied and apart(table, found):
+        config = {**config, "tie_word_embeddings": False}
+        family, spec = interpret(config, str(path), allow)
     claims_and_offsets = with_offsets(found, table, spec)
     weights = [weight_of(claim, offset, flipped=inputs_first(claim, config)) for claim, offset in claims_and_offsets]
     used = {leaf for claim in found.values() for leaf in claim.expr.leaves()}
@@ -132,12 +134,13 @@ def pack(expr: Expr, offset: float, rows: int, **stored: np.ndarray) -> QTensor 
     return out.astype(np.float32) - np.float32(offset) if offset else out
 
 
-def untied(spec: ModelSpec, table: Iterable[rules.Rule], found: Mapping[str, Claim]) -> ModelSpec:
-    """The spec of what is stored: a head that is quantised apart from its embedding is one of its own."""
-    heads = [found[rule.theirs] for rule in table if rule.ours == "head" and rule.theirs in found]
-    embeds = [found[rule.theirs] for rule in table if rule.ours == "embed" and rule.theirs in found]
-    if not (spec.tied and heads and embeds):
-        return spec
-    quantised = any(len(claim.expr.leaves()) > 1 for claim in (heads[0], embeds[0]))
-    apart = heads[0].expr.main().leaf != embeds[0].expr.main().leaf
-    return replace(spec, tied=False) if quantised and apart else spec
+def apart(table: Iterable[rules.Rule], found: Mapping[str, Claim]) -> bool:
+    """Whether a head and an embedding that were one are quantised each in its own way, so that they differ now."""
+    ends = [
+        [found[rule.theirs] for rule in table if rule.ours == end and rule.theirs in found] for end in ("head", "embed")
+    ]
+    if not all(ends):
+        return False
+    head, embed = (claims[0].expr for claims in ends)
+    quantised = len(head.leaves()) > 1 or len(embed.leaves()) > 1
+    return quantised and head.main().leaf != embed.main().leaf

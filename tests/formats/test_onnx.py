@@ -78,6 +78,17 @@ def test_an_export_of_a_real_model_is_the_model(shared: Path, tmp_path: Path):
         np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
 
 
+def test_a_head_quantised_apart_from_its_embedding_is_its_own(shared: Path, tmp_path: Path):
+    """The config ties them; what is written from here says that they are two."""
+    case = shared / "oracle/onnx/gpt2_int8dyn"
+    if not case.exists():
+        pytest.skip(f"{case} is not there")
+    forge = Forge.from_onnx(case, progress=False)
+    back = Forge.from_any(forge.export_to_huggingface(tmp_path / "hf"), progress=False)
+    assert not forge.model.spec.tied
+    assert back.model.spec == forge.model.spec
+
+
 def test_an_int8_export_says_what_onnxruntime_says(shared: Path, tmp_path: Path):
     folder = shared / "models/stories260K"
     shutil.copy(folder / "onnx/model_int8.onnx", tmp_path)
