@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.files import quote
 from converters.onnx.data import FLOATS
-from converters.onnx.graph import Graph
+from converters.onnx.graph import SIZES, Graph
 from converters.onnx.uses import OPERANDS
 from converters.rope import frequencies
 from forge_jax.spec import Alibi, LongRope, ModelSpec, Rope, Yarn
@@ -65,11 +65,12 @@ class Buffers:
         kind = self.graph.place(name).kind.name
         if kind not in FLOATS or np.prod(self.graph.tensors[name].shape, dtype=float) > LARGEST:
             return False
-        x = self.graph.read(name).astype(np.float64)
+        x = self.graph.read(name)
+        x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
         near = NEAR[kind]
         if is_mask(x) or self.is_slope(x, near) or idle(self.graph, name) or self.is_choice(name, x):
             return True
-        if np.array_equal(x.reshape(-1), np.arange(x.size)) or self.is_table(x, near):
+        if (x.size < MOST_IDLE and np.array_equal(x.reshape(-1), np.arange(x.size))) or self.is_table(x, near):
             return True
         turns = self.reaches(name, ("Cos", "Sin"))
         if turns and not self.is_frequency(x, near):
@@ -85,7 +86,8 @@ class Buffers:
         for _ in range(FAR):
             if len(values) > MOST_VALUES:
                 break
-            nodes = [node for value in values for node in self.graph.users.get(value, [])[:MOST_VALUES]]
+            users = (node for value in values for node in self.graph.users.get(value, [])[:MOST_VALUES])
+            nodes = [node for node in users if node.op not in SIZES]
             if any(node.op in ops for node in nodes):
                 return True
             values = {value for node in nodes for value in node.outputs if value} - seen

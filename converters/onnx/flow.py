@@ -7,7 +7,7 @@ activation on its way to the last matrix of a feed-forward layer. Layers come in
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
-from converters.onnx.graph import Graph
+from converters.onnx.graph import SIZES, Graph
 from converters.onnx.messages import Node
 from converters.onnx.names import LAST, Claim
 from converters.onnx.uses import Use
@@ -68,7 +68,7 @@ class Flow:
         while names and seen < FARTHEST:
             seen += 1
             maker = self.graph.maker.get(names.pop())
-            if maker is None:
+            if maker is None or maker.op in SIZES:
                 continue
             if wanted(maker):
                 return True
@@ -88,6 +88,8 @@ class Flow:
         while names and len(seen) + len(ends) < FARTHEST:
             name = names.pop()
             for user in self.graph.users.get(name, [])[:FARTHEST]:
+                if user.op in SIZES:
+                    continue
                 activated |= user.op in ACTIVATIONS
                 if self.stops(user):
                     ends.append((user, user.inputs.index(name)))

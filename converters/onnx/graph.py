@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 
 DEEPEST = 24  # operations between stored tensors and a value of theirs
 MOST_STEPS = 64
+SIZES = ("Shape", "Size")  # what comes of these are no values of the model
 SMALL = 64  # numbers of a tensor that says a shape or an axis
 
 
