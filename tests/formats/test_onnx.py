@@ -483,5 +483,5 @@ def test_what_torch_exports(name: str, tmp_path: Path):
     (tmp_path / "onnx/config.json").write_text(json.dumps(golden.config))
     ours, theirs = parameters(open_checkpoint(tmp_path / "onnx")), dict(flatten(golden.params))
     assert sorted(ours) == sorted(theirs)
-    for path, leaf in theirs.items():  # 1 + w may round what w keeps
-        np.testing.assert_allclose(ours[path], np.asarray(leaf), rtol=0, atol=1e-7, err_msg=path)
+    for path, leaf in theirs.items():  # folded, 1 + w is rounded
+        np.testing.assert_allclose(ours[path], np.asarray(leaf), rtol=0, atol=3e-7, err_msg=path)
