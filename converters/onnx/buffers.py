@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from converters.files import quote
@@ -20,6 +21,8 @@ from forge_jax.spec import Alibi, LongRope, ModelSpec, Rope, Yarn
 WEIGHTS = (*FLOATS, "U8", "I8", "U4", "I4", "U2", "I2")
 NEAR = {"F32": 3e-5, "F64": 3e-5, "F16": 2e-3, "BF16": 1.6e-2}
 """How far a stored number may be from the config's, by type: relative, and absolute for a cosine or sine."""
+HALVES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""Models that were made half as precise before an export have their buffers rounded, whatever these are stored as."""
 NEUTRAL = {
     "Add": {0: "0", 1: "0"},
     "LayerNormalization": {1: "1", 2: "0"},
@@ -67,7 +70,7 @@ class Buffers:
             return False
         x = self.graph.read(name)
         x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
-        near = NEAR[kind]
+        near = nearness(kind, x)
         if is_mask(x) or self.is_slope(x, near) or idle(self.graph, name) or self.is_choice(name, x):
             return True
         if (x.size < MOST_IDLE and np.array_equal(x.reshape(-1), np.arange(x.size))) or self.is_table(x, near):
@@ -135,6 +138,13 @@ class Buffers:
                 if np.allclose(np.abs(rows), np.outer(np.abs(slopes), np.arange(x.shape[-1])), near, near):
                     return True
         return False
+
+
+def nearness(kind: str, x: np.ndarray) -> float:
+    """How far numbers of a type may be from the config's; those that fit a smaller type may have been rounded to it."""
+    with np.errstate(over="ignore"):
+        fits = [small for small, dtype in HALVES.items() if np.array_equal(x, x.astype(dtype))]
+    return max(NEAR[each] for each in (kind, *fits))
 
 
 def is_mask(x: np.ndarray) -> bool:

@@ -250,9 +250,12 @@ def columns_of(x: np.ndarray, *, count: int) -> np.ndarray:
 
 
 def looked_up(graph: Graph, node: Node) -> Iterator[Use]:
-    """Gather: rows of an embedding, whose indices flow; an embedding may be quantised and scaled after the look-up."""
+    """Gather: rows of an embedding, which may be quantised and scaled after the look-up.
+
+    In a graph of fixed sizes the rows of positions are fixed too.
+    """
     table = given(graph, node, 0)
-    if table is None or len(node.inputs) < 2 or graph.constant(node.inputs[1]) is not None:
+    if table is None or len(node.inputs) < 2 or len(table.shape) != 2:
         return
     behind = graph.users.get(node.outputs[0], []) if node.outputs else []
     if table.dtype in ("U8", "I8") and len(behind) == 1 and behind[0].op.endswith("DequantizeLinear"):
