@@ -6,11 +6,8 @@ checkpoint has, so that the table of the family reads it with its usual strictne
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from converters import rules
 from converters.architectures.family import Family
@@ -21,16 +18,14 @@ from converters.onnx.buffers import Buffers, idle
 from converters.onnx.checks import check
 from converters.onnx.config import config_of
 from converters.onnx.flow import by_flow
-from converters.onnx.graph import Expr, Graph, transposed
+from converters.onnx.graph import Graph, transposed
 from converters.onnx.names import Claim, Templates, claims, placed
 from converters.onnx.source import OnnxSource
 from converters.onnx.uses import uses
-from converters.packed.source import INPUTS_FIRST, INPUTS_FIRST_NAMES, Packed, said_of
-from converters.packed.weight import Weight
-from converters.source import View
+from converters.onnx.view import Weight, Weights
+from converters.packed.source import INPUTS_FIRST, INPUTS_FIRST_NAMES, said_of
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import QTensor
 
 Recovered = tuple[tuple[rules.Rule, ...], dict[str, Claim], bool]
 
@@ -61,8 +56,7 @@ def understand(path: Path, source: OnnxSource, allow: Iterable[str] = ()) -> Che
     weights = [weight_of(claim, offset, flipped=inputs_first(claim, config)) for claim, offset in claims_and_offsets]
     used = {leaf for claim in found.values() for leaf in claim.expr.leaves()}
     rest = Buffers(source.graph, spec).unexplained(used)
-    view = Packed(View(source, {name: source.tensors[name] for name in (*used, *rest)}), weights, str(path))
-    return account(path, view, config, family, spec, table)
+    return account(path, Weights(source, weights, rest), config, family, spec, table)
 
 
 def recovered(graph: Graph, family: Family, spec: ModelSpec) -> Recovered:
@@ -118,20 +112,7 @@ def with_offsets(
 
 def weight_of(claim: Claim, offset: float, *, flipped: bool) -> Weight:
     """A tensor of the model, made of stored ones; `flipped`: a matrix as [in, out]."""
-    expr = transposed(claim.expr) if flipped else claim.expr
-    parts = {leaf: leaf for leaf in expr.leaves()}
-    dtype = expr.dtype if expr.dtype in ("F16", "BF16") and not offset else "F32"
-    return Weight(claim.name, expr.shape, parts, partial(pack, expr, offset, int(flipped)), dtype=dtype)
-
-
-def pack(expr: Expr, offset: float, rows: int, **stored: np.ndarray) -> QTensor | np.ndarray:
-    """A tensor from its parts by their names: packed rows numbered by axis `rows`, or the numbers less an offset."""
-    packed = None if offset else expr.packed(stored, rows)
-    if packed is not None:
-        return packed
-    out = expr.value(stored)
-    out = out.astype(np.float32) if out.dtype == np.float64 else out
-    return out.astype(np.float32) - np.float32(offset) if offset else out
+    return Weight(claim.name, transposed(claim.expr) if flipped else claim.expr, offset, int(flipped))
 
 
 def apart(table: Iterable[rules.Rule], found: Mapping[str, Claim]) -> bool:

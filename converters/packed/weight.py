@@ -17,7 +17,7 @@ FLOATS = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of `shape`, as floats of type `dtype`, and the stored tensors that it is made of.
+    """A tensor of `shape`, and the stored tensors that it is made of.
 
     `parts` maps the argument of `pack` to the name of a stored tensor. `pack` gives the packed tensor, on the host; a
     plain float32 array where its rows cannot stand by themselves. `spare` tensors belong to the module and say nothing
@@ -29,7 +29,6 @@ class Weight:
     parts: Mapping[str, str]
     pack: Callable[..., QTensor | np.ndarray]
     spare: tuple[str, ...] = ()
-    dtype: str = "F32"
 
 
 class Stored:

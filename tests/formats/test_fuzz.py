@@ -26,11 +26,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.files import SLACK_BYTES
 from converters.gguf.reader import open_gguf
-from converters.onnx.model import weight_of
-from converters.onnx.names import Claim
 from converters.onnx.source import OnnxSource
 from converters.onnx.uses import uses
-from converters.packed import Packed
+from converters.onnx.view import Weight, Weights
 from converters.safetensors_file import open_safetensors
 from converters.source import TensorSource
 from converters.torch_pickle import open_torch
@@ -152,10 +150,7 @@ def open_onnx(path: Path) -> TensorSource:
     """A graph with its weights found and decoded."""
     source = OnnxSource(path)
     found = enumerate(uses(source.graph))
-    weights = [
-        weight_of(Claim(f"weight {i}", use.expr, use.matrix, True, (0, True)), 0.0, flipped=False) for i, use in found
-    ]
-    return Packed(source, weights, str(path))
+    return Weights(source, [Weight(f"weight {i}", use.expr) for i, use in found], source.tensors)
 
 
 def golden_pickle() -> bytes:
