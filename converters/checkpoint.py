@@ -15,6 +15,7 @@ from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
+from converters.onnx.source import OnnxSource
 from converters.packed import Packed, Packing, packing_of, unpacked
 from converters.packed.leaves import joined
 from converters.source import TensorSource, Unwatched, Watch
@@ -121,7 +122,7 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
     """Open a directory or file, find its family and account for every tensor.
 
     Args:
-        path: a HuggingFace or orbax directory, or a GGUF / safetensors / PyTorch file (config.json beside it).
+        path: a HuggingFace or orbax directory, or a GGUF / safetensors / PyTorch / ONNX file (config.json beside it).
         allow: config keys that may stay unread.
         file: which file, where a directory holds several checkpoints.
 
@@ -135,6 +136,10 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
             from converters.gguf import model
 
             return model.understand(path, source, allow)
+        if isinstance(source, OnnxSource):
+            from converters.onnx import model as onnx_model
+
+            return onnx_model.understand(path, source, allow)
         return understand(path, source, read_config(path, source), allow)
     except BaseException:
         source.close()
@@ -198,9 +203,27 @@ def understand(path: Path, source: TensorSource, config: Mapping[str, Any], allo
         config = text_config(config, str(path), any(name.endswith("lm_head.weight") for name in source.tensors))
         left_out = source.left_out
     family, spec = interpret(config, str(path / "config.json" if path.is_dir() else path), allow)
+    table = rules.identity(abstract(spec)) if source.format == "orbax" else family.table(spec)
+    return account(path, source, config, family, spec, table, left_out, half)
+
+
+def account(
+    path: Path,
+    source: TensorSource,
+    config: Mapping[str, Any],
+    family: Family,
+    spec: ModelSpec,
+    table: Sequence[rules.Rule],
+    left_out: tuple[str, ...] = (),
+    half: str = "bfloat16",
+) -> Checkpoint:
+    """Match every tensor of a source with a leaf of the spec, by a table of rules.
+
+    Raises:
+        ValueError: tensors that are missing, misshapen or used by nothing.
+    """
     described = abstract(spec)
     stored = {name: info.shape for name, info in source.tensors.items()}
-    table = rules.identity(described) if source.format == "orbax" else family.table(spec)
     if family.prefix and not any(name.startswith(family.prefix) for name in stored):
         table = rules.without_prefix(table, family.prefix)
     found = rules.instances(table, described, stored)

@@ -104,9 +104,9 @@ def _open(kind: str, shards: Shards) -> TensorSource:
         from converters.gguf.reader import open_gguf
 
         return open_gguf(shards.files[0])
-    raise NotImplementedError(
-        f"{shards.files[0]}: this is {kind}, which cannot be loaded yet; convert it to safetensors"
-    )
+    from converters.onnx.source import OnnxSource
+
+    return OnnxSource(shards.files[0])
 
 
 def _is_orbax(directory: Path) -> bool:

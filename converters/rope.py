@@ -9,6 +9,8 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from converters.take import Take
 from forge_jax.spec import DynamicNtk, Linear, Llama3, LongRope, Proportional, Rope, Scaling, Yarn
 
@@ -182,3 +184,38 @@ def read_yarn(inner: Take, length: Any, original: Any) -> Yarn:
         beta_slow=float(inner("beta_slow", None) or 1.0),
         truncate=bool(inner("truncate", True)),
     )
+
+
+def frequencies(rope: Rope, *, long: bool = False) -> np.ndarray:
+    """The angle per position of each pair of features, float64 [dim/2], for texts within the trained length.
+
+    For holding files against a config; models compute theirs in float32. `long`: those of longer texts in LongRope.
+    """
+    freq = rope.theta ** -(np.arange(0, rope.dim, 2) / rope.dim)
+    match rope.scaling:
+        case Linear(factor):
+            return freq / factor
+        case Proportional(pairs, factor):
+            return np.where(np.arange(rope.dim // 2) < pairs, freq / factor, 0.0)
+        case LongRope(short, others):
+            return freq / np.array(others if long else short)
+        case Llama3(factor, low, high, original):
+            blend = np.clip((original * freq / (2 * math.pi) - low) / (high - low), 0, 1)
+            return (1 - blend) * freq / factor + blend * freq
+        case Yarn():
+            return yarn_frequencies(rope, rope.scaling, freq)
+        case _:
+            return freq
+
+
+def yarn_frequencies(rope: Rope, yarn: Yarn, freq: np.ndarray) -> np.ndarray:
+    """NTK by parts: slow features are interpolated, fast ones kept, a ramp lies between (arXiv:2309.00071, 3.2)."""
+    low, high = (
+        rope.dim * math.log(yarn.original_len / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        for turns in (yarn.beta_fast, yarn.beta_slow)
+    )
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    ramp = np.clip((np.arange(rope.dim // 2) - low) / (high - low or 0.001), 0, 1)
+    return freq / yarn.factor * ramp + freq * (1 - ramp)

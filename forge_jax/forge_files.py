@@ -120,11 +120,9 @@ class ForgeFiles:
         return cls._of_format("gguf", path, options)
 
     @classmethod
-    def from_onnx(cls, path: str | Path) -> Self:
-        """Load an ONNX graph: not implemented yet."""
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such file")
-        raise later("reading ONNX", "load the checkpoint that the graph was exported from")
+    def from_onnx(cls, path: str | Path, **options: Any) -> Self:
+        """Load a decoder that was exported to ONNX, config.json beside it; another format is an error."""
+        return cls._of_format("onnx", path, options)
 
     @classmethod
     def _of_format(cls, expected: str, path: str | Path, options: Mapping[str, Any]) -> Self:

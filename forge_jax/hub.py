@@ -16,7 +16,7 @@ DEFAULT_MODEL = SMOLLM2.name
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _SIDE_FILES = (".json", ".model", ".txt", ".tiktoken", ".jinja")  # config, tokenizer, chat template
-_USUAL = ("model.safetensors", "pytorch_model.bin")
+_USUAL = ("model.safetensors", "pytorch_model.bin", "model.onnx")
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[^:@\s]+))?(?::(?P<file>[^:@\s]+))?", re.ASCII
 )
@@ -103,7 +103,7 @@ def choose_files(names: Sequence[str], where: str, file: str | None = None) -> t
     side = [name for name in top if name.endswith(_SIDE_FILES)]
     if file is not None:
         chosen = _named(names, where, file)
-        return sorted({*side, *chosen}), chosen[0]
+        return sorted({*side, *chosen, *_tensors_of(chosen, names)}), chosen[0]
     for suffix in WEIGHTS:
         found = [name for name in top if name.endswith(suffix)]
         if not found:
@@ -112,11 +112,17 @@ def choose_files(names: Sequence[str], where: str, file: str | None = None) -> t
             chosen = _one_set(found, where)
             return sorted({*side, *chosen}), chosen[0]
         if usual := [name for name in found if name in _USUAL]:
-            return sorted({*side, *usual}), None
+            return sorted({*side, *usual, *_tensors_of(usual, names)}), None
         numbered = [name for name in found if _NUMBERED.search(name)]
-        return sorted({*side, *(numbered or found)}), None
+        return sorted({*side, *(numbered or found), *_tensors_of(found, names)}), None
     listed = ", ".join(sorted(names)[:10]) or "nothing"
     raise FileNotFoundError(f"{where}: no weights here ({', '.join(WEIGHTS)}); it holds {listed}")
+
+
+def _tensors_of(chosen: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The files beside graphs that hold their tensors: "model.onnx.data", "model.onnx_data", "model.onnx_data_1"."""
+    graphs = tuple(name for name in chosen if name.endswith(".onnx"))
+    return [name for name in names if any(name.startswith((f"{graph}.", f"{graph}_")) for graph in graphs)]
 
 
 def _named(names: Sequence[str], where: str, file: str) -> list[str]:

@@ -38,8 +38,13 @@ def put_torch(path: Path) -> Path:
 
 
 def put_onnx(path: Path) -> Path:
-    """ir_version 8, producer "x", a graph of 3 bytes, an opset import: the wire form of onnx.ModelProto."""
-    path.write_bytes(bytes.fromhex("0808 1201 78 3a03 0a0178 4202 1011".replace(" ", "")))
+    """ir_version 8, producer "x", a graph, an opset import: the wire form of onnx.ModelProto.
+
+    The graph has one tensor, two bytes of type 2: dims, data_type, name, raw_data.
+    """
+    tensor = bytes.fromhex("08021002420966726f6d5f6f6e6e784a020102")
+    graph = bytes([0x2A, len(tensor)]) + tensor
+    path.write_bytes(bytes.fromhex("0808120178") + bytes([0x3A, len(graph)]) + graph + bytes.fromhex("42021011"))
     return path
 
 
@@ -57,11 +62,7 @@ def opened(path: Path, **options: str) -> tuple[str, set[str]]:
 def test_content_decides_whatever_the_name_says(tmp_path, kind, name):
     path = PUT[kind](tmp_path / name)
     assert detect(path) == detect(str(path)) == kind
-    if kind == "onnx":
-        with pytest.raises(NotImplementedError, match="this is onnx, which cannot be loaded yet"):
-            open_source(path)
-    else:
-        assert opened(path) == (kind, {f"from_{kind}"})
+    assert opened(path) == (kind, {f"from_{kind}"})
 
 
 def test_the_older_torch_format():
@@ -97,9 +98,8 @@ def test_a_directory_prefers_safetensors_then_torch_then_gguf(tmp_path):
     ):
         PUT[kind](tmp_path / name)
         assert detect(tmp_path) == found
-        if kind != "onnx":
-            assert opened(tmp_path)[0] == kind
-            assert opened(tmp_path, file=name)[0] == kind
+        assert opened(tmp_path)[0] == kind
+        assert opened(tmp_path, file=name)[0] == kind
     (tmp_path / "config.json").unlink()
     assert detect(tmp_path) == "safetensors"
 

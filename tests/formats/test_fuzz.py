@@ -1,7 +1,7 @@
 """Damaged and forged files by the thousand: each is read or refused, within 1 s of CPU and twice its size + 64 MB.
 
 A case follows from the name of its seed and its number: `run_case(seeds[name], name, number, tmp_path)` repeats it.
-The ordinary run takes the first 100 cases of each seed; `-m slow` takes 10,200 others.
+The ordinary run takes the first 100 cases of each seed; `-m slow` takes 11,900 others.
 """
 
 import pickletools
@@ -22,16 +22,20 @@ import pytest
 import safetensors
 import safetensors.numpy
 from handmade_torch import make_zip
+from onnx import TensorProto, helper, numpy_helper
 
 from converters.files import SLACK_BYTES
 from converters.gguf.reader import open_gguf
+from converters.onnx.source import OnnxSource
+from converters.onnx.uses import uses
+from converters.onnx.view import Weight, Weights
 from converters.safetensors_file import open_safetensors
 from converters.source import TensorSource
 from converters.torch_pickle import open_torch
 
 GOLDENS = Path(__file__).parent / "goldens"
 CPU_SECONDS = 1.0
-ORDINARY, MORE = 100, 1700  # of each seed: 600 and 10,200 in all
+ORDINARY, MORE = 100, 1700  # of each seed: 700 and 11,900 in all
 EXTREMES = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**40]
 EXTREMES += [2**61 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
@@ -107,6 +111,48 @@ def gguf_file(folder: Path) -> bytes:
     return (folder / "seed.gguf").read_bytes()
 
 
+def onnx_file() -> bytes:
+    """Tensors of most types, stored in most ways, and a node of most operators that have weights."""
+    rng = np.random.default_rng(0)
+
+    def floats(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    arrays = {
+        **{"embed": floats(7, 8), "w": floats(8, 6), "norm": floats(6).astype(np.float16), "order": np.array([1, 0])},
+        **{"q": rng.integers(0, 256, (6, 4)).astype(np.uint8), "scale": floats(4), "zero": np.zeros(4, np.uint8)},
+        **{"blocks": rng.integers(0, 256, (5, 2, 8)).astype(np.uint8), "scales": floats(5, 2)},
+    }
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    tensors.append(helper.make_tensor("b", TensorProto.FLOAT, [6], floats(6).tolist()))
+    tensors.append(helper.make_tensor("shape", TensorProto.INT64, [2], [6, 8]))
+    tensors.append(helper.make_tensor("half", TensorProto.FLOAT16, [3], [1.0, 2.0, 3.0]))
+    nodes = [
+        helper.make_node("Gather", ["embed", "ids"], ["x"], "/embed/Gather"),
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("Reshape", ["wt", "shape"], ["wr"]),
+        helper.make_node("Gemm", ["x", "wr", "b"], ["y"], "/fc/Gemm", transB=1),
+        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.ones((), np.float32), "")),
+        helper.make_node("Cast", ["norm"], ["wide"], to=1),
+        helper.make_node("Add", ["wide", "one"], ["scaled"]),
+        helper.make_node("Mul", ["y", "scaled"], ["z"], "/norm/Mul"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dense"], axis=1),
+        helper.make_node("MatMul", ["z", "dense"], ["u"], "/o/MatMul"),
+        helper.make_node(
+            "MatMulNBits", ["u", "blocks", "scales"], ["v"], domain="com.microsoft", K=32, N=5, block_size=16
+        ),
+    ]
+    nodes[1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'x']")
+    return helper.make_model(helper.make_graph(nodes, "g", [], [], tensors)).SerializeToString()
+
+
+def open_onnx(path: Path) -> TensorSource:
+    """A graph with its weights found and decoded."""
+    source = OnnxSource(path)
+    found = enumerate(uses(source.graph))
+    return Weights(source, [Weight(f"weight {i}", use.expr) for i, use in found], source.tensors)
+
+
 def golden_pickle() -> bytes:
 
     with zipfile.ZipFile(GOLDENS / "torch_zip.bin") as file:
@@ -143,11 +189,12 @@ def make_seeds(folder: Path) -> dict[str, Seed]:
         "gguf": Seed(gguf_file(folder), as_is, open_gguf),
         "torch zip": Seed((GOLDENS / "torch_zip.bin").read_bytes(), as_is, open_torch),
         "torch legacy": Seed((GOLDENS / "torch_legacy.bin").read_bytes(), as_is, open_torch),
+        "onnx": Seed(onnx_file(), as_is, open_onnx),
         "torch pickle": Seed(program, as_pickle, open_torch, pickle_words(program), PICKLE_FOREIGN),
     }
 
 
-NAMES = ["safetensors", "safetensors header", "gguf", "torch zip", "torch legacy", "torch pickle"]
+NAMES = ["safetensors", "safetensors header", "gguf", "torch zip", "torch legacy", "torch pickle", "onnx"]
 
 
 # --- mutations: each takes bytes and a generator, and gives other bytes

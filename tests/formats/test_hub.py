@@ -126,6 +126,18 @@ CHOICES = {
         ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf"],
         "Q8_0/m-Q8_0-00001-of-00002.gguf",
     ),
+    "a graph and the file of its tensors": (
+        ["model.onnx", "model.onnx.data", "model_q4.onnx", "model_q4.onnx_data"],
+        None,
+        ["model.onnx", "model.onnx.data"],
+        None,
+    ),
+    "another graph": (
+        ["model.onnx", "model_q4.onnx", "model_q4.onnx_data", "model_q4.onnx_data_1"],
+        "model_q4.onnx",
+        ["model_q4.onnx", "model_q4.onnx_data", "model_q4.onnx_data_1"],
+        "model_q4.onnx",
+    ),
     "a file by name": (["a.safetensors", "b.safetensors"], "b.safetensors", ["b.safetensors"], "b.safetensors"),
 }
 

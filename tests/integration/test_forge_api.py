@@ -267,7 +267,6 @@ def test_an_unknown_format(tmp_path: Path):
 @pytest.mark.parametrize(
     ("call", "advice"),
     [
-        (lambda forge, here: Forge.from_onnx(here), "load the checkpoint that the graph was exported from"),
         (lambda forge, here: forge.export_to_onnx("m.onnx"), "export_to_huggingface and convert that"),
         (lambda forge, here: forge.load_lora(here), "merge the adapter before loading"),
         (lambda forge, here: forge.merge_lora(), "no adapter"),
