@@ -14,8 +14,8 @@ from forge_jax.cli import options
 if TYPE_CHECKING:
     from forge_jax.loading import Model
 
-KINDS = ("huggingface", "safetensors", "gguf", "orbax")
-FILES = {".safetensors": "safetensors", ".gguf": "gguf"}
+KINDS = ("huggingface", "safetensors", "gguf", "orbax", "onnx")
+FILES = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx"}
 DTYPES = ("stored", "float32", "bfloat16", "float16")
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -33,7 +33,7 @@ def add(commands: options.Commands) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="a directory, a file or a hub id")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the file or directory to write")
-    parser.add_argument("--to", choices=KINDS, help="what to write (by TARGET: .gguf, .safetensors, or huggingface)")
+    parser.add_argument("--to", choices=KINDS, help="what to write (TARGET tells .gguf, .safetensors and .onnx)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights, not for GGUF (stored: as in the source)")
     parser.add_argument("--type", choices=GGUF_TYPES, help="of the matrices of a GGUF (what most of the source has)")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="of huggingface's files (5GB)")
@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     shard = read_size(args.max_shard_size or "5GB")
     model = options.load(args, args.source, "stored")
     write(model, kind, args, shard)
-    files = sorted(p for p in args.target.rglob("*") if p.is_file()) if args.target.is_dir() else [args.target]
+    beside = args.target.with_name(args.target.name + ".data")  # of a large ONNX file
+    files = [args.target, *([beside] if kind == "onnx" and beside.exists() else [])]
+    files = sorted(p for p in args.target.rglob("*") if p.is_file()) if args.target.is_dir() else files
     for file in files:
         print(f"{file.stat().st_size:>16,}  {file}")
     return 0
@@ -63,7 +65,7 @@ def check(args: argparse.Namespace, kind: str) -> None:
     """
     for option, value, kinds in (
         ("--type", args.type, ("gguf",)),
-        ("--dtype", args.dtype, ("huggingface", "safetensors")),
+        ("--dtype", args.dtype, ("huggingface", "safetensors", "onnx")),
         ("--max-shard-size", args.max_shard_size, ("huggingface",)),
     ):
         if value is not None and kind not in kinds:
@@ -88,6 +90,8 @@ def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> No
             exporting.export_gguf(model, args.target, type=args.type or usual_type(model))
         case "orbax":
             exporting.export_orbax(model, args.target, overwrite=args.overwrite)
+        case "onnx":
+            exporting.export_onnx(model, args.target, dtype=args.dtype or "float32", overwrite=args.overwrite)
 
 
 def usual_type(model: "Model") -> Literal["F32", "F16", "BF16"]:

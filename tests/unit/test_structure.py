@@ -12,6 +12,7 @@ FRONT = {
     "loading",
     "text",
     "exporting",
+    "onnx_export",
     "hub",
     "inspection",
     "cli",
