@@ -143,7 +143,16 @@ def weight(module: str, scheme: Scheme, stored: Stored) -> Weight:
     """One module; ValueError where a part is missing or misshapen."""
     make = {PACKED: packed, NVFP4: nvfp4, MXFP4: mxfp4}.get(scheme.format, plain)
     name, shape, parts, pack, unpack = make(module, scheme, stored)
-    return Weight(name, shape, parts, pack, unpack, stored.there(*(f"{module}.{part}" for part in ACTIVATIONS)))
+    spare = stored.there(*(f"{module}.{part}" for part in ACTIVATIONS))
+    return Weight(name, shape, parts, pack, unpack, spare, kind=kind(scheme))
+
+
+def kind(scheme: Scheme) -> str:
+    """How a scheme is called."""
+    small = {NVFP4: "nvfp4", MXFP4: "mxfp4", MXFP8: "mxfp8"}
+    if scheme.format in small or scheme.type == "float":
+        return small.get(scheme.format, "fp8")
+    return Integers(scheme.bits, group=scheme.group_size if scheme.strategy == "group" else 0).name
 
 
 Made = tuple[str, tuple[int, ...], dict[str, str], Any, Any]

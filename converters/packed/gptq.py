@@ -131,7 +131,8 @@ def weight(module: str, scheme: Scheme, stored: Stored, layout: Layout) -> Weigh
     stored.part(parts["qzeros"], kinds, (groups, ceil_div(outputs * scheme.bits, width)), said)
     way = partial(pack, where=module, bits=scheme.bits, add=layout.add)
     back = partial(unpack, bits=scheme.bits, layout=layout)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, way, back)
+    kind = Integers(scheme.bits, group=0 if groups == 1 else scheme.group_size).name
+    return Weight(f"{module}.weight", (outputs, inputs), parts, way, back, kind=kind)
 
 
 def pack(

@@ -115,7 +115,7 @@ class Packed(View):
 def described(weight: Weight, whole: TensorSource) -> TensorInfo:
     """A dense tensor as a header would describe it; its bytes are those of its parts."""
     parts = [whole.tensors[part] for part in weight.parts.values()]
-    return TensorInfo(weight.name, weight.shape, "F32", sum(part.nbytes for part in parts), parts[0].file)
+    return TensorInfo(weight.name, weight.shape, weight.kind, sum(part.nbytes for part in parts), parts[0].file)
 
 
 def unpacked(

@@ -24,7 +24,8 @@ class Weight:
     `parts` maps the argument of `pack` to the name of a stored tensor. `pack` gives the packed tensor, on the host; a
     plain float32 array where its rows cannot stand by themselves. `unpack` is its inverse: the parts of a packed tensor
     by their argument, but those in `kept`, which it is given because a packed tensor does not have them. `spare`
-    tensors belong to the module and say nothing about its weight (scales of activations, marks of an order).
+    tensors belong to the module and say nothing about its weight (scales of activations, marks of an order). `kind` is
+    how its scheme is called: what takes the place of a storage type.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Weight:
     unpack: Callable[..., dict[str, np.ndarray]]
     spare: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    kind: str = "packed"
 
 
 class Stored:

@@ -28,7 +28,7 @@ from forge_jax.ops.rope import explain
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec, Norm, Rope, attention_of, segments
 
-# Storage types that are decoded to themselves; all others, the packed ones, to float32.
+# Storage types that are decoded to themselves; all others, the packed ones, to float32 where they do not stay packed.
 PLAIN: Mapping[str, np.dtype] = MappingProxyType(
     {
         "F64": np.dtype(np.float64),
@@ -210,14 +210,18 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
         ValueError: a context that is longer than the model's, or an unknown dtype.
     """
     spec, cast = checkpoint.spec, caster(dtype, checkpoint.half)
-    sizes = {path: param.size for path, param in flatten(abstract(spec))}
+    params = dict(flatten(abstract(spec)))
     loaded: dict[str, np.dtype] = {}  # by storage type: what one number of it becomes
     weights, embedding = 0, np.dtype(np.float32)
     for instance in checkpoint.found:
         type = checkpoint.source.tensors[instance.theirs].dtype
         if type not in loaded:
             loaded[type] = cast("", np.zeros(1, PLAIN.get(type, PLAIN["F32"]))).dtype
-        weights += loaded[type].itemsize * sum(sizes[path] for path in instance.paths)
+        mine = [params[path] for path in instance.paths]
+        if type in PLAIN or any(param.fill is not None for param in mine):
+            weights += loaded[type].itemsize * sum(prod(shape) for shape in instance.shapes)
+        else:
+            weights += checkpoint.source.tensors[instance.theirs].nbytes
         embedding = loaded[type] if "embed" in instance.paths else embedding
     size = capacity(context, spec.max_seq_len)
     cache = jax.eval_shape(partial(caches.init, spec, batch, size, slack=BURST, dtype=embedding))
