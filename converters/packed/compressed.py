@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from converters.packed.mxfp4 import exponents
+from converters.packed.patterns import matches
 from converters.packed.weight import (
     FLOATS,
     Stored,
@@ -32,7 +33,6 @@ from converters.packed.weight import (
     fields,
     integers,
     is_block,
-    matches,
     wide,
     words,
 )
@@ -111,7 +111,7 @@ def scheme(group: Any, format: str | None, where: str, allow: set[str]) -> Schem
         raise ValueError(f"{where}: targets is {targets!r}, expected a list of names")
     if strategy == "block" and not is_block(block):
         raise ValueError(f"{where}: block_structure is {block!r}, expected two sizes")
-    if strategy in ("group", "tensor_group") and not (type(size) is int and size > 0):
+    if (strategy in ("group", "tensor_group") or own in (NVFP4, MXFP4)) and not (type(size) is int and size > 0):
         raise ValueError(f"{where}: group_size is {size!r}, expected a size")
     blocks = (block[0], block[1]) if strategy == "block" else (1, 1)
     ordered = order in (True, "group", "dynamic")

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from converters.packed.patterns import matches
 from converters.packed.unsigned import Facts, facts_of, unsigned
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches, wide, words, zeros
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed
