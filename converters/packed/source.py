@@ -107,7 +107,8 @@ class Packed(View):
             values[role] = self.whole.decode(part, raw[begin:end])
             begin = end
         try:
-            return self.weights[name].pack(**values)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
+                return self.weights[name].pack(**values)
         except ValueError as error:
             raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
 

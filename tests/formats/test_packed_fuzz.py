@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packed_files import WHERE, Memory
+from packed_files import WHERE, Memory, module
 from safetensors.numpy import save_file
+from test_packed_dialects import GROUP, gptq
+from test_packed_hqq import SAID, hqq
 
 from converters.packed import unpacked
 from converters.packed.patterns import matches
 from converters.safetensors_file import open_safetensors
 
 CASES = ("awq_g32", "bnb_nf4_dq", "ct_fp8_block", "ct_nvfp4", "ct_w4a16_asym_g32", "fp8_block128", "gptq_4b_g32_v2")
-CASES += ("mxfp4_gpt_oss",)
+CASES += ("mxfp4_gpt_oss", "hqq", "auto_round")
 ORDINARY, MORE = 60, 2000
 CPU_SECONDS = 1.0
 ODD: list[Any] = [None, True, False, 0, 1, -1, 3, 2**31, 2**63, 2**200, 0.5, -1e308, "", "auto", "re:(a*)*b", "\u2028"]
@@ -93,11 +95,26 @@ def read_or_refuse(arrays: Mapping[str, np.ndarray], said: Any) -> bool:
     return True
 
 
-def run(name: str, shared: Path, numbers: range) -> None:
+def seed(name: str, shared: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A few tensors, and what a config says of them."""
+    if name == "hqq":
+        return hqq(3, 1, 16)[0], SAID
+    if name == "auto_round":
+        own = {"q": {"bits": 4, "group_size": GROUP}, ".*k_proj": {"bits": 16}}
+        return module("q", **gptq(4, 1)[0]), {
+            "quant_method": "auto-round",
+            "bits": 2,
+            "packing_format": "auto_round:auto_gptq",
+            "extra_config": own,
+        }
     case = shared / "oracle/quant" / name
     if not case.exists():
         pytest.skip(f"{case} is not there")
-    arrays, said = first_layer(case)
+    return first_layer(case)
+
+
+def run(name: str, shared: Path, numbers: range) -> None:
+    arrays, said = seed(name, shared)
     assert read_or_refuse(arrays, said)
     accepted = 0
     for number in numbers:
@@ -119,7 +136,7 @@ def forged(arrays: dict[str, np.ndarray], said: Any, rng: random.Random) -> tupl
     raw = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).copy()
     changes: list[Callable[[], dict[str, np.ndarray]]] = [
         lambda: {},
-        lambda: {name: arrays[name][..., : arrays[name].shape[-1] // 2]},
+        lambda: {name: np.split(np.atleast_1d(arrays[name]), [1])[0]},
         lambda: {name: arrays[name].reshape(-1)},
         lambda: {name: raw},
         lambda: {name + "x": arrays[name]},
