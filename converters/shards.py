@@ -104,4 +104,4 @@ def _numbered_set(directory: Path, files: list[Path]) -> tuple[Path, ...]:
 
 
 def _is_plain_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0") and len(name.encode()) < 256

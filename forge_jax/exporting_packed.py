@@ -47,12 +47,12 @@ def export_packed(
     if not any(isinstance(leaf, QTensor) for leaf in leaves.values()):
         raise ValueError("export: no weight of this model is packed; use export_huggingface, or load with packed=True")
     packing = model.packing
-    chosen = method_of(model, leaves) if method == "auto" else method
-    if chosen not in write.MAKERS:
-        raise ValueError(f"export: method {method!r} is unknown; expected auto, {', '.join(write.MAKERS)}")
-    if packing is not None and packing.weights and packing.method == chosen:
+    if packing is not None and packing.weights and method in ("auto", packing.method):
         tensors, said = again(model, leaves, packing)
     else:
+        chosen = method_of(model, leaves) if method == "auto" else method
+        if chosen not in write.MAKERS:
+            raise ValueError(f"export: method {method!r} is unknown; expected auto, {', '.join(write.MAKERS)}")
         tensors, said = anew(model, leaves, chosen)
     config = hf_config(model, embedding_dtype(model, "stored")) | {"quantization_config": dict(said)}
     with atomic_directory(Path(directory), sum(map(entry_bytes, tensors)), overwrite=overwrite) as part:
@@ -62,7 +62,7 @@ def export_packed(
 
 
 def method_of(model: Model, leaves: Mapping[str, Any]) -> str:
-    """The format that a model came from; of one that came from none, the first that holds most of its packed leaves."""
+    """The format that a model came from; of one that came from none, what its packed leaves are usually stored in."""
     if model.packing is not None and model.packing.method in write.MAKERS:
         return model.packing.method
     packed = [leaf for leaf in leaves.values() if isinstance(leaf, QTensor)]

@@ -34,7 +34,7 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
         ValueError: a packing that is not known, activations in few bits, or parts that do not fit.
     """
     packing = take("packing_format", "auto_round:auto_gptq")
-    if packing not in PACKINGS:
+    if not isinstance(packing, str) or packing not in PACKINGS:
         raise ValueError(f"{take.where}: packing_format = {packing!r} is not implemented; expected {[*PACKINGS]}")
     if take("data_type", "int") != "int":
         raise ValueError(f"{take.where}: data_type = {take('data_type')!r} is not implemented; expected 'int'")

@@ -68,7 +68,8 @@ def gemm(module: str, size: int, stored: Stored) -> Weight:
         raise stored.error(parts["qweight"], f"has {inputs} inputs, no multiple of group_size {size}")
     stored.part(parts["qzeros"], ("I32",), (inputs // group, width), said)
     stored.part(parts["scales"], FLOATS, (inputs // group, width * WORD), said)
-    return Weight(f"{module}.weight", (width * WORD, inputs), parts, partial(pack_gemm, group=group), unpack_gemm)
+    shape, pack = (width * WORD, inputs), partial(pack_gemm, group=group)
+    return Weight(f"{module}.weight", shape, parts, pack, unpack_gemm, kind=kind(inputs, group))
 
 
 def gemv(module: str, size: int, stored: Stored) -> Weight:
@@ -83,7 +84,8 @@ def gemv(module: str, size: int, stored: Stored) -> Weight:
         raise stored.error(parts["qzeros"], f"has {width} words, expected {ceil_div(inputs // group, WORD)} ({said})")
     stored.part(parts["scales"], FLOATS, (outputs, width * WORD), said)
     unpack = partial(unpack_gemv, width=width)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, partial(pack_gemv, group=group), unpack)
+    shape, pack = (outputs, inputs), partial(pack_gemv, group=group)
+    return Weight(f"{module}.weight", shape, parts, pack, unpack, kind=kind(inputs, group))
 
 
 def fast(module: str, size: int, stored: Stored) -> Weight:
@@ -97,7 +99,12 @@ def fast(module: str, size: int, stored: Stored) -> Weight:
     if inputs % group or inputs % 64 or height < inputs // group:
         raise stored.error(parts["scales"], f"has {height} rows, expected {inputs // group} or more ({said})")
     ways = partial(pack_fast, group=group), partial(unpack_fast, height=height)
-    return Weight(f"{module}.weight", (quarter * 4, inputs), parts, *ways)
+    return Weight(f"{module}.weight", (quarter * 4, inputs), parts, *ways, kind=kind(inputs, group))
+
+
+def kind(inputs: int, group: int) -> str:
+    """How the scheme of a matrix is called."""
+    return Integers(BITS, group=group if group < inputs else 0).name
 
 
 LAYOUTS = {"gemm": gemm, "gemv": gemv, "gemv_fast": fast}

@@ -57,7 +57,7 @@ def eight(module: str, stored: Stored) -> Weight:
         if code := int(stored.source.read(order).max()):
             raise stored.error(order, f"is {code}, expected 0, rows one after another")
     parts = {"weight": f"{module}.weight", "SCB": f"{module}.SCB"}
-    return Weight(parts["weight"], shape, parts, pack_eight, unpack_eight, stored.there(order))
+    return Weight(parts["weight"], shape, parts, pack_eight, unpack_eight, stored.there(order), kind="int8")
 
 
 def pack_eight(weight: np.ndarray, SCB: np.ndarray) -> QTensor:
@@ -88,7 +88,7 @@ def four(name: str, state: str, stored: Stored) -> Weight:
         stored.part(f"{name}.nested_absmax", ("F32",), (ceil_div(blocks, said["nested_blocksize"]),))
         parts |= {key: f"{name}.{key}" for key in NESTED}
     pack, unpack = partial(pack_four, state=said), partial(unpack_four, state=said)
-    return Weight(name, shape, parts, pack, unpack, (state,), NESTED if nested else ())
+    return Weight(name, shape, parts, pack, unpack, (state,), NESTED if nested else (), said["quant_type"])
 
 
 def state_of(name: str, stored: Stored) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from converters.packed.mxfp4 import exponents
+from converters.packed.patterns import matches
 from converters.packed.weight import (
     FLOATS,
     Stored,
@@ -32,7 +33,6 @@ from converters.packed.weight import (
     fields,
     integers,
     is_block,
-    matches,
     wide,
     words,
 )
@@ -111,7 +111,7 @@ def scheme(group: Any, format: str | None, where: str, allow: set[str]) -> Schem
         raise ValueError(f"{where}: targets is {targets!r}, expected a list of names")
     if strategy == "block" and not is_block(block):
         raise ValueError(f"{where}: block_structure is {block!r}, expected two sizes")
-    if strategy in ("group", "tensor_group") and not (type(size) is int and size > 0):
+    if (strategy in ("group", "tensor_group") or own in (NVFP4, MXFP4)) and not (type(size) is int and size > 0):
         raise ValueError(f"{where}: group_size is {size!r}, expected a size")
     blocks = (block[0], block[1]) if strategy == "block" else (1, 1)
     ordered = order in (True, "group", "dynamic")
@@ -143,7 +143,16 @@ def weight(module: str, scheme: Scheme, stored: Stored) -> Weight:
     """One module; ValueError where a part is missing or misshapen."""
     make = {PACKED: packed, NVFP4: nvfp4, MXFP4: mxfp4}.get(scheme.format, plain)
     name, shape, parts, pack, unpack = make(module, scheme, stored)
-    return Weight(name, shape, parts, pack, unpack, stored.there(*(f"{module}.{part}" for part in ACTIVATIONS)))
+    spare = stored.there(*(f"{module}.{part}" for part in ACTIVATIONS))
+    return Weight(name, shape, parts, pack, unpack, spare, kind=kind(scheme))
+
+
+def kind(scheme: Scheme) -> str:
+    """How a scheme is called."""
+    small = {NVFP4: "nvfp4", MXFP4: "mxfp4", MXFP8: "mxfp8"}
+    if scheme.format in small or scheme.type == "float":
+        return small.get(scheme.format, "fp8")
+    return Integers(scheme.bits, group=scheme.group_size if scheme.strategy == "group" else 0).name
 
 
 Made = tuple[str, tuple[int, ...], dict[str, str], Any, Any]

@@ -75,7 +75,8 @@ def weight(name: str, block: tuple[int, int] | None, stored: Stored) -> Weight:
     module = name.rpartition(".")[0]
     spare = stored.there(*(f"{module}.{part}" for part in ("input_scale", "activation_scale")))
     parts: Mapping[str, str] = {"weight": name, "scale": scale}
-    return Weight(name, shape, parts, partial(pack, block=block), partial(unpack, step=step, count=prod(found)), spare)
+    back = partial(unpack, step=step, count=prod(found))
+    return Weight(name, shape, parts, partial(pack, block=block), back, spare, kind="fp8")
 
 
 def blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:

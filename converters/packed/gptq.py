@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from converters.packed.patterns import matches
 from converters.packed.unsigned import Facts, facts_of, unsigned
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, matches, wide, words, zeros
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed
@@ -131,7 +132,8 @@ def weight(module: str, scheme: Scheme, stored: Stored, layout: Layout) -> Weigh
     stored.part(parts["qzeros"], kinds, (groups, ceil_div(outputs * scheme.bits, width)), said)
     way = partial(pack, where=module, bits=scheme.bits, add=layout.add)
     back = partial(unpack, bits=scheme.bits, layout=layout)
-    return Weight(f"{module}.weight", (outputs, inputs), parts, way, back)
+    kind = Integers(scheme.bits, group=0 if groups == 1 else scheme.group_size).name
+    return Weight(f"{module}.weight", (outputs, inputs), parts, way, back, kind=kind)
 
 
 def pack(

@@ -68,7 +68,8 @@ def weight(module: str, stored: Stored) -> Weight:
         stored.part(parts[name], FLOATS, (groups, 1) if axis == 1 else (1, groups), said)
     pack_one = partial(pack, bits=bits, count=count, shape=(out, inputs), grid=(rows, columns), axis=axis)
     spare = stored.there(*(f"{module}.{name}" for name in SETTINGS))
-    return Weight(f"{module}.weight", (out, inputs), parts, pack_one, partial(unpack, bits=bits, count=count), spare)
+    back, kind = partial(unpack, bits=bits, count=count), Integers(bits, group=group).name
+    return Weight(f"{module}.weight", (out, inputs), parts, pack_one, back, spare, kind=kind)
 
 
 def settings(module: str, name: str, stored: Stored, shape: tuple[int, ...]) -> list[int]:

@@ -55,7 +55,8 @@ def four(module: str, stored: Stored) -> Weight:
     stored.part(parts["scale"], ("F8_E4M3",), (out, 2 * half // GROUP))
     single = (1,) if stored.has(parts["whole"]) and stored.source.tensors[parts["whole"]].shape else ()
     stored.part(parts["whole"], ("F32",), single)
-    return Weight(parts["weight"], (out, 2 * half), parts, pack, unpack, stored.there(f"{module}.input_scale"))
+    spare = stored.there(f"{module}.input_scale")
+    return Weight(parts["weight"], (out, 2 * half), parts, pack, unpack, spare, kind="nvfp4")
 
 
 def pack(weight: np.ndarray, scale: np.ndarray, whole: np.ndarray) -> QTensor:
@@ -77,8 +78,9 @@ def eight(module: str, stored: Stored) -> Weight:
     single = found in ((), (1,), (1, 1))
     if not single:
         stored.part(parts["scale"], fp8.SCALES, (out, 1) if len(found) == 2 else (out,), f"{[out, inputs]}")
+    spare = stored.there(f"{module}.input_scale")
     back = partial(fp8.unpack, step=out if single else 1, count=1 if single else out)
-    return Weight(parts["weight"], (out, inputs), parts, pack_eight, back, stored.there(f"{module}.input_scale"))
+    return Weight(parts["weight"], (out, inputs), parts, pack_eight, back, spare, kind="fp8")
 
 
 def pack_eight(weight: np.ndarray, scale: np.ndarray) -> QTensor:

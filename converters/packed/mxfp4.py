@@ -31,7 +31,7 @@ def weights(take: Take, stored: Stored) -> Iterator[Weight]:
         experts, outputs, groups, _ = stored.part(name, ("U8",), (None, None, None, GROUP // 2)).shape
         stored.part(own + SCALES, ("U8", "F8_E8M0"), (experts, outputs, groups), f"{name} is {list(info.shape)}")
         parts = {"blocks": name, "scales": own + SCALES}
-        yield Weight(own, (experts, groups * GROUP, outputs), parts, pack, unpack)
+        yield Weight(own, (experts, groups * GROUP, outputs), parts, pack, unpack, kind="mxfp4")
 
 
 def pack(blocks: np.ndarray, scales: np.ndarray) -> QTensor:

@@ -107,7 +107,8 @@ class Packed(View):
             values[role] = self.whole.decode(part, raw[begin:end])
             begin = end
         try:
-            return self.weights[name].pack(**values)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
+                return self.weights[name].pack(**values)
         except ValueError as error:
             raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
 
@@ -115,7 +116,7 @@ class Packed(View):
 def described(weight: Weight, whole: TensorSource) -> TensorInfo:
     """A dense tensor as a header would describe it; its bytes are those of its parts."""
     parts = [whole.tensors[part] for part in weight.parts.values()]
-    return TensorInfo(weight.name, weight.shape, "F32", sum(part.nbytes for part in parts), parts[0].file)
+    return TensorInfo(weight.name, weight.shape, weight.kind, sum(part.nbytes for part in parts), parts[0].file)
 
 
 def unpacked(

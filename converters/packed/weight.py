@@ -1,6 +1,5 @@
 """What every packed format has in common: a dense weight made of stored parts, and the checks of those parts."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -24,7 +23,8 @@ class Weight:
     `parts` maps the argument of `pack` to the name of a stored tensor. `pack` gives the packed tensor, on the host; a
     plain float32 array where its rows cannot stand by themselves. `unpack` is its inverse: the parts of a packed tensor
     by their argument, but those in `kept`, which it is given because a packed tensor does not have them. `spare`
-    tensors belong to the module and say nothing about its weight (scales of activations, marks of an order).
+    tensors belong to the module and say nothing about its weight (scales of activations, marks of an order). `kind` is
+    how its scheme is called: what takes the place of a storage type.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Weight:
     unpack: Callable[..., dict[str, np.ndarray]]
     spare: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    kind: str = "packed"
 
 
 class Stored:
@@ -171,18 +172,6 @@ def by_row(values: np.ndarray, height: int, rows: int) -> np.ndarray:
 def is_block(value: Any) -> bool:
     """Whether a value from a config is two sizes."""
     return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
-
-
-def matches(pattern: str, module: str, where: str) -> bool:
-    """Whether an expression of a config fits the beginning of a module's name.
-
-    Raises:
-        ValueError: it is no expression.
-    """
-    try:
-        return re.match(pattern, module) is not None
-    except re.error as error:
-        raise ValueError(f"{where}: {quote(pattern)} is no regular expression: {error}") from None
 
 
 def float32(values: np.ndarray) -> np.ndarray:

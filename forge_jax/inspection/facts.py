@@ -28,7 +28,7 @@ from forge_jax.ops.rope import explain
 from forge_jax.params import abstract, flatten
 from forge_jax.spec import ModelSpec, Norm, Rope, attention_of, segments
 
-# Storage types that are decoded to themselves; all others, the packed ones, to float32.
+# Storage types that are decoded to themselves; all others, the packed ones, to float32 where they do not stay packed.
 PLAIN: Mapping[str, np.dtype] = MappingProxyType(
     {
         "F64": np.dtype(np.float64),
@@ -210,7 +210,7 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
         ValueError: a context that is longer than the model's, or an unknown dtype.
     """
     spec, cast = checkpoint.spec, caster(dtype, checkpoint.half)
-    sizes = {path: param.size for path, param in flatten(abstract(spec))}
+    params = dict(flatten(abstract(spec)))
     computed: dict[str, np.dtype] = {}  # by storage type: what its numbers are multiplied in
     weights, embedding, kinds = 0, np.dtype(np.float32), set[str]()
     for instance in checkpoint.found:
@@ -218,8 +218,9 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
         if info.dtype not in computed:
             computed[info.dtype] = cast("", np.zeros(1, PLAIN.get(info.dtype, PLAIN["F32"]))).dtype
         wide = computed[info.dtype]
-        plain = info.dtype in PLAIN  # what is packed stays so
-        weights += wide.itemsize * sum(sizes[path] for path in instance.paths) if plain else info.nbytes
+        # what is packed stays so, but for the parameters that are never matrices
+        plain = info.dtype in PLAIN or any(params[path].fill is not None for path in instance.paths)
+        weights += wide.itemsize * sum(prod(shape) for shape in instance.shapes) if plain else info.nbytes
         kinds.add(str(wide) if plain else info.dtype)
         embedding = wide if "embed" in instance.paths else embedding
     size = capacity(context, spec.max_seq_len)

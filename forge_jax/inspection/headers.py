@@ -7,11 +7,15 @@ every reader works on it as it is. Knows containers by their names only as far a
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 
-from converters.gguf.header import Header, read_header
-from converters.safetensors_file import MAX_HEADER_BYTES
+from converters.files import BoundedFile
+from converters.gguf.header import Header
+from converters.gguf.header import read_header as read_gguf_header
+from converters.safetensors_file import MAX_HEADER_BYTES, read_header
+from converters.source import TensorInfo
 from forge_jax.default_model import SMOLLM2
 from forge_jax.hub import DEFAULT_MODEL, WEIGHTS, HubId, choose_files, parse_hub_id, resolve
 from forge_jax.network import hub_answers
@@ -21,6 +25,8 @@ Read = Callable[[int, int], bytes]
 
 FIRST = 1 << 18  # bytes that hold most safetensors headers, so that one request a shard is enough
 MAX_VECTOR = 1 << 20
+NOTE = 1 << 10  # bytes of the largest tensor that says how another is packed
+MAX_NOTES = 4096
 
 
 @contextmanager
@@ -106,16 +112,16 @@ def reader(repo: str, commit: str, name: str) -> Read:
 def copy(read: Read, size: int, target: Path, where: str) -> None:
     """Copy one file: whole, or if it holds weights its header."""
     if target.name.endswith(".safetensors"):
-        head = safetensors_head(read, size, target)
-    elif target.name.endswith(".gguf"):
+        write(target, safetensors_head(read, size, target), size)
+        return notes(read, target, where)
+    if target.name.endswith(".gguf"):
         return gguf_head(read, size, target)
-    elif target.name.endswith(WEIGHTS):
+    if target.name.endswith(WEIGHTS):
         raise NotImplementedError(
             f"{where}: {target.name} has no header at its front, so it cannot be inspected from afar; "
             f"load it once (`forge-jax generate -m {where} ...`), or inspect a downloaded copy"
         )
-    else:
-        head = read(0, size)
+    head = read(0, size)
     write(target, head, size)
     return None
 
@@ -134,6 +140,35 @@ def safetensors_head(read: Read, size: int, target: Path) -> bytes:
     if end > min(size, MAX_HEADER_BYTES):
         raise ValueError(f"{target.name}: a header of {end - 8} bytes in a file of {size}; it is no safetensors file")
     return head[:end] + read(len(head), end)
+
+
+def notes(read: Read, target: Path, where: str) -> None:
+    """Copy the small tensors of whole numbers, which say how others are packed (their shapes, a state as JSON).
+
+    Raises:
+        NotImplementedError: they are too many to be fetched one by one.
+    """
+    with closing(BoundedFile(target)) as file:
+        tensors, _, start = read_header(file)
+    small = [(start + at, start + at + info.nbytes) for info, at in tensors if is_note(info)]
+    ranges: list[tuple[int, int]] = []
+    for begin, end in small:  # in file order; what lies close together comes in one piece
+        near = ranges and begin - ranges[-1][1] <= FIRST
+        ranges[-1:] = [(ranges[-1][0], end)] if near else [*ranges[-1:], (begin, end)]
+    if len(ranges) > MAX_NOTES:
+        raise NotImplementedError(
+            f"{where}: {target.name} says in {len(ranges)} places how it is packed; load it once "
+            f"(`forge-jax generate -m {where} ...`), or inspect a downloaded copy"
+        )
+    with ThreadPoolExecutor(8) as pool, target.open("r+b") as file:
+        for (begin, _), piece in zip(ranges, pool.map(lambda ends: read(*ends), ranges), strict=True):
+            file.seek(begin)
+            file.write(piece)
+
+
+def is_note(info: TensorInfo) -> bool:
+    """Whether a tensor is small and holds whole numbers."""
+    return info.dtype in ("I64", "I32", "U8") and 0 < info.nbytes <= NOTE
 
 
 def gguf_head(read: Read, size: int, target: Path) -> None:
@@ -166,4 +201,4 @@ def gguf_head(read: Read, size: int, target: Path) -> None:
 def parse(path: Path) -> Header:
     """The header of a GGUF file."""
     with io.FileIO(path) as file:
-        return read_header(file, path)
+        return read_gguf_header(file, path)

@@ -35,6 +35,21 @@ def test_a_checkpoint_is_written_as_it_was_byte_for_byte(shared: Path, tmp_path:
     assert (written / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
 
 
+def test_a_format_that_is_only_read_is_written_as_it_was_too(shared: Path, tmp_path: Path):
+    original = shared / "oracle/quant/gptq_4b_g32_sym"
+    if not original.exists():
+        pytest.skip(f"{original} is not there")
+    config = json.loads((original / "config.json").read_text())
+    said = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round:auto_gptq"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    (tmp_path / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes())
+    model = load(tmp_path, progress=False)
+    written = export_packed(model, tmp_path / "out")
+    assert json.loads((written / "config.json").read_text())["quantization_config"] == said
+    assert (written / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    assert_same(model, load(export_packed(model, tmp_path / "awq", method="awq"), progress=False))
+
+
 # which other formats hold the weights of a checkpoint exactly
 OTHERS = {
     "awq_g32": "compressed-tensors gptq",

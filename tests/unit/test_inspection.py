@@ -26,6 +26,7 @@ from forge_jax.generation.session import BURST
 from forge_jax.inspection import headers, inspect
 from forge_jax.loading import load
 from forge_jax.params import flatten
+from forge_jax.tensor import QTensor
 
 
 def inspected(name: str, folder: Path, **options):
@@ -331,3 +332,58 @@ def test_where_the_hub_is_not_asked(tmp_path, monkeypatch):
     assert asked("org/name@v1", "v2") is None  # `resolve` says that they disagree
     assert asked(tmp_path, None) is None
     assert asked(str(tmp_path), None) is None
+
+
+# --- packed weights
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("awq_g32", "int4-g32"),
+        ("bnb_int8", "int8"),
+        ("bnb_nf4_dq", "nf4"),
+        ("ct_nvfp4", "nvfp4"),
+        ("ct_w2a16_g32", "int2-g32"),
+        ("fp8_block128", "fp8"),
+        ("gptq_3b_gall_sym", "int3"),
+        ("gptq_4b_g32_actorder", "int4-g32"),
+        ("mxfp4_gpt_oss", "mxfp4"),
+    ],
+)
+def test_packed_weights_show_their_scheme_and_their_bytes(shared, tmp_path, case, kind):
+    """From a copy without weights too: of what is packed only the small tensors that say how are fetched."""
+    directory = shared / "oracle/quant" / case
+    if not directory.exists():
+        pytest.skip(f"{directory} is not there")
+    content = (directory / "model.safetensors").read_bytes()
+    fetched = []
+
+    def read(start: int, stop: int) -> bytes:
+        fetched.append(stop - start)
+        return content[start:stop]
+
+    headers.copy(read, len(content), tmp_path / "model.safetensors", "org/name")
+    (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
+    facts, model = inspect(tmp_path), load(directory, progress=False)
+    assert facts.storage == inspect(directory).storage
+    row = next(row for row in facts.storage if row.type == kind)
+    packed = {path for path, leaf in flatten(model.params) if isinstance(leaf, QTensor)}
+    assert {path for path, type in model.stored.items() if type == kind} == packed
+    assert row.numbers == sum(leaf.size for path, leaf in flatten(model.params) if path in packed)
+    taken = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    assert 0.8 < facts.memory.weights / taken < 1.25  # zeros and orders are kept otherwise than they are stored
+
+
+def test_too_many_notes_are_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(headers, "MAX_NOTES", 1)
+    monkeypatch.setattr(headers, "FIRST", 8)
+    tensors = {
+        f"{i}.{name}": a
+        for i in range(3)
+        for name, a in (("a", np.ones(999, np.uint8)), ("b", np.ones(9999, np.uint8)))
+    }
+    save_file(tensors, tmp_path / "whole.safetensors")
+    content = (tmp_path / "whole.safetensors").read_bytes()
+    with pytest.raises(NotImplementedError, match="org/name: m.safetensors says in 3 places how it is packed"):
+        headers.copy(lambda start, stop: content[start:stop], len(content), tmp_path / "m.safetensors", "org/name")
