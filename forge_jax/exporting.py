@@ -158,7 +158,7 @@ def export_gguf(
 
     Args:
         type: how matrices are stored: F32, F16, BF16 or a mix of llama.cpp's, such as Q8_0 or Q4_K_M
-            (`converters.gguf.mixes.MIXES`).
+            (`converters.gguf.mixes.MIXES`); "stored": as they are, ggml blocks byte for byte.
         importance: what columns weigh when matrices are packed, by GGUF names (`converters.gguf.imatrix.read_imatrix`).
         allow: fields of the spec that the file may lose, if an error named them and they do not matter.
 
@@ -171,9 +171,10 @@ def export_gguf(
     write_gguf_model(
         path,
         spec,
-        lambda path: np.asarray(dense(leaves[path])),
+        leaves.__getitem__,
         str(model.config.get("model_type")),
         type=type,
+        stored=model.stored,
         importance=importance,
         tokenizer=model.tokenizer.to_gguf_metadata() if model.tokenizer is not None else None,
         name=model.path.stem if model.path is not None else None,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from converters import rules
-from converters.gguf import mixes, names
+from converters.gguf import kept, mixes, names
 from converters.gguf.archs import ARCHS
 from converters.gguf.config import prefix
 from converters.gguf.describe import describe
@@ -31,6 +31,7 @@ from converters.source import TensorInfo
 from forge_jax.params import abstract
 from forge_jax.quantization.ggml import encode, lookup
 from forge_jax.spec import ModelSpec, Moe
+from forge_jax.tensor import dense
 
 PRECISE = (
     *("_norm.weight", ".bias", "_inp.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", "_coef.weight"),
@@ -46,6 +47,9 @@ PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.
 
 WITHOUT_EXPERTS = {"nemotron_h_moe": "nemotron_h"}
 """Architectures that have another name without experts."""
+
+STORED = "stored"
+"""The type of an export that leaves everything as it is."""
 
 BY_SIGMOIDS = {"bailingmoe": "bailingmoe2"}
 """Architectures that have another name where experts are scored by sigmoids."""
@@ -99,6 +103,7 @@ def export_gguf(
     model_type: str,
     *,
     type: str = "F32",
+    stored: Mapping[str, str] | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -109,8 +114,9 @@ def export_gguf(
     Args:
         path: the file; it appears when it is complete.
         spec, model_type: the model, and the family whose conventions it follows.
-        fetch: gives a parameter by its path, "layers.0.attention.q", as anything NumPy can take.
-        type: how matrices are stored, one of `mixes.MIXES`.
+        fetch: gives a parameter by its path, "layers.0.attention.q", an array or a packed leaf.
+        type: how matrices are stored, one of `mixes.MIXES`; or STORED: packed ones as they are, plain ones as `stored`.
+        stored: the storage type of each of our paths, where the model's checkpoint had one.
         importance: what the columns of matrices weigh when they are packed, by the file's own names, float32 [columns]
             or [experts, columns] (see `importance` of `forge_jax.quantization.ggml.encode`, and `imatrix`).
         tokenizer: the "tokenizer." metadata, plain or `Typed`; a shorter vocabulary is padded with unused tokens.
@@ -122,7 +128,7 @@ def export_gguf(
             value does not fit, or importance is for other tensors or missing where a type needs it.
         OSError: the disk is full or the path cannot be written.
     """
-    mix = mixes.find(type)
+    mix = mixes.find("F32" if type == STORED else type)
     arch = variant(architecture(model_type), mixture(spec))
     spec, fetch = with_all_rows(spec, fetch)
     said, vectors = describe(arch, spec)
@@ -134,15 +140,22 @@ def export_gguf(
     metadata |= {"general.file_type": mix.id, "general.quantization_version": mixes.QUANTIZATION_VERSION}
     metadata |= {"quantize.imatrix.entries_count": len(importance)} if importance else {}
     made = {instance.theirs: (instance.stored_shape, partial(values, instance, fetch)) for instance in found}
+    raw = {i.theirs: blocks for i in found if (blocks := kept.blocks(i, fetch))} if type == STORED else {}
     if ARCHS[arch].idle_keys:
         made |= {n: (shape, partial(np.zeros, shape)) for n, shape in idle(spec)}
     model = mixes.facts(metadata, prefix(arch), spec.tied, importance is not None)
-    kinds = storage(mix, {n: shape for n, (shape, _) in made.items()}, model)
-    fitted = mixes.fit_importance(type, kinds, {n: shape for n, (shape, _) in made.items()}, importance or {})
+    shapes = {n: shape for n, (shape, _) in made.items()}
+    kinds = storage(mix, shapes, model)
+    if type == STORED:
+        matrices = [i for i in found if i.theirs not in raw and not precise(i.theirs, i.stored_shape)]
+        kinds |= {i.theirs: kept.plain_kind(i, fetch, stored or {}) for i in matrices}
+        kinds |= {n: kind for n, (kind, _) in raw.items()}
+        metadata["general.file_type"] = kept.file_type(kinds, shapes)
+    fitted = mixes.fit_importance(type, kinds, shapes, importance or {})
     tensors: list[TensorToWrite] = [(n, v.shape, "F32", partial(np.asarray, v)) for n, v in vectors.items()]
     for n, (shape, make) in made.items():
-        tensors.append((n, shape, kinds[n], partial(packed, kinds[n], make, fitted.get(n))))
-    infos = {n: TensorInfo(n, tuple(shape), stored, 0, Path(path)) for n, shape, stored, _ in tensors}
+        tensors.append((n, shape, kinds[n], raw[n][1] if n in raw else partial(packed, kinds[n], make, fitted.get(n))))
+    infos = {n: TensorInfo(n, tuple(shape), kind, 0, Path(path)) for n, shape, kind, _ in tensors}
     check(arch, spec, metadata, infos, vectors, allow)
     write_gguf(path, metadata | vocabulary(tokenizer or {}, spec.vocab_size), tensors)
 
@@ -154,7 +167,7 @@ def with_all_rows(spec: ModelSpec, fetch: Callable[[str], Any]) -> tuple[ModelSp
         return spec, fetch
 
     def padded(path: str) -> Any:
-        rows = np.asarray(fetch(path))
+        rows = np.asarray(dense(fetch(path)))
         more = spec.vocab_size - own.vocab_size
         return np.concatenate([rows, np.repeat(rows[:1], more, 0)]) if path == "own.table" else rows
 
@@ -166,13 +179,18 @@ def storage(mix: mixes.Mix, shapes: Mapping[str, tuple[int, ...]], model: mixes.
     kinds: dict[str, str] = {}
     packable: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        if len(shape) < 2 or name.endswith(PRECISE) or name == "position_embd.weight":
+        if precise(name, shape):
             kinds[name] = "F32"
         elif any(part in name for part in COARSE) and not lookup(mix.base).plain:
             kinds[name] = "F16"
         else:
             packable[name] = shape
     return kinds | mixes.types(mix, packable, model)
+
+
+def precise(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is always F32."""
+    return len(shape) < 2 or name.endswith(PRECISE) or name == "position_embd.weight"
 
 
 def packed(kind: str, make: Callable[[], np.ndarray], importance: np.ndarray | None) -> np.ndarray:
@@ -182,7 +200,7 @@ def packed(kind: str, make: Callable[[], np.ndarray], importance: np.ndarray | N
 
 def values(instance: rules.Instance, fetch: Callable[[str], Any]) -> np.ndarray:
     """A tensor of theirs in float32, from our leaves: sums with a norm's offset must not be rounded further."""
-    return instance.write(lambda path: np.asarray(fetch(path), np.float32))
+    return instance.write(lambda path: np.asarray(dense(fetch(path)), np.float32))
 
 
 def vocabulary(tokenizer: Mapping[str, Any], size: int) -> dict[str, Any]:
