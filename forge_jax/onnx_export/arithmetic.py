@@ -1,0 +1,179 @@
+"""Primitives that work on each number by itself."""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from forge_jax.onnx_export.graph import Graph, element_type
+
+Rule = Callable[..., str]
+"""(graph, equation, *names of inputs) -> the name of the output."""
+
+
+def dtype_of(eqn: JaxprEqn, which: int = 0) -> np.dtype:
+    """The dtype of an input."""
+    return np.dtype(eqn.invars[which].aval.dtype)
+
+
+def as_type(graph: Graph, x: str, dtype: object) -> str:
+    """x in another dtype."""
+    return graph.emit("Cast", [x], {"to": element_type(dtype)})
+
+
+def plain(kind: str) -> Rule:
+    """A node of one kind with the same inputs."""
+    return lambda graph, eqn, *inputs: graph.emit(kind, inputs)
+
+
+def bits(logical: str, bitwise: str) -> Rule:
+    """One kind of node for truth values, another for integers."""
+    return lambda graph, eqn, *inputs: graph.emit(logical if dtype_of(eqn) == bool else bitwise, inputs)
+
+
+
+def remainder(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+    """The remainder with the sign of `a`, as in C."""
+    return graph.emit("Mod", [a, b], {"fmod": 1})
+
+
+def of_one(graph: Graph, eqn: JaxprEqn) -> Callable[[float], str]:
+    """Makes constants in the dtype of the first input."""
+    return lambda value: graph.constant(value, dtype_of(eqn))
+
+
+def log1p(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """log(1 + x), exact for small x: log(u) x / (u - 1) with u = 1 + x rounded (Goldberg 1991, theorem 4)."""
+    number = of_one(graph, eqn)
+    u = graph.emit("Add", [number(1), x])
+    log = graph.emit("Log", [u])
+    scaled = graph.emit("Div", [graph.emit("Mul", [log, x]), graph.emit("Sub", [u, number(1)])])
+    scaled = graph.emit("Where", [graph.emit("Greater", [x, number(1)]), log, scaled])  # x may be infinite
+    return graph.emit("Where", [graph.emit("Equal", [u, number(1)]), x, scaled])
+
+
+def expm1(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """exp(x) - 1, exact for small x: 2 t / (1 - t) with t = tanh(x / 2)."""
+    number = of_one(graph, eqn)
+    t = graph.emit("Tanh", [graph.emit("Mul", [x, number(0.5)])])
+    near = graph.emit("Div", [graph.emit("Mul", [t, number(2)]), graph.emit("Sub", [number(1), t])])
+    far = graph.emit("Sub", [graph.emit("Exp", [x]), number(1)])
+    return graph.emit("Where", [graph.emit("Greater", [x, number(1)]), far, near])
+
+
+def erfc(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """1 - erf(x)."""
+    return graph.emit("Sub", [of_one(graph, eqn)(1), graph.emit("Erf", [x])])
+
+
+def reciprocal_root(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """1 / sqrt(x)."""
+    return graph.emit("Reciprocal", [graph.emit("Sqrt", [x])])
+
+
+def integer_power(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """x to a whole power, by multiplication."""
+    power = eqn.params["y"]
+    out, square, rest = None, x, abs(power)
+    while rest:
+        if rest & 1:
+            out = square if out is None else graph.emit("Mul", [out, square])
+        rest >>= 1
+        square = graph.emit("Mul", [square, square]) if rest else square
+    if out is None:
+        raise ValueError("ONNX export: a power of 0 is not written")
+    return out if power > 0 else graph.emit("Reciprocal", [out])
+
+
+def square(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """x x."""
+    return graph.emit("Mul", [x, x])
+
+
+def rounded(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """To the nearest whole number, halves to the even one.
+
+    Raises:
+        ValueError: halves are rounded away from 0.
+    """
+    if int(eqn.params["rounding_method"]) != 1:
+        raise ValueError("ONNX export: rounding halves away from 0 is not written")
+    return graph.emit("Round", [x])
+
+
+def convert(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """Another dtype."""
+    new = eqn.params["new_dtype"]
+    return x if np.dtype(new) == dtype_of(eqn) else as_type(graph, x, new)
+
+
+def select(graph: Graph, eqn: JaxprEqn, which: str, *cases: str) -> str:
+    """Case 0 or 1, as a truth value says.
+
+    Raises:
+        ValueError: there are more cases.
+    """
+    if len(cases) != 2 or dtype_of(eqn) != bool:
+        raise ValueError(f"ONNX export: a choice among {len(cases)} cases by {dtype_of(eqn)} is not written")
+    return graph.emit("Where", [which, cases[1], cases[0]])
+
+
+def clamp(graph: Graph, eqn: JaxprEqn, low: str, x: str, high: str) -> str:
+    """x between two bounds."""
+    return graph.emit("Min", [graph.emit("Max", [x, low]), high])
+
+
+def finite(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """Whether x is neither infinite nor NaN."""
+    return graph.emit("Not", [graph.emit("Or", [graph.emit("IsInf", [x]), graph.emit("IsNaN", [x])])])
+
+
+def unequal(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+    """a != b; x != x asks for NaN."""
+    if a == b and jnp.issubdtype(dtype_of(eqn), jnp.floating):
+        return graph.emit("IsNaN", [a])
+    return graph.emit("Not", [graph.emit("Equal", [a, b])])
+
+
+def coarse(graph: Graph, eqn: JaxprEqn, x: str) -> str:
+    """x rounded to the numbers of a smaller dtype.
+
+    Raises:
+        ValueError: to other numbers than bfloat16's or float16's.
+    """
+    found = (eqn.params["exponent_bits"], eqn.params["mantissa_bits"])
+    if found not in COARSE:
+        raise ValueError(f"ONNX export: numbers of {found[0]} exponent and {found[1]} mantissa bits are not written")
+    return as_type(graph, as_type(graph, x, COARSE[found]), dtype_of(eqn))
+
+
+COARSE = {(8, 7): jnp.bfloat16, (5, 10): jnp.float16}
+SAME = {
+    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow"},
+    **{"exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "sin": "Sin", "cos": "Cos", "logistic": "Sigmoid"},
+    **{"erf": "Erf", "floor": "Floor", "ceil": "Ceil", "sign": "Sign", "abs": "Abs", "neg": "Neg"},
+    **{"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"},
+    **{"copy": "Identity", "stop_gradient": "Identity"},
+}
+RULES: Mapping[str, Rule] = {
+    **{name: plain(kind) for name, kind in SAME.items()},
+    "and": bits("And", "BitwiseAnd"),
+    "or": bits("Or", "BitwiseOr"),
+    "xor": bits("Xor", "BitwiseXor"),
+    "not": bits("Not", "BitwiseNot"),
+    "ne": unequal,
+    "rem": remainder,
+    "rsqrt": reciprocal_root,
+    "integer_pow": integer_power,
+    "square": square,
+    "log1p": log1p,
+    "expm1": expm1,
+    "erfc": erfc,
+    "round": rounded,
+    "convert_element_type": convert,
+    "select_n": select,
+    "clamp": clamp,
+    "is_finite": finite,
+    "reduce_precision": coarse,
+}

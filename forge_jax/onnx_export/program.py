@@ -1,0 +1,113 @@
+"""A decoder as one function of token ids, a mask and what was remembered, traced with sizes left open.
+
+Sizes are symbolic (`jax.export`), so one trace is good for any batch, any number of new tokens and any past. Where
+code chooses by a size, the bounds below make it choose what is right for every size, which is how it treats large ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, export
+from jax.extend.core import ClosedJaxpr
+
+from forge_jax.cache import Cache, Places, Slab, memories, place_key
+from forge_jax.decoder import Inputs, forward
+from forge_jax.ops import Context
+from forge_jax.params import Tree
+from forge_jax.spec import ModelSpec
+
+NAMES = ("batch_size", "sequence_length", "past_sequence_length")
+LARGE = ("batch_size >= 1024", "sequence_length >= 1048576", "past_sequence_length >= 1073741824")
+CONTEXT = Context(experts="every")  # other ways to multiply by experts choose by numbers that are open here
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class State:
+    """One array that a layer remembers: the graph's input of it, and its output. Shapes may be symbolic."""
+
+    layer: int
+    branch: str
+    name: str
+    slab: Slab
+    key: str | None
+    """Which places its slots are of; None: it has none of its own."""
+    past: str
+    present: str
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The traced function: parameters, ids [B, T], mask [B, P + T], positions [B, T] and states to logits and states."""
+
+    jaxpr: ClosedJaxpr
+    states: tuple[State, ...]
+    shapes: dict[str, tuple[Any, ...]]
+    """Of every input and output but the parameters, by its name."""
+
+
+def states(spec: ModelSpec, batch: Any, tokens: Any, past: Any) -> Iterator[State]:
+    """Everything that the layers remember.
+
+    Keys and values have the names that they have elsewhere, where a layer has only one pair of them.
+    """
+    found = list(memories(spec))
+    for layer, branch, op, slabs in found:
+        paired = [i for i, _, _, other in found if i == layer and {"k", "v"} <= other.keys()]
+        for name, slab in slabs.items():
+            names = f"past_states.{layer}.{branch}.{name}", f"present_states.{layer}.{branch}.{name}"
+            if paired == [layer] and name in ("k", "v") and slab.slots:
+                long = {"k": "key", "v": "value"}[name]
+                names = f"past_key_values.{layer}.{long}", f"present.{layer}.{long}"
+            shape = lambda length, slab=slab: (  # noqa: E731
+                (batch, *slab.shape[:-1], -(-length // (slab.every or 1)), slab.shape[-1])
+                if slab.slots
+                else (batch, *slab.shape)
+            )
+            key = place_key(op) if slab.slots and slab.every is None else None
+            yield State(layer, branch, name, slab, key, *names, shape(past), shape(past + tokens))
+
+
+def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
+    """Trace `forward` with a cache of just the tokens there are.
+
+    In the cache a token of order p is in slot p, whatever padding stood before it; a row's slots past its last token
+    hold nothing. Which token is the how manieth of its row, the mask says.
+
+    Args:
+        params: the parameters, or what only has their shapes and dtypes.
+        dtype: of the slots. Running states are float32.
+    """
+    batch, tokens, past = export.symbolic_shape(", ".join(NAMES), constraints=LARGE)
+    held = tuple(states(spec, batch, tokens, past))
+    shapes = {"input_ids": (batch, tokens), "attention_mask": (batch, past + tokens), "position_ids": (batch, tokens)}
+
+    def run(params: Tree, ids_BT: Array, mask_BS: Array, position_BT: Array, before: tuple[Array, ...]):
+        slot_1S = jnp.arange(past + tokens, dtype=jnp.int32)[None]
+        count_B1 = mask_BS[:, :past].sum(1, keepdims=True, dtype=jnp.int32)
+        new_BT = mask_BS[:, past:]
+        order_BT = jnp.where(new_BT > 0, count_B1 + jnp.cumsum(new_BT, 1, dtype=jnp.int32) - 1, -1)
+        order_BS = jnp.where(slot_1S < count_B1, slot_1S, -1)
+        places = {state.key: Places(order_BS, jnp.zeros_like(order_BS)) for state in held if state.key is not None}
+        layers: tuple[dict[str, dict[str, Array]], ...] = tuple({} for _ in spec.layers)
+        for state, x in zip(held, before, strict=True):
+            more = [(0, new - old) for new, old in zip(state.after, state.before, strict=True)]
+            layers[state.layer].setdefault(state.branch, {})[state.name] = jnp.pad(x, more)
+        call = Inputs(ids_BT, order_BT, coords_BTC=position_BT[..., None])
+        logits_BTV, cache = forward(spec, params, call, Cache(places, layers), CONTEXT)
+        after = () if cache is None else cache.layers
+        return logits_BTV, tuple(after[state.layer][state.branch][state.name] for state in held)
+
+    whole = jax.ShapeDtypeStruct
+    before = tuple(whole(s.before, dtype if s.slab.slots else jnp.float32) for s in held)
+    abstract = jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype), params)
+    jaxpr, (logits, _) = jax.make_jaxpr(run, return_shape=True)(
+        abstract, *(whole(shapes[name], jnp.int32) for name in INPUTS), before
+    )
+    shapes |= {state.past: state.before for state in held} | {"logits": logits.shape}
+    return Program(jaxpr, held, shapes | {state.present: state.after for state in held})

@@ -1,0 +1,170 @@
+"""The ONNX file of a traced decoder: parameters as initializers under our paths, what it says of itself as metadata.
+
+Parameters go inside the file, or one at a time to a file beside it where they are more than protobuf can hold.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converters.files import atomic_write
+from forge_jax.onnx_export.arithmetic import as_type
+from forge_jax.onnx_export.graph import Graph, element_type
+from forge_jax.onnx_export.lowering import run
+from forge_jax.onnx_export.program import INPUTS, Program, State, trace
+from forge_jax.params import Tree
+from forge_jax.spec import ModelSpec
+
+INLINE = 1_500_000_000  # bytes of parameters that a file holds itself; protobuf ends at 2 GiB
+ALIGNMENT = 4096  # of what can be mapped into memory
+IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10}  # of each opset, as the ONNX release that brought it has it
+OPSETS = tuple(IR_VERSION)
+
+
+def leaves_of(params: Tree) -> dict[str, Any]:
+    """Every array by its path; a leaf that is made of several, as packed ones are, gives each its own."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def write_onnx(
+    path: Path,
+    spec: ModelSpec,
+    params: Tree,
+    *,
+    opset: int,
+    dtype: Any,
+    metadata: Mapping[str, Any],
+    inline: int = INLINE,
+) -> None:
+    """Write the decoder with parameters of `dtype`; those with more than `inline` bytes go to `<path>.data`.
+
+    Raises:
+        ValueError: an opset that is not written, or a model that has something that is not.
+        OSError: the disk is full; nothing is left behind.
+    """
+    if opset not in IR_VERSION:
+        raise ValueError(f"ONNX export: opset {opset} is not written; expected one of {', '.join(map(str, OPSETS))}")
+    cast = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: cast_leaf(leaf, dtype), tree), params)
+    program, leaves = trace(spec, cast, dtype), leaves_of(params)
+    graph, outputs = lowered(program, tuple(leaves))
+    model = helper.make_model(
+        protobuf(graph, program, outputs), opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION[opset]
+    )
+    model.producer_name = "forge-jax"
+    used = {name for node in model.graph.node for name in inputs_of(node)}
+    kept = {name: leaf for name, leaf in leaves.items() if name in used}
+    said = {**metadata, "parameters": {name: name for name in kept}, "states": described(program.states)}
+    helper.set_model_props(model, {f"forge.{key}": json.dumps(value, sort_keys=True) for key, value in said.items()})
+    write_file(path, model, kept, dtype, inline)
+
+
+def cast_leaf(leaf: Any, dtype: Any) -> Any:
+    """A parameter in the dtype that is computed in; codes of packed ones stay."""
+    return leaf.astype(dtype) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else leaf
+
+
+def described(states: Sequence[State]) -> dict[str, Any]:
+    """What each input that stands for something remembered is, for those who read the file."""
+    return {
+        state.past: {
+            "present": state.present,
+            "layer": state.layer,
+            "branch": state.branch,
+            "name": state.name,
+            "shape": list(state.slab.shape),
+            "slots": state.slab.slots,
+            "every": state.slab.every,
+        }
+        for state in states
+    }
+
+
+# ------------------------------------------------------------------------------------------------ the graph
+def lowered(program: Program, parameters: Sequence[str]) -> tuple[Graph, list[str]]:
+    """The graph of a program, and the names in it of the program's outputs."""
+    graph = Graph()
+    batch, tokens = program.shapes["input_ids"]
+    first = lambda name, axis: graph.emit(  # noqa: E731
+        "Gather", [graph.emit("Shape", [name]), graph.numbers([axis])]
+    )
+    graph.sizes[str(batch)], graph.sizes[str(tokens)] = first("input_ids", 0), first("input_ids", 1)
+    past = program.shapes["attention_mask"][1] - tokens
+    graph.sizes[str(past)] = graph.emit("Sub", [first("attention_mask", 1), graph.sizes[str(tokens)]])
+    narrow = [as_type(graph, name, np.int32) for name in INPUTS]
+    return graph, run(graph, program.jaxpr, [*parameters, *narrow, *(state.past for state in program.states)])
+
+
+def protobuf(graph: Graph, program: Program, made: Sequence[str]) -> onnx.GraphProto:
+    """The graph with its inputs and outputs, without what no output needs."""
+    outputs = ["logits", *(state.present for state in program.states)]
+    nodes = [*graph.nodes, *(helper.make_node("Identity", [x], [y]) for x, y in zip(made, outputs, strict=True))]
+    nodes = needed(nodes, set(outputs))
+    used = {name for node in nodes for name in inputs_of(node)}
+    dtypes = {"logits": np.float32} | dict.fromkeys(INPUTS, np.int64)
+    flat = dict(zip([s.past for s in program.states], program.jaxpr.in_avals[-len(program.states) :], strict=True))
+    dtypes |= {s.past: flat[s.past].dtype for s in program.states} | {s.present: flat[s.past].dtype for s in program.states}
+    info = lambda name: helper.make_tensor_value_info(  # noqa: E731
+        name, element_type(dtypes[name]), [d if isinstance(d, int) else str(d) for d in program.shapes[name]]
+    )
+    inputs = [name for name in (*INPUTS, *(state.past for state in program.states)) if name in used]
+    constants = [numpy_helper.from_array(x, name) for name, x in graph.initializers.items() if name in used]
+    return helper.make_graph(nodes, "decoder", [*map(info, inputs)], [*map(info, outputs)], constants)
+
+
+def inputs_of(node: onnx.NodeProto) -> Iterable[str]:
+    """The names that a node, or a graph in it, reads."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield from (name for inner in attribute.g.node for name in inputs_of(inner))
+
+
+def needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that the wanted names come from, in order."""
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            wanted.update(inputs_of(node))
+            kept.append(node)
+    return kept[::-1]
+
+
+# ------------------------------------------------------------------------------------------------ the file
+def write_file(path: Path, model: onnx.ModelProto, leaves: Mapping[str, Any], dtype: Any, inline: int) -> None:
+    """Write the model with its parameters, all or nothing."""
+    types = {name: jax.eval_shape(lambda x: cast_leaf(x, dtype), leaf).dtype for name, leaf in leaves.items()}
+    values = lambda name: np.ascontiguousarray(np.asarray(leaves[name]).astype(types[name], copy=False))  # noqa: E731
+    sizes = {name: math.prod(leaf.shape) * types[name].itemsize for name, leaf in leaves.items()}
+    tensors = {
+        name: onnx.TensorProto(name=name, data_type=element_type(types[name]), dims=leaf.shape)
+        for name, leaf in leaves.items()
+    }
+    if sum(sizes.values()) <= inline:
+        for name, tensor in tensors.items():
+            tensor.raw_data = values(name).tobytes()
+        model.graph.initializer.extend(tensors.values())
+        with atomic_write(path) as file:
+            file.write(model.SerializeToString())
+        return
+    beside, end, offsets = path.with_name(path.name + ".data"), 0, {}
+    for name, tensor in tensors.items():
+        offsets[name] = -(-end // ALIGNMENT) * ALIGNMENT
+        end = offsets[name] + sizes[name]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        where = {"location": beside.name, "offset": offsets[name], "length": sizes[name]}
+        tensor.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in where.items())
+    model.graph.initializer.extend(tensors.values())
+    with atomic_write(path) as file:
+        file.write(model.SerializeToString())
+        with atomic_write(beside, end) as data:
+            for name in tensors:
+                data.write(b"\0" * (offsets[name] - data.tell()))
+                data.write(values(name).data.cast("B"))
