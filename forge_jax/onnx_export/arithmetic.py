@@ -108,6 +108,15 @@ def convert(graph: Graph, eqn: JaxprEqn, x: str) -> str:
     return x if np.dtype(new) == dtype_of(eqn) else as_type(graph, x, new)
 
 
+def either(graph: Graph, which: str, then: str, otherwise: str, kind: np.dtype) -> str:
+    """One or the other for each number, as a truth value says."""
+    if kind != bool:
+        return graph.emit("Where", [which, then, otherwise])
+    # onnxruntime has no Where of truth values
+    then, otherwise = graph.emit("And", [which, then]), graph.emit("And", [graph.emit("Not", [which]), otherwise])
+    return graph.emit("Or", [then, otherwise])
+
+
 def select(graph: Graph, eqn: JaxprEqn, which: str, *cases: str) -> str:
     """Case 0 or 1, as a truth value says.
 
@@ -116,7 +125,7 @@ def select(graph: Graph, eqn: JaxprEqn, which: str, *cases: str) -> str:
     """
     if len(cases) != 2 or dtype_of(eqn) != bool:
         raise ValueError(f"ONNX export: a choice among {len(cases)} cases by {dtype_of(eqn)} is not written")
-    return graph.emit("Where", [which, cases[1], cases[0]])
+    return either(graph, which, cases[1], cases[0], dtype_of(eqn, 1))
 
 
 def clamp(graph: Graph, eqn: JaxprEqn, low: str, x: str, high: str) -> str:

@@ -6,7 +6,7 @@ from functools import reduce
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from forge_jax.onnx_export.arithmetic import Rule, as_type, dtype_of
+from forge_jax.onnx_export.arithmetic import Rule, as_type, dtype_of, either
 from forge_jax.onnx_export.graph import Graph, Size
 from forge_jax.onnx_export.shapes import counted, cut, expanded, reshaped, result, sizes_of, transposed
 
@@ -25,12 +25,13 @@ class Index:
     def __init__(self, graph: Graph, eqn: JaxprEqn, indices: str, axes: Sequence[int], batching: Sequence[int]) -> None:
         numbers = eqn.params["dimension_numbers"]
         self.graph, self.array = graph, sizes_of(eqn)
-        self.shape = sizes_of(eqn, 1)[:-1]
+        self.shape = sizes_of(eqn, 1)[:-1] or (1,)
         self.drops = eqn.params["mode"].name == "FILL_OR_DROP"
         self.clips = eqn.params["mode"].name == "CLIP"
         self.axes = [*numbers.operand_batching_dims, *axes]
         self.rest = [i for i in range(len(self.array)) if i not in self.axes]
         indices = as_type(graph, indices, np.int64)
+        indices = indices if len(sizes_of(eqn, 1)) > 1 else graph.emit("Unsqueeze", [indices, graph.numbers([0])])
         columns = [graph.emit("Gather", [indices, graph.constant(i, np.int64)], {"axis": -1}) for i in range(len(axes))]
         self.inside = self._inside(columns) if self.drops else None
         self.columns = [self._along(axis) for axis in batching]
@@ -100,6 +101,7 @@ def gather(graph: Graph, eqn: JaxprEqn, x: str, indices: str) -> str:
     else:
         x = transposed(graph, x, [*index.axes, *index.rest])
         y = graph.emit("GatherND", [x, index.joined(index.columns)])
+    y = y if len(sizes_of(eqn, 1)) > 1 else graph.emit("Squeeze", [y, graph.numbers([0])])
     after = result(eqn)
     kept = [axis for axis in range(len(index.array)) if axis not in numbers.collapsed_slice_dims]
     kept = [axis for axis in kept if axis not in numbers.operand_batching_dims]
@@ -113,18 +115,18 @@ def gather(graph: Graph, eqn: JaxprEqn, x: str, indices: str) -> str:
     if index.inside is not None:
         seen = [after[out] if out in outer else 1 for out in sorted(outs)]
         inside = reshaped(graph, index.inside, index.shape, seen)
-        y = graph.emit("Where", [inside, y, fill(graph, eqn)])
+        y = either(graph, inside, y, fill(graph, eqn), dtype_of(eqn))
     return reshaped(graph, y, bare, after)
 
 
 def one_slice(graph: Graph, eqn: JaxprEqn, x: str, indices: str) -> str:
     """The slice that one index points to."""
     windows = eqn.params["slice_sizes"]
-    for i, axis in enumerate(eqn.params["dimension_numbers"].start_index_map):
-        if windows[axis] != sizes_of(eqn)[axis]:
-            start = graph.emit("Gather", [indices, graph.constant(i, np.int64)])
-            start = bounded(graph, start, sizes_of(eqn)[axis], windows[axis])
-            x = cut(graph, x, start, graph.emit("Add", [start, graph.size(windows[axis])]), [axis])
+    starts = {
+        axis: graph.emit("Gather", [indices, graph.constant(i, np.int64)])
+        for i, axis in enumerate(eqn.params["dimension_numbers"].start_index_map)
+    }
+    x = sliced(graph, x, sizes_of(eqn), windows, starts)
     return reshaped(graph, x, windows, result(eqn))
 
 
@@ -147,6 +149,8 @@ def scatter(reduction: str) -> Rule:
         windows: list[Size] = [1] * len(sizes)
         for axis, out in zip(kept, numbers.update_window_dims, strict=True):
             windows[axis] = updates[out]
+        if len(sizes_of(eqn, 1)) == 1 and any(windows[axis] != 1 for axis in numbers.scatter_dims_to_operand_dims):
+            return one_update(graph, eqn, x, indices, new, windows, reduction)
         axes = chosen(eqn, windows, numbers.scatter_dims_to_operand_dims, numbers.inserted_window_dims)
         index = Index(graph, eqn, indices, axes, numbers.scatter_indices_batching_dims)
         order = [*index.axes, *index.rest]
@@ -183,31 +187,62 @@ def bounded(graph: Graph, start: str, size: Size, part: Size) -> str:
     return graph.emit("Min", [start, graph.size(size - part)])
 
 
-def dynamic_slice(graph: Graph, eqn: JaxprEqn, x: str, *starts: str) -> str:
-    """A slice that begins where numbers say."""
-    for axis, (size, part) in enumerate(zip(sizes_of(eqn), eqn.params["slice_sizes"], strict=True)):
+def sliced(graph: Graph, x: str, sizes: Sequence[Size], parts: Sequence[Size], starts: Mapping[int, str]) -> str:
+    """The slice of some sizes that begins where numbers say; axes that it has all of need none."""
+    for axis, (size, part) in enumerate(zip(sizes, parts, strict=True)):
         if size != part:
             start = bounded(graph, starts[axis], size, part)
             x = cut(graph, x, start, graph.emit("Add", [start, graph.size(part)]), [axis])
     return x
 
 
-def dynamic_update_slice(graph: Graph, eqn: JaxprEqn, x: str, new: str, *starts: str) -> str:
-    """The array with a slice replaced: what stands before, the slice, what stands after, axis by axis."""
-    sizes, parts = sizes_of(eqn), sizes_of(eqn, 1)
+def replaced(
+    graph: Graph, x: str, sizes: Sequence[Size], parts: Sequence[Size], starts: Mapping[int, str], new: str
+) -> str:
+    """x with such a slice replaced: what stands before, the slice, what stands after, axis by axis."""
     moving = [axis for axis in range(len(sizes)) if sizes[axis] != parts[axis]]
 
-    def replaced(x: str, axes: Sequence[int]) -> str:
+    def along(x: str, axes: Sequence[int]) -> str:
         if not axes:
             return new
         axis, end = axes[0], graph.numbers([np.iinfo(np.int64).max])
         start = bounded(graph, starts[axis], sizes[axis], parts[axis])
         stop = graph.emit("Add", [start, graph.size(parts[axis])])
         before, after = cut(graph, x, graph.numbers([0]), start, [axis]), cut(graph, x, stop, end, [axis])
-        middle = replaced(cut(graph, x, start, stop, [axis]), axes[1:]) if axes[1:] else new
+        middle = along(cut(graph, x, start, stop, [axis]), axes[1:])
         return graph.emit("Concat", [before, middle, after], {"axis": axis})
 
-    return replaced(x, moving)
+    return along(x, moving)
+
+
+def dynamic_slice(graph: Graph, eqn: JaxprEqn, x: str, *starts: str) -> str:
+    """A slice that begins where numbers say."""
+    return sliced(graph, x, sizes_of(eqn), eqn.params["slice_sizes"], dict(enumerate(starts)))
+
+
+def dynamic_update_slice(graph: Graph, eqn: JaxprEqn, x: str, new: str, *starts: str) -> str:
+    """The array with a slice replaced."""
+    return replaced(graph, x, sizes_of(eqn), sizes_of(eqn, 1), dict(enumerate(starts)), new)
+
+
+def one_update(
+    graph: Graph, eqn: JaxprEqn, x: str, indices: str, new: str, windows: Sequence[Size], reduction: str
+) -> str:
+    """A scatter to the slice that one index points to; all of it is dropped if it is not in the array."""
+    sizes, columns = sizes_of(eqn), {}
+    for i, axis in enumerate(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims):
+        columns[axis] = graph.emit("Gather", [indices, graph.constant(i, np.int64)])
+    new = reshaped(graph, new, sizes_of(eqn, 2), windows)
+    if reduction == "add":
+        new = graph.emit("Add", [sliced(graph, x, sizes, windows, columns), new])
+    y = replaced(graph, x, sizes, windows, columns, new)
+    if eqn.params["mode"].name != "FILL_OR_DROP":
+        return y
+    moved = [
+        graph.emit("Equal", [as_type(graph, start, np.int64), bounded(graph, start, sizes[axis], windows[axis])])
+        for axis, start in columns.items()
+    ]
+    return either(graph, reduce(lambda a, b: graph.emit("And", [a, b]), moved), y, x, dtype_of(eqn))
 
 
 RULES: Mapping[str, Rule] = {

@@ -15,13 +15,11 @@ from jax.extend.core import ClosedJaxpr
 
 from forge_jax.cache import Cache, Places, Slab, memories, place_key
 from forge_jax.decoder import Inputs, forward
-from forge_jax.ops import Context
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
 NAMES = ("batch_size", "sequence_length", "past_sequence_length")
 LARGE = ("batch_size >= 1024", "sequence_length >= 1048576", "past_sequence_length >= 1073741824")
-CONTEXT = Context(experts="every")  # other ways to multiply by experts choose by numbers that are open here
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -99,7 +97,7 @@ def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
             more = [(0, new - old) for new, old in zip(state.after, state.before, strict=True)]
             layers[state.layer].setdefault(state.branch, {})[state.name] = jnp.pad(x, more)
         call = Inputs(ids_BT, order_BT, coords_BTC=position_BT[..., None])
-        logits_BTV, cache = forward(spec, params, call, Cache(places, layers), CONTEXT)
+        logits_BTV, cache = forward(spec, params, call, Cache(places, layers))
         after = () if cache is None else cache.layers
         return logits_BTV, tuple(after[state.layer][state.branch][state.name] for state in held)
 

@@ -11,6 +11,7 @@ from jax import Array
 
 from forge_jax.cache import Slots, put
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.chunks import pieces
 from forge_jax.ops.indexer import BLOCK, UNSEEN, top
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
@@ -64,13 +65,14 @@ def blockwise(
     op: Blocks, params: Tree, q_BTIH: Array, key_BSH: Array, order_BS: Array, span_BS: Array, first_B: Array, call: Call
 ) -> Array:
     """[B, I, T, S]: for each query the tokens of the blocks that it chose, S filled up to whole blocks."""
-    fill = -key_BSH.shape[1] % op.size
+    count = -(-key_BSH.shape[1] // op.size)
+    fill = count * op.size - key_BSH.shape[1]
     key_BSH = jnp.pad(key_BSH, ((0, 0), (0, fill), (0, 0)))
     order_BS, span_BS = (
         jnp.pad(order_BS, ((0, 0), (0, fill)), constant_values=-1),
         jnp.pad(span_BS, ((0, 0), (0, fill))),
     )
-    b, count = key_BSH.shape[0], key_BSH.shape[1] // op.size
+    b = key_BSH.shape[0]
     block_BC = first_B[:, None] + jnp.arange(count)[None]
 
     def best(q_BTIH: Array, order_BT: Array, span_BT: Array) -> Array:
@@ -96,6 +98,6 @@ def blockwise(
         return (picked_BTC | behind_BTC)[:, None]
 
     choose = best if op.score == "best" else mean
-    cuts = [slice(start, start + BLOCK) for start in range(0, q_BTIH.shape[1], BLOCK)]
-    picked = [choose(q_BTIH[:, rows], call.order_BT[:, rows], call.span_BT[:, rows]) for rows in cuts]
+    runs = pieces(q_BTIH.shape[1], BLOCK)
+    picked = [choose(q_BTIH[:, rows], call.order_BT[:, rows], call.span_BT[:, rows]) for rows in runs]
     return jnp.repeat(jnp.concatenate(picked, 2), op.size, axis=-1)

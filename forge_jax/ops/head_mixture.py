@@ -8,7 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, export
 
 from forge_jax.ops.attention import attended, new_tokens, query_length
 from forge_jax.ops.call import Call, Context
@@ -43,6 +43,8 @@ def through(x_RI: Array, w_EIO: Weight, ids_R: Array, split: str) -> Array:
     """Each row through the linear map of the expert it chose; `split` is the equation of one."""
 
     by_blocks = partial(grouped, split=split)
+    if export.is_symbolic_dim(ids_R.shape[0]):
+        return by_blocks(x_RI, w_EIO, ids_R)
     return jax.lax.platform_dependent(x_RI, w_EIO, ids_R, cpu=by_blocks, default=ragged)
 
 

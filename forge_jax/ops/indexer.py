@@ -1,11 +1,13 @@
 """Sparse attention's indexer: a cheap score of every token for every query, of which the best are looked at."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.ops.chunks import pieces
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate, rotate_last
 from forge_jax.params import Tree
@@ -31,7 +33,15 @@ def top(score: Array, count: int) -> Array:
     if score.shape[-1] <= count:
         return score > UNSEEN
     _, ids = jax.lax.top_k(score, count)
-    return jnp.put_along_axis(jnp.zeros(score.shape, bool), ids, True, -1, inplace=False) & (score > UNSEEN)
+    return put_last(jnp.zeros(score.shape, bool), ids, True) & (score > UNSEEN)
+
+
+def put_last(x: Array, ids: Array, values: Array | bool) -> Array:
+    """x with other values at places of the last axis, [..., K] of [..., S]; a place past the end is dropped."""
+    count = math.prod(x.shape[:-1])
+    rows, ids = x.reshape(count, x.shape[-1]), ids.reshape(count, ids.shape[-1])
+    new = values if isinstance(values, bool) else values.reshape(ids.shape)
+    return rows.at[jnp.arange(count)[:, None], ids].set(new, mode="drop").reshape(x.shape)
 
 
 def pick(
@@ -54,7 +64,6 @@ def pick(
             parts.append(jnp.where(visible[:, rows], z, UNSEEN))
         return jnp.concatenate(parts, -1)
 
-    runs = (slice(start, start + BLOCK) for start in range(0, q_BTNH.shape[1], BLOCK))
-    picked = jnp.concatenate([top(score(rows), op.top_k) for rows in runs], 1)
+    picked = jnp.concatenate([top(score(rows), op.top_k) for rows in pieces(q_BTNH.shape[1], BLOCK)], 1)
     cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return [mask & part for mask, part in zip(seen, jnp.split(picked, cuts, -1), strict=True)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, export
 
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.experts import dispatched
@@ -60,7 +60,12 @@ def every_expert(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: A
 
 
 def block_size(rows: int, experts: int) -> int:
-    """Tokens that are multiplied together: about half of what an expert gets on average, a power of two."""
+    """Tokens that are multiplied together: about half of what an expert gets on average, a power of two.
+
+    One where the number of rows is left open (a symbolic dimension of `jax.export`).
+    """
+    if export.is_symbolic_dim(rows):
+        return 1
     return min(LARGEST, 1 << max(rows // experts, 1).bit_length() - 1)
 
 
@@ -150,13 +155,19 @@ def places(ids_R: Array, experts: int, size: int, count: int) -> tuple[Array, Ar
 
 
 def best(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:
-    """The path that suits the device and the number of tokens: see docs/benchmarks.md."""
+    """The path that suits the device and the number of tokens: see docs/benchmarks.md.
+
+    Where that number is left open, the program decides between copying few weights and reading all.
+    """
     rows, experts = ids_NX.size, params["up"].shape[0]
-    wide = gathered if 8 * rows <= experts else ragged if rows <= experts else every_expert
 
     def run(path: Callable[..., Array]) -> Callable[..., Array]:
         return lambda params, x, ids, weight: path(op, params, x, ids, weight, ctx)
 
+    if export.is_symbolic_dim(rows):
+        few = 4 * jnp.asarray(rows) <= experts
+        return jax.lax.cond(few, run(gathered), run(every_expert), params, x_ND, ids_NX, weight_NX)
+    wide = gathered if 8 * rows <= experts else ragged if rows <= experts else every_expert
     return jax.lax.platform_dependent(params, x_ND, ids_NX, weight_NX, cpu=run(grouped), default=run(wide))
 
 

@@ -12,6 +12,7 @@ from forge_jax.cache import place_key
 from forge_jax.ops.attention import HIDDEN, Keys, attend, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.heads import project, turned
+from forge_jax.ops.indexer import put_last
 from forge_jax.params import Tree
 from forge_jax.spec import Selective
 from forge_jax.tensor import contract, dense
@@ -35,9 +36,7 @@ def selected(parts: Sequence[Keys], keep: int) -> Sequence[Keys]:
     every = jnp.concatenate(merit, -1)
     # exactly `keep` of them, the earliest of equals: repeated tokens are equals in the first layer
     _, best = jax.lax.top_k(every, keep)
-    kept = jnp.put_along_axis(
-        jnp.full_like(every, HIDDEN), best, jnp.take_along_axis(every, best, -1), -1, inplace=False
-    )
+    kept = put_last(jnp.full_like(every, HIDDEN), best, jnp.take_along_axis(every, best, -1))
     cuts = list(itertools.accumulate(m.shape[-1] for m in merit))[:-1]
     return [replace(part, bias_BN1S=m) for part, m in zip(parts, jnp.split(kept, cuts, -1), strict=True)]
 
