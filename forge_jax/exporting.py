@@ -1,8 +1,9 @@
-"""A model back to files: a HuggingFace directory, one safetensors file, GGUF, orbax. Part of the front.
+"""A model back to files: a HuggingFace directory, one safetensors file, GGUF, orbax, ONNX. Part of the front.
 
 Every writer but orbax streams: one tensor is on the host at a time. A file is there whole or not at all.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from converters.orbax import PARAMS, write_orbax
 from converters.packed.leaves import FILE as PACKED
 from converters.packed.leaves import split as leaves_as_arrays
 from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
-from forge_jax.loading import Model, narrowed
+from forge_jax.loading import DTYPES, Model, narrowed
 from forge_jax.params import abstract, flatten
 from forge_jax.tensor import Lora, dense
 
@@ -203,6 +204,47 @@ def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False
         if packed:
             write_json(part / PACKED, packed)
     return Path(directory)
+
+
+def export_onnx(
+    model: Model, path: str | Path, *, opset: int = 18, dtype: str = "float32", overwrite: bool = False
+) -> Path:
+    """Write an ONNX graph of the decoder with its cache, for onnxruntime and what reads the files of optimum.
+
+    A path that ends in .onnx is a file; any other is a directory, which gets model.onnx, the config and the tokenizer.
+    Weights of more than 1.5 GB go to a file beside the graph, `<name>.onnx.data`. See docs/onnx.md for inputs and
+    outputs. Leaves that are quantised or adapted go as they are and are computed with as here.
+
+    Args:
+        opset: 18 to 21.
+        dtype: of weights, cache and most numbers: float32, bfloat16 (few kernels on CPUs), float16, or stored (that of
+            the embedding in the checkpoint).
+        overwrite: replace a directory that holds files.
+
+    Raises:
+        FileExistsError: the directory is there and not empty, and `overwrite` is false.
+        ImportError: onnx is not installed.
+        ValueError: an unknown opset or dtype, or a primitive of JAX that has no ONNX form (names it and its op).
+        OSError: the disk is full; nothing is left behind.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise ImportError('ONNX files need onnx: pip install "forge-jax[onnx]"')
+    from forge_jax.onnx_export.writing import write_onnx
+
+    own_leaves(model)
+    named, path = embedding_dtype(model, dtype), Path(path)
+
+    def write(file: Path) -> None:
+        config = hf_config(model, named)
+        write_onnx(file, model.spec, model.params, opset=opset, dtype=DTYPES[named], metadata={"config": config})
+
+    if path.suffix == ".onnx":
+        write(path)
+        return path
+    with atomic_directory(path, overwrite=overwrite) as part:
+        write_sides(model, part, named)
+        write(part / "model.onnx")
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,9 +15,9 @@ from forge_jax.cli import options
 if TYPE_CHECKING:
     from forge_jax.loading import Model
 
-KINDS = ("huggingface", "safetensors", "gguf", "orbax")
+KINDS = ("huggingface", "safetensors", "gguf", "orbax", "onnx")
 PACKED = ("packed", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4")
-FILES = {".safetensors": "safetensors", ".gguf": "gguf"}
+FILES = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx"}
 DTYPES = ("stored", "float32", "bfloat16", "float16")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -36,7 +36,7 @@ def add(commands: options.Commands) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a directory, a file or a hub id")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the file or directory to write")
     parser.add_argument(
-        "--to", choices=(*KINDS, *PACKED), help="what to write (by TARGET: .gguf, .safetensors, or huggingface)"
+        "--to", choices=(*KINDS, *PACKED), help="what to write (TARGET tells .gguf, .safetensors and .onnx)"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights, not for GGUF (stored: as in the source)")
     parser.add_argument("--type", help="of the matrices of a GGUF, such as F16, Q8_0, Q4_K_M (as most of the source)")
@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     model = options.load(args, args.source, "stored")
     write(model, kind, args, shard)
     options.show_files(args.target)
+    beside = args.target.with_name(args.target.name + ".data")
+    if kind == "onnx" and beside.exists():  # the weights of a large file
+        options.show_files(beside)
     return 0
 
 
@@ -67,7 +70,7 @@ def check(args: argparse.Namespace, kind: str) -> None:
     for option, value, kinds in (
         ("--type", args.type, ("gguf",)),
         ("--importance", args.importance, ("gguf",)),
-        ("--dtype", args.dtype, ("huggingface", "safetensors")),
+        ("--dtype", args.dtype, ("huggingface", "safetensors", "onnx")),
         ("--max-shard-size", args.max_shard_size, ("huggingface", *PACKED)),
     ):
         if value is not None and kind not in kinds:
@@ -97,6 +100,8 @@ def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> No
             exporting.export_gguf(model, args.target, type=args.type or usual_type(model), importance=importance)
         case "orbax":
             exporting.export_orbax(model, args.target, overwrite=args.overwrite)
+        case "onnx":
+            exporting.export_onnx(model, args.target, dtype=args.dtype or "float32", overwrite=args.overwrite)
         case method:
             method = "auto" if method == "packed" else method
             export_packed(model, args.target, method=method, max_shard_bytes=shard, overwrite=args.overwrite)

@@ -4,17 +4,10 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal
 
+from forge_jax.onnx_export.equations import TRUTH, Rule, dtype_of, result, sizes_of
 from forge_jax.onnx_export.graph import Graph, element_type
-
-Rule = Callable[..., str]
-"""(graph, equation, *names of inputs) -> the name of the output."""
-
-
-def dtype_of(eqn: JaxprEqn, which: int = 0) -> np.dtype:
-    """The dtype of an input."""
-    return np.dtype(eqn.invars[which].aval.dtype)
 
 
 def as_type(graph: Graph, x: str, dtype: object) -> str:
@@ -29,8 +22,7 @@ def plain(kind: str) -> Rule:
 
 def bits(logical: str, bitwise: str) -> Rule:
     """One kind of node for truth values, another for integers."""
-    return lambda graph, eqn, *inputs: graph.emit(logical if dtype_of(eqn) == bool else bitwise, inputs)
-
+    return lambda graph, eqn, *inputs: graph.emit(logical if dtype_of(eqn) == TRUTH else bitwise, inputs)
 
 
 def remainder(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
@@ -105,12 +97,30 @@ def rounded(graph: Graph, eqn: JaxprEqn, x: str) -> str:
 def convert(graph: Graph, eqn: JaxprEqn, x: str) -> str:
     """Another dtype."""
     new = eqn.params["new_dtype"]
-    return x if np.dtype(new) == dtype_of(eqn) else as_type(graph, x, new)
+    y = x if np.dtype(new) == dtype_of(eqn) else as_type(graph, x, new)
+    if x in graph.root.zeros:
+        graph.root.zeros.add(y)
+    return y
+
+
+def greater(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+    """a > b. Nothing is above infinity: so a number that only makes a step wait for another is found out."""
+    y = graph.emit("Greater", [a, b])
+    if isinstance(eqn.invars[1], Literal) and np.ndim(eqn.invars[1].val) == 0 and eqn.invars[1].val == np.inf:
+        graph.root.zeros.add(y)
+    return y
+
+
+def add(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+    """a + b."""
+    if b in graph.root.zeros and sizes_of(eqn) == result(eqn):
+        return a
+    return graph.emit("Add", [a, b])
 
 
 def either(graph: Graph, which: str, then: str, otherwise: str, kind: np.dtype) -> str:
     """One or the other for each number, as a truth value says."""
-    if kind != bool:
+    if kind != TRUTH:
         return graph.emit("Where", [which, then, otherwise])
     # onnxruntime has no Where of truth values
     then, otherwise = graph.emit("And", [which, then]), graph.emit("And", [graph.emit("Not", [which]), otherwise])
@@ -123,7 +133,7 @@ def select(graph: Graph, eqn: JaxprEqn, which: str, *cases: str) -> str:
     Raises:
         ValueError: there are more cases.
     """
-    if len(cases) != 2 or dtype_of(eqn) != bool:
+    if len(cases) != 2 or dtype_of(eqn) != TRUTH:
         raise ValueError(f"ONNX export: a choice among {len(cases)} cases by {dtype_of(eqn)} is not written")
     return either(graph, which, cases[1], cases[0], dtype_of(eqn, 1))
 
@@ -159,10 +169,10 @@ def coarse(graph: Graph, eqn: JaxprEqn, x: str) -> str:
 
 COARSE = {(8, 7): jnp.bfloat16, (5, 10): jnp.float16}
 SAME = {
-    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow"},
+    **{"sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow"},
     **{"exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "sin": "Sin", "cos": "Cos", "logistic": "Sigmoid"},
     **{"erf": "Erf", "floor": "Floor", "ceil": "Ceil", "sign": "Sign", "abs": "Abs", "neg": "Neg"},
-    **{"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"},
+    **{"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "ge": "GreaterOrEqual"},
     **{"copy": "Identity", "stop_gradient": "Identity"},
 }
 RULES: Mapping[str, Rule] = {
@@ -171,6 +181,8 @@ RULES: Mapping[str, Rule] = {
     "or": bits("Or", "BitwiseOr"),
     "xor": bits("Xor", "BitwiseXor"),
     "not": bits("Not", "BitwiseNot"),
+    "add": add,
+    "gt": greater,
     "ne": unequal,
     "rem": remainder,
     "rsqrt": reciprocal_root,

@@ -38,6 +38,8 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, np.ndarray] = {}
         self.sizes: dict[str, str] = {}
+        self.zeros: set[str] = set()
+        """What is known to be 0, or false, all over."""
         self._made: dict[Any, tuple[str, ...]] = {}
         self._constants: dict[Any, str] = {}
         self._count = 0
@@ -48,7 +50,9 @@ class Graph:
         self.root._count += 1
         return f"{kind}_{self.root._count}"
 
-    def several(self, kind: str, inputs: Sequence[str], outputs: int, attributes: Attributes | None = None):
+    def several(
+        self, kind: str, inputs: Sequence[str], outputs: int, attributes: Attributes | None = None
+    ) -> tuple[str, ...]:
         """Add a node; the names of its outputs."""
         attributes = attributes or {}
         key = None

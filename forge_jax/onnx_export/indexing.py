@@ -6,9 +6,10 @@ from functools import reduce
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from forge_jax.onnx_export.arithmetic import Rule, as_type, dtype_of, either
+from forge_jax.onnx_export.arithmetic import as_type, either
+from forge_jax.onnx_export.equations import TRUTH, Rule, dtype_of, result, sizes_of
 from forge_jax.onnx_export.graph import Graph, Size
-from forge_jax.onnx_export.shapes import counted, cut, expanded, reshaped, result, sizes_of, transposed
+from forge_jax.onnx_export.shapes import counted, cut, expanded, reshaped, transposed
 
 
 def one(graph: Graph, size: Size) -> str:
@@ -72,15 +73,11 @@ def chosen(eqn: JaxprEqn, windows: Sequence[Size], mapped: Sequence[int], collap
     Raises:
         ValueError: it chooses several places at once.
     """
-    sizes = sizes_of(eqn)
-    for axis in mapped:
-        if windows[axis] != 1:
-            raise ValueError(f"ONNX export: {eqn.primitive.name} of {windows[axis]} places of {sizes[axis]} is not written")
     if odd := [axis for axis in collapsed if axis not in mapped]:
         raise ValueError(f"ONNX export: {eqn.primitive.name} with the unread axes {odd} is not written")
     batching = eqn.params["dimension_numbers"].operand_batching_dims
-    for axis, (size, window) in enumerate(zip(sizes, windows, strict=True)):
-        if axis not in (*mapped, *batching) and window != size:
+    for axis, (size, window) in enumerate(zip(sizes_of(eqn), windows, strict=True)):
+        if axis not in batching and window != (1 if axis in mapped else size):
             raise ValueError(f"ONNX export: {eqn.primitive.name} of {window} places of {size} is not written")
     return [int(axis) for axis in mapped]
 
@@ -134,7 +131,7 @@ def fill(graph: Graph, eqn: JaxprEqn) -> str:
     """What a gather gives outside of the array."""
     kind, value = dtype_of(eqn), eqn.params["fill_value"]
     if value is None:
-        value = np.nan if kind.kind not in "biu" else kind == bool or np.iinfo(kind).min
+        value = np.nan if kind.kind not in "biu" else kind == TRUTH or np.iinfo(kind).min
     return graph.constant(value, kind)
 
 
@@ -161,7 +158,7 @@ def scatter(reduction: str) -> Rule:
         wanted = [*index.shape, *(sizes[axis] for axis in index.rest)]
         new = reshaped(graph, new, [updates[i] for i in ordered], wanted)
         y = written(graph, eqn, index, transposed(graph, x, order), new, reduction)
-        return transposed(graph, y, np.argsort(order))
+        return transposed(graph, y, sorted(range(len(order)), key=order.__getitem__))
 
     return rule
 

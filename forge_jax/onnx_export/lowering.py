@@ -9,6 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from onnx import helper
 
 from forge_jax.onnx_export import arithmetic, indexing, reductions, shapes
+from forge_jax.onnx_export.equations import TRUTH, Rule, described
 from forge_jax.onnx_export.graph import Graph, element_type
 
 CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
@@ -28,7 +29,7 @@ def run(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Sequence[str]) -> list
     names |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> str:
-        return graph.constant(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else names[atom]
+        return graph.constant(atom.val, described(atom).dtype) if isinstance(atom, Literal) else names[atom]
 
     for eqn in jaxpr.eqns:
         names |= dict(zip(eqn.outvars, applied(graph, eqn, [read(atom) for atom in eqn.invars]), strict=True))
@@ -80,7 +81,7 @@ def body(
 
 def dtypes_of(atoms: Sequence[Any]) -> list[Any]:
     """The dtype of each."""
-    return [atom.aval.dtype for atom in atoms]
+    return [described(atom).dtype for atom in atoms]
 
 
 def scan(graph: Graph, eqn: JaxprEqn, *inputs: str) -> Sequence[str]:
@@ -108,9 +109,9 @@ def counted_loop(graph: Graph, eqn: JaxprEqn, held: Sequence[str], start: Sequen
         raise ValueError("ONNX export: a loop over nothing that goes backwards is not written")
     proto = body(
         graph,
-        [np.int64, bool, *dtypes_of(eqn.invars[len(held) :])],
+        [np.int64, TRUTH, *dtypes_of(eqn.invars[len(held) :])],
         lambda g, names: [names[1], *run(g, inner, [*held, *names[2:]])],
-        [bool, *kinds],
+        [TRUTH, *kinds],
     )
     trips = graph.emit("Squeeze", [graph.size(eqn.params["length"])])
     return graph.several("Loop", [trips, "", *start], len(kinds), {"body": proto})
@@ -126,7 +127,7 @@ def while_loop(graph: Graph, eqn: JaxprEqn, *inputs: str) -> Sequence[str]:
         after = run(g, inner, [*for_body, *names[2:]])
         return [*run(g, condition, [*for_cond, *after]), *after]
 
-    proto = body(graph, [np.int64, bool, *kinds], fill, [bool, *kinds])
+    proto = body(graph, [np.int64, TRUTH, *kinds], fill, [TRUTH, *kinds])
     (first,) = run(graph, condition, [*for_cond, *start])
     return graph.several("Loop", ["", first, *start], len(kinds), {"body": proto})
 
@@ -141,11 +142,11 @@ def cond(graph: Graph, eqn: JaxprEqn, which: str, *inputs: str) -> Sequence[str]
     if len(branches) != 2:
         raise ValueError(f"ONNX export: a choice among {len(branches)} branches is not written")
     otherwise, then = (body(graph, [], lambda g, _, b=b: run(g, b, inputs), kinds) for b in branches)
-    truth = arithmetic.as_type(graph, which, bool)
+    truth = arithmetic.as_type(graph, which, TRUTH)
     return graph.several("If", [truth], len(kinds), {"then_branch": then, "else_branch": otherwise})
 
 
-RULES: Mapping[str, Callable[..., str | Sequence[str]]] = {
+RULES: Mapping[str, Rule] = {
     **arithmetic.RULES,
     **shapes.RULES,
     **reductions.RULES,

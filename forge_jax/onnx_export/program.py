@@ -35,22 +35,24 @@ class State:
     """Which places its slots are of; None: it has none of its own."""
     past: str
     present: str
-    before: tuple[Any, ...]
-    after: tuple[Any, ...]
+    before: jax.ShapeDtypeStruct
+    after: jax.ShapeDtypeStruct
 
 
 @dataclass(frozen=True)
 class Program:
-    """The traced function: parameters, ids [B, T], mask [B, P + T], positions [B, T] and states to logits and states."""
+    """The traced function, of parameters, ids [B, T], mask [B, P + T], positions [B, T] and states.
+
+    `signature` has the shape and dtype of each input but the parameters, and of each output, by its name.
+    """
 
     jaxpr: ClosedJaxpr
     states: tuple[State, ...]
-    shapes: dict[str, tuple[Any, ...]]
-    """Of every input and output but the parameters, by its name."""
+    signature: dict[str, jax.ShapeDtypeStruct]
 
 
-def states(spec: ModelSpec, batch: Any, tokens: Any, past: Any) -> Iterator[State]:
-    """Everything that the layers remember.
+def states(spec: ModelSpec, batch: Any, tokens: Any, past: Any, dtype: Any) -> Iterator[State]:
+    """Everything that the layers remember, slots in `dtype`.
 
     Keys and values have the names that they have elsewhere, where a layer has only one pair of them.
     """
@@ -62,13 +64,16 @@ def states(spec: ModelSpec, batch: Any, tokens: Any, past: Any) -> Iterator[Stat
             if paired == [layer] and name in ("k", "v") and slab.slots:
                 long = {"k": "key", "v": "value"}[name]
                 names = f"past_key_values.{layer}.{long}", f"present.{layer}.{long}"
-            shape = lambda length, slab=slab: (  # noqa: E731
-                (batch, *slab.shape[:-1], -(-length // (slab.every or 1)), slab.shape[-1])
-                if slab.slots
-                else (batch, *slab.shape)
-            )
             key = place_key(op) if slab.slots and slab.every is None else None
-            yield State(layer, branch, name, slab, key, *names, shape(past), shape(past + tokens))
+            before, after = (held(slab, batch, length, dtype) for length in (past, past + tokens))
+            yield State(layer, branch, name, slab, key, *names, before, after)
+
+
+def held(slab: Slab, batch: Any, length: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    """What a slab is after `length` tokens."""
+    if not slab.slots:
+        return jax.ShapeDtypeStruct((batch, *slab.shape), jnp.float32)
+    return jax.ShapeDtypeStruct((batch, *slab.shape[:-1], -(-length // (slab.every or 1)), slab.shape[-1]), dtype)
 
 
 def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
@@ -78,12 +83,13 @@ def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
     hold nothing. Which token is the how manieth of its row, the mask says.
 
     Args:
-        params: the parameters, or what only has their shapes and dtypes.
+        params: the shapes and dtypes of the parameters, a `jax.ShapeDtypeStruct` for each leaf.
         dtype: of the slots. Running states are float32.
     """
     batch, tokens, past = export.symbolic_shape(", ".join(NAMES), constraints=LARGE)
-    held = tuple(states(spec, batch, tokens, past))
-    shapes = {"input_ids": (batch, tokens), "attention_mask": (batch, past + tokens), "position_ids": (batch, tokens)}
+    memory = tuple(states(spec, batch, tokens, past, dtype))
+    whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    inputs = dict(zip(INPUTS, (whole(batch, tokens), whole(batch, past + tokens), whole(batch, tokens)), strict=True))
 
     def run(params: Tree, ids_BT: Array, mask_BS: Array, position_BT: Array, before: tuple[Array, ...]):
         slot_1S = jnp.arange(past + tokens, dtype=jnp.int32)[None]
@@ -91,21 +97,17 @@ def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
         new_BT = mask_BS[:, past:]
         order_BT = jnp.where(new_BT > 0, count_B1 + jnp.cumsum(new_BT, 1, dtype=jnp.int32) - 1, -1)
         order_BS = jnp.where(slot_1S < count_B1, slot_1S, -1)
-        places = {state.key: Places(order_BS, jnp.zeros_like(order_BS)) for state in held if state.key is not None}
+        places = {state.key: Places(order_BS, jnp.zeros_like(order_BS)) for state in memory if state.key is not None}
         layers: tuple[dict[str, dict[str, Array]], ...] = tuple({} for _ in spec.layers)
-        for state, x in zip(held, before, strict=True):
-            more = [(0, new - old) for new, old in zip(state.after, state.before, strict=True)]
+        for state, x in zip(memory, before, strict=True):
+            more = [(0, new - old) for new, old in zip(state.after.shape, state.before.shape, strict=True)]
             layers[state.layer].setdefault(state.branch, {})[state.name] = jnp.pad(x, more)
         call = Inputs(ids_BT, order_BT, coords_BTC=position_BT[..., None])
         logits_BTV, cache = forward(spec, params, call, Cache(places, layers))
         after = () if cache is None else cache.layers
-        return logits_BTV, tuple(after[state.layer][state.branch][state.name] for state in held)
+        return logits_BTV, tuple(after[state.layer][state.branch][state.name] for state in memory)
 
-    whole = jax.ShapeDtypeStruct
-    before = tuple(whole(s.before, dtype if s.slab.slots else jnp.float32) for s in held)
-    abstract = jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype), params)
-    jaxpr, (logits, _) = jax.make_jaxpr(run, return_shape=True)(
-        abstract, *(whole(shapes[name], jnp.int32) for name in INPUTS), before
-    )
-    shapes |= {state.past: state.before for state in held} | {"logits": logits.shape}
-    return Program(jaxpr, held, shapes | {state.present: state.after for state in held})
+    before = tuple(state.before for state in memory)
+    jaxpr, (logits, _) = jax.make_jaxpr(run, return_shape=True)(params, *inputs.values(), before)
+    ends = {state.past: state.before for state in memory} | {state.present: state.after for state in memory}
+    return Program(jaxpr, memory, inputs | ends | {"logits": logits})

@@ -6,9 +6,10 @@ from math import prod
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from forge_jax.onnx_export.arithmetic import Rule, as_type, dtype_of
+from forge_jax.onnx_export.arithmetic import as_type
+from forge_jax.onnx_export.equations import TRUTH, Rule, dtype_of, result, result_dtype, sizes_of
 from forge_jax.onnx_export.graph import Graph, Size
-from forge_jax.onnx_export.shapes import reshaped, result, sizes_of, transposed
+from forge_jax.onnx_export.shapes import reshaped, transposed
 
 
 # ------------------------------------------------------------------------------------------------ along axes
@@ -26,8 +27,9 @@ def reduced_truth(kind: str) -> Rule:
     """Whether any, or all, are true."""
 
     def rule(graph: Graph, eqn: JaxprEqn, x: str) -> str:
-        counts = reduced(kind)(graph, eqn, as_type(graph, x, np.int32))
-        return as_type(graph, counts, bool)
+        axes = [int(axis) for axis in eqn.params["axes"]]
+        counts = graph.emit(kind, [as_type(graph, x, np.int32), graph.numbers(axes)], {"keepdims": 0})
+        return as_type(graph, counts, TRUTH)
 
     return rule
 
@@ -75,14 +77,14 @@ def top_k(graph: Graph, eqn: JaxprEqn, x: str) -> tuple[str, str]:
         amounts = graph.numbers([0, k])
         x = graph.emit("Pad", [x, amounts, low, graph.numbers([len(sizes_of(eqn)) - 1])])
     values, places = graph.several("TopK", [x, graph.numbers([k])], 2, {"axis": -1})
-    return values, as_type(graph, places, eqn.outvars[1].aval.dtype)
+    return values, as_type(graph, places, result_dtype(eqn, 1))
 
 
 # ------------------------------------------------------------------------------------------------ products
 def product(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
     """Sums over some axes of both, for each place of others: axes of the result are batch, rows, columns."""
     ((sum_a, sum_b), (batch_a, batch_b)) = eqn.params["dimension_numbers"]
-    kind = np.dtype(eqn.outvars[0].aval.dtype)
+    kind = result_dtype(eqn)
     a, b = (x if dtype_of(eqn, i) == kind else as_type(graph, x, kind) for i, x in enumerate((a, b)))
     left, right = sizes_of(eqn), sizes_of(eqn, 1)
     rows = [i for i in range(len(left)) if i not in (*sum_a, *batch_a)]

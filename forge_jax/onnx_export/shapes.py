@@ -6,18 +6,9 @@ import numpy as np
 from jax import export
 from jax.extend.core import JaxprEqn
 
-from forge_jax.onnx_export.arithmetic import Rule, as_type
+from forge_jax.onnx_export.arithmetic import as_type
+from forge_jax.onnx_export.equations import Rule, result, result_dtype, sizes_of
 from forge_jax.onnx_export.graph import Graph, Size
-
-
-def sizes_of(eqn: JaxprEqn, which: int = 0) -> tuple[Size, ...]:
-    """The shape of an input."""
-    return tuple(eqn.invars[which].aval.shape)
-
-
-def result(eqn: JaxprEqn, which: int = 0) -> tuple[Size, ...]:
-    """The shape of an output."""
-    return tuple(eqn.outvars[which].aval.shape)
 
 
 def reshaped(graph: Graph, x: str, before: Sequence[Size], after: Sequence[Size]) -> str:
@@ -144,7 +135,7 @@ def iota(graph: Graph, eqn: JaxprEqn, *sizes: str) -> str:
 
 def size_as_value(graph: Graph, eqn: JaxprEqn) -> str:
     """A size as a number to compute with."""
-    return as_type(graph, graph.emit("Squeeze", [graph.size(eqn.params["dim"])]), eqn.outvars[0].aval.dtype)
+    return as_type(graph, graph.emit("Squeeze", [graph.size(eqn.params["dim"])]), result_dtype(eqn))
 
 
 RULES: Mapping[str, Rule] = {

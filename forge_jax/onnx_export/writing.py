@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converters.files import atomic_write
+from forge_jax.loading import narrowed
 from forge_jax.onnx_export.arithmetic import as_type
 from forge_jax.onnx_export.graph import Graph, element_type
 from forge_jax.onnx_export.lowering import run
@@ -52,8 +53,8 @@ def write_onnx(
     """
     if opset not in IR_VERSION:
         raise ValueError(f"ONNX export: opset {opset} is not written; expected one of {', '.join(map(str, OPSETS))}")
-    cast = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: cast_leaf(leaf, dtype), tree), params)
-    program, leaves = trace(spec, cast, dtype), leaves_of(params)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored(leaf, dtype)), params)
+    program, leaves = trace(spec, abstract, dtype), leaves_of(params)
     graph, outputs = lowered(program, tuple(leaves))
     model = helper.make_model(
         protobuf(graph, program, outputs), opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION[opset]
@@ -61,17 +62,17 @@ def write_onnx(
     model.producer_name = "forge-jax"
     used = {name for node in model.graph.node for name in inputs_of(node)}
     kept = {name: leaf for name, leaf in leaves.items() if name in used}
-    said = {**metadata, "parameters": {name: name for name in kept}, "states": described(program.states)}
+    said = {**metadata, "parameters": {name: name for name in kept}, "states": explained(program.states)}
     helper.set_model_props(model, {f"forge.{key}": json.dumps(value, sort_keys=True) for key, value in said.items()})
     write_file(path, model, kept, dtype, inline)
 
 
-def cast_leaf(leaf: Any, dtype: Any) -> Any:
-    """A parameter in the dtype that is computed in; codes of packed ones stay."""
-    return leaf.astype(dtype) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else leaf
+def stored(leaf: Any, dtype: Any) -> np.dtype:
+    """The dtype of a parameter in the file; codes of packed ones stay what they are."""
+    return np.dtype(dtype if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else leaf.dtype)
 
 
-def described(states: Sequence[State]) -> dict[str, Any]:
+def explained(states: Sequence[State]) -> dict[str, Any]:
     """What each input that stands for something remembered is, for those who read the file."""
     return {
         state.past: {
@@ -91,12 +92,12 @@ def described(states: Sequence[State]) -> dict[str, Any]:
 def lowered(program: Program, parameters: Sequence[str]) -> tuple[Graph, list[str]]:
     """The graph of a program, and the names in it of the program's outputs."""
     graph = Graph()
-    batch, tokens = program.shapes["input_ids"]
+    batch, tokens = program.signature["input_ids"].shape
     first = lambda name, axis: graph.emit(  # noqa: E731
         "Gather", [graph.emit("Shape", [name]), graph.numbers([axis])]
     )
     graph.sizes[str(batch)], graph.sizes[str(tokens)] = first("input_ids", 0), first("input_ids", 1)
-    past = program.shapes["attention_mask"][1] - tokens
+    past = program.signature["attention_mask"].shape[1] - tokens
     graph.sizes[str(past)] = graph.emit("Sub", [first("attention_mask", 1), graph.sizes[str(tokens)]])
     narrow = [as_type(graph, name, np.int32) for name in INPUTS]
     return graph, run(graph, program.jaxpr, [*parameters, *narrow, *(state.past for state in program.states)])
@@ -108,12 +109,12 @@ def protobuf(graph: Graph, program: Program, made: Sequence[str]) -> onnx.GraphP
     nodes = [*graph.nodes, *(helper.make_node("Identity", [x], [y]) for x, y in zip(made, outputs, strict=True))]
     nodes = needed(nodes, set(outputs))
     used = {name for node in nodes for name in inputs_of(node)}
-    dtypes = {"logits": np.float32} | dict.fromkeys(INPUTS, np.int64)
-    flat = dict(zip([s.past for s in program.states], program.jaxpr.in_avals[-len(program.states) :], strict=True))
-    dtypes |= {s.past: flat[s.past].dtype for s in program.states} | {s.present: flat[s.past].dtype for s in program.states}
-    info = lambda name: helper.make_tensor_value_info(  # noqa: E731
-        name, element_type(dtypes[name]), [d if isinstance(d, int) else str(d) for d in program.shapes[name]]
-    )
+
+    def info(name: str) -> onnx.ValueInfoProto:
+        kind, shape = program.signature[name].dtype, program.signature[name].shape
+        sizes = [size if isinstance(size, int) else str(size) for size in shape]
+        return helper.make_tensor_value_info(name, element_type(np.int64 if name in INPUTS else kind), sizes)
+
     inputs = [name for name in (*INPUTS, *(state.past for state in program.states)) if name in used]
     constants = [numpy_helper.from_array(x, name) for name, x in graph.initializers.items() if name in used]
     return helper.make_graph(nodes, "decoder", [*map(info, inputs)], [*map(info, outputs)], constants)
@@ -140,8 +141,8 @@ def needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeP
 # ------------------------------------------------------------------------------------------------ the file
 def write_file(path: Path, model: onnx.ModelProto, leaves: Mapping[str, Any], dtype: Any, inline: int) -> None:
     """Write the model with its parameters, all or nothing."""
-    types = {name: jax.eval_shape(lambda x: cast_leaf(x, dtype), leaf).dtype for name, leaf in leaves.items()}
-    values = lambda name: np.ascontiguousarray(np.asarray(leaves[name]).astype(types[name], copy=False))  # noqa: E731
+    types = {name: stored(leaf, dtype) for name, leaf in leaves.items()}
+    values = lambda name: np.ascontiguousarray(narrowed(np.asarray(leaves[name]), types[name], name))  # noqa: E731
     sizes = {name: math.prod(leaf.shape) * types[name].itemsize for name, leaf in leaves.items()}
     tensors = {
         name: onnx.TensorProto(name=name, data_type=element_type(types[name]), dims=leaf.shape)
@@ -151,7 +152,7 @@ def write_file(path: Path, model: onnx.ModelProto, leaves: Mapping[str, Any], dt
         for name, tensor in tensors.items():
             tensor.raw_data = values(name).tobytes()
         model.graph.initializer.extend(tensors.values())
-        with atomic_write(path) as file:
+        with atomic_write(path, sum(sizes.values())) as file:
             file.write(model.SerializeToString())
         return
     beside, end, offsets = path.with_name(path.name + ".data"), 0, {}

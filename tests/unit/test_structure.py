@@ -13,6 +13,7 @@ FRONT = {
     "text",
     "exporting",
     "exporting_packed",
+    "onnx_export",
     "hub",
     "inspection",
     "cli",
