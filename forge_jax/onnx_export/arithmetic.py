@@ -1,6 +1,6 @@
 """Primitives that work on each number by itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,11 +111,38 @@ def greater(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
     return y
 
 
-def add(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+def add(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str | Sequence[str]:
     """a + b."""
     if b in graph.root.zeros and sizes_of(eqn) == result(eqn):
         return a
-    return graph.emit("Add", [a, b])
+    return computed("Add")(graph, eqn, a, b)
+
+
+def computed(kind: str) -> Rule:
+    """A sum or product. That of unsigned words, which onnxruntime does not have, is the lower half of a signed one."""
+
+    def rule(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+        if dtype_of(eqn) != np.uint32:
+            return graph.emit(kind, [a, b])
+        wide = graph.emit(kind, [as_type(graph, x, np.int64) for x in (a, b)])
+        return as_type(graph, graph.emit("BitwiseAnd", [wide, graph.constant(0xFFFFFFFF, np.int64)]), np.uint32)
+
+    return rule
+
+
+def shifted(direction: str) -> Rule:
+    """The bits of an unsigned number moved, zeros after them.
+
+    Raises:
+        ValueError: the number is signed.
+    """
+
+    def rule(graph: Graph, eqn: JaxprEqn, x: str, by: str) -> str:
+        if dtype_of(eqn).kind != "u":
+            raise ValueError(f"ONNX export: moving the bits of {dtype_of(eqn)} is not written")
+        return graph.emit("BitShift", [x, by], {"direction": direction})
+
+    return rule
 
 
 def either(graph: Graph, which: str, then: str, otherwise: str, kind: np.dtype) -> str:
@@ -159,17 +186,16 @@ def coarse(graph: Graph, eqn: JaxprEqn, x: str) -> str:
     """x rounded to the numbers of a smaller dtype.
 
     Raises:
-        ValueError: to other numbers than bfloat16's or float16's.
+        ValueError: to other numbers than bfloat16's.
     """
-    found = (eqn.params["exponent_bits"], eqn.params["mantissa_bits"])
-    if found not in COARSE:
-        raise ValueError(f"ONNX export: numbers of {found[0]} exponent and {found[1]} mantissa bits are not written")
-    return as_type(graph, as_type(graph, x, COARSE[found]), dtype_of(eqn))
+    exponent, mantissa = eqn.params["exponent_bits"], eqn.params["mantissa_bits"]
+    if (exponent, mantissa) != (8, 7):
+        raise ValueError(f"ONNX export: numbers of {exponent} exponent and {mantissa} mantissa bits are not written")
+    return as_type(graph, as_type(graph, x, jnp.bfloat16), dtype_of(eqn))
 
 
-COARSE = {(8, 7): jnp.bfloat16, (5, 10): jnp.float16}
 SAME = {
-    **{"sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow"},
+    **{"div": "Div", "max": "Max", "min": "Min", "pow": "Pow"},
     **{"exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "sin": "Sin", "cos": "Cos", "logistic": "Sigmoid"},
     **{"erf": "Erf", "floor": "Floor", "ceil": "Ceil", "sign": "Sign", "abs": "Abs", "neg": "Neg"},
     **{"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "ge": "GreaterOrEqual"},
@@ -182,6 +208,10 @@ RULES: Mapping[str, Rule] = {
     "xor": bits("Xor", "BitwiseXor"),
     "not": bits("Not", "BitwiseNot"),
     "add": add,
+    "sub": computed("Sub"),
+    "mul": computed("Mul"),
+    "shift_left": shifted("LEFT"),
+    "shift_right_logical": shifted("RIGHT"),
     "gt": greater,
     "ne": unequal,
     "rem": remainder,

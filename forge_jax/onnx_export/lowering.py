@@ -60,59 +60,63 @@ def where(eqn: JaxprEqn) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ bodies
+Kind = tuple[Any, int]
+"""Dtype and rank."""
+COUNT, FLAG = (np.int64, 0), (TRUTH, 0)
+
+
 def body(
-    graph: Graph, dtypes: Sequence[Any], fill: Callable[[Graph, Sequence[str]], Sequence[str]], kinds: Sequence[Any]
+    graph: Graph, before: Sequence[Kind], fill: Callable[[Graph, Sequence[str]], Sequence[str]], after: Sequence[Kind]
 ) -> onnx.GraphProto:
-    """The graph of a loop or branch: inputs of some dtypes, and what `fill` gives of them, of the dtypes `kinds`."""
+    """The graph of a loop or branch: inputs of the kinds `before`, and what `fill` gives of them, of kinds `after`."""
     inner = Graph(graph)
-    inputs = [inner.name("input") for _ in dtypes]
+    inputs = [inner.name("input") for _ in before]
     # an output has a name of its own, even if it is an input, or comes from outside
     made = list(fill(inner, inputs))
     outputs = [inner.name("output") for _ in made]
     inner.nodes += [helper.make_node("Identity", [x], [y]) for x, y in zip(made, outputs, strict=True)]
-    info = helper.make_tensor_value_info
-    return helper.make_graph(
-        inner.nodes,
-        inner.name("body"),
-        [info(name, element_type(dtype), None) for name, dtype in zip(inputs, dtypes, strict=True)],
-        [info(name, element_type(kind), None) for name, kind in zip(outputs, kinds, strict=True)],
-    )
+
+    def info(name: str, kind: Kind) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, element_type(kind[0]), [None] * kind[1])
+
+    entering, leaving = list(map(info, inputs, before)), list(map(info, outputs, after))
+    return helper.make_graph(inner.nodes, inner.name("body"), entering, leaving)
 
 
-def dtypes_of(atoms: Sequence[Any]) -> list[Any]:
-    """The dtype of each."""
-    return [described(atom).dtype for atom in atoms]
+def kinds_of(atoms: Sequence[Any], less: int = 0) -> list[Kind]:
+    """The kind of each, without so many leading axes."""
+    return [(described(atom).dtype, len(described(atom).shape) - less) for atom in atoms]
 
 
 def scan(graph: Graph, eqn: JaxprEqn, *inputs: str) -> Sequence[str]:
     """A loop over the leading axis of some arrays."""
-    inner, consts, carries = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
-    held, moving, kinds = inputs[:consts], inputs[consts:], dtypes_of(eqn.outvars)
-    count, made = len(moving) - carries, len(eqn.outvars) - carries
-    if not count:
-        return counted_loop(graph, eqn, held, moving)
-    proto = body(graph, dtypes_of(eqn.invars[consts:]), lambda g, names: run(g, inner, [*held, *names]), kinds)
-    backwards = int(eqn.params["reverse"])
-    directions = {"scan_input_directions": [backwards] * count, "scan_output_directions": [backwards] * made}
-    attributes = {"body": proto, "num_scan_inputs": count} | {k: v for k, v in directions.items() if v}
-    return graph.several("Scan", moving, len(kinds), attributes)
+    consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    held, moving = inputs[:consts], inputs[consts:]
+    arrays, made = eqn.invars[consts + carries :], eqn.outvars[carries:]
+    carried = kinds_of(eqn.outvars[:carries])
+    fill = lambda g, names: run(g, eqn.params["jaxpr"], [*held, *names])  # noqa: E731
+    if not arrays:
+        return counted_loop(graph, eqn, moving, fill, [*carried, *kinds_of(made, 1)])
+    proto = body(graph, [*carried, *kinds_of(arrays, 1)], fill, [*carried, *kinds_of(made, 1)])
+    attributes: dict[str, Any] = {"body": proto, "num_scan_inputs": len(arrays)}
+    if eqn.params["reverse"]:
+        attributes |= {"scan_input_directions": [1] * len(arrays)}
+        attributes |= {"scan_output_directions": [1] * len(made)} if made else {}
+    return graph.several("Scan", moving, len(eqn.outvars), attributes)
 
 
-def counted_loop(graph: Graph, eqn: JaxprEqn, held: Sequence[str], start: Sequence[str]) -> Sequence[str]:
+def counted_loop(
+    graph: Graph, eqn: JaxprEqn, start: Sequence[str], fill: Callable[..., Sequence[str]], kinds: Sequence[Kind]
+) -> Sequence[str]:
     """A loop over nothing, so many times.
 
     Raises:
         ValueError: what it makes is to be put together backwards.
     """
-    kinds, inner = dtypes_of(eqn.outvars), eqn.params["jaxpr"]
     if eqn.params["reverse"] and len(kinds) > len(start):
         raise ValueError("ONNX export: a loop over nothing that goes backwards is not written")
-    proto = body(
-        graph,
-        [np.int64, TRUTH, *dtypes_of(eqn.invars[len(held) :])],
-        lambda g, names: [names[1], *run(g, inner, [*held, *names[2:]])],
-        [TRUTH, *kinds],
-    )
+    going = lambda g, names: [names[1], *fill(g, names[2:])]  # noqa: E731
+    proto = body(graph, [COUNT, FLAG, *kinds[: len(start)]], going, [FLAG, *kinds])
     trips = graph.emit("Squeeze", [graph.size(eqn.params["length"])])
     return graph.several("Loop", [trips, "", *start], len(kinds), {"body": proto})
 
@@ -121,13 +125,13 @@ def while_loop(graph: Graph, eqn: JaxprEqn, *inputs: str) -> Sequence[str]:
     """A loop as long as a condition holds."""
     asked, done = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     for_cond, for_body, start = inputs[:asked], inputs[asked : asked + done], inputs[asked + done :]
-    condition, inner, kinds = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"], dtypes_of(eqn.outvars)
+    condition, inner, kinds = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"], kinds_of(eqn.outvars)
 
     def fill(g: Graph, names: Sequence[str]) -> list[str]:
         after = run(g, inner, [*for_body, *names[2:]])
         return [*run(g, condition, [*for_cond, *after]), *after]
 
-    proto = body(graph, [np.int64, TRUTH, *kinds], fill, [TRUTH, *kinds])
+    proto = body(graph, [COUNT, FLAG, *kinds], fill, [FLAG, *kinds])
     (first,) = run(graph, condition, [*for_cond, *start])
     return graph.several("Loop", ["", first, *start], len(kinds), {"body": proto})
 
@@ -138,7 +142,7 @@ def cond(graph: Graph, eqn: JaxprEqn, which: str, *inputs: str) -> Sequence[str]
     Raises:
         ValueError: there are more.
     """
-    branches, kinds = eqn.params["branches"], dtypes_of(eqn.outvars)
+    branches, kinds = eqn.params["branches"], kinds_of(eqn.outvars)
     if len(branches) != 2:
         raise ValueError(f"ONNX export: a choice among {len(branches)} branches is not written")
     otherwise, then = (body(graph, [], lambda g, _, b=b: run(g, b, inputs), kinds) for b in branches)
