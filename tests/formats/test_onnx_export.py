@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, read_golden
-from tiny_checkpoint import write_chat_model, write_golden_directory
+from tiny_checkpoint import write_golden_directory
 
 from forge_jax import cli, exporting
 from forge_jax.decoder import forward, inputs
@@ -20,13 +20,13 @@ from forge_jax.quantization.int8 import quantize_int8
 
 TOLERANCE = 1e-5  # of the largest logit
 KINDS = (
+    "bailing_moe_v2",  # experts, so many that a single token copies those it chose
     "bloom",  # positions as a bias
     "deepseek_v2",  # latent attention, experts
     "gemma2",  # windows, caps
     "glm_moe_dsa",  # an indexer
     "gpt2",  # learned positions
     "llama",
-    "mixtral",
     "qwen3_next",  # a delta rule beside attention
     "rwkv",  # no keys at all
     "zamba2",  # states and shared attention
@@ -78,12 +78,13 @@ def export(golden: Golden, path: Path, dtype: str = "float32", **options: int) -
 
 
 def check_logits(golden: Golden, path: Path) -> None:
-    """At once; a row alone; and padded on the left, in pieces."""
+    """At once; a row alone, and its last token by itself; and padded on the left, in pieces."""
     tokens, length = golden.tokens, golden.tokens.shape[1]
     logits = Session(path, 2)(tokens, np.ones_like(tokens))
     assert_close(logits[:, list(TOKENS), VOCABULARY], golden.logits)
 
-    alone = Session(path, 1)(tokens[1:], np.ones_like(tokens[1:]))
+    session, row, ones = Session(path, 1), tokens[1:], np.ones_like(tokens[1:])
+    alone = np.concatenate([session(row[:, :-1], ones[:, :-1]), session(row[:, -1:], ones)], 1)
     assert_close(alone[:, list(TOKENS), VOCABULARY], golden.logits[1:])
 
     session, kept, mask = Session(path, 2), np.array([8, 3]), np.zeros((2, 8), np.int32)
@@ -214,36 +215,37 @@ def test_quantised_leaves_stay_quantised(tmp_path: Path) -> None:
     write_onnx(path, golden.spec, params, opset=18, dtype=np.float32, metadata={})
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
     assert kinds["layers.0.attention.q.codes"] == onnx.TensorProto.INT8
-    expected, _ = jax.jit(forward, static_argnums=0)(golden.spec, params, inputs(golden.tokens))
+    quick: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    run = jax.jit(forward, static_argnums=0, compiler_options=quick)
+    expected, _ = run(golden.spec, params, inputs(golden.tokens))
     assert_close(Session(path, 2)(golden.tokens, np.ones_like(golden.tokens)), np.asarray(expected))
 
 
 # ------------------------------------------------------------------------------------------------ the front
 @pytest.fixture
-def chat(tmp_path: Path) -> Path:
-    """A small checkpoint with a tokenizer."""
-    return write_chat_model(tmp_path / "chat")
+def llama(tmp_path: Path) -> Path:
+    """A small checkpoint."""
+    return write_golden_directory("llama", tmp_path / "llama")
 
 
-def test_a_directory_has_config_and_tokenizer(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    target = tmp_path / "out"
-    assert cli.main(["convert", str(chat), str(target), "--to", "onnx"]) == 0
+def test_a_directory_has_the_config(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["convert", str(llama), str(tmp_path / "out"), "--to", "onnx"]
+    assert cli.main(words) == 0
     names = {line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()}
-    assert names >= {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert cli.main(["convert", str(chat), str(target), "--to", "onnx"]) == 1
-    assert cli.main(["convert", str(chat), str(target), "--to", "onnx", "--overwrite"]) == 0
+    assert names == {"model.onnx", "config.json"}
+    assert cli.main(words) == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "--overwrite"]) == 0
 
 
-def test_a_file_alone(tmp_path: Path) -> None:
-    golden = read_golden("llama")
-    source = write_golden_directory("llama", tmp_path / "llama")
+def test_a_file_alone(llama: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
-    assert cli.main(["convert", str(source), str(target)]) == 0
-    check_logits(golden, target)
+    assert cli.main(["convert", str(llama), str(target)]) == 0
+    check_logits(read_golden("llama"), target)
 
 
-def test_what_cannot_be_is_said(chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, target = load(chat, progress=False), tmp_path / "out.onnx"
+def test_what_cannot_be_is_said(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = load(llama, progress=False), tmp_path / "out.onnx"
     with pytest.raises(ValueError, match="opset 17 is not written; expected one of 18, 19, 20, 21"):
         exporting.export_onnx(model, target, opset=17)
     with pytest.raises(ValueError, match="'int8' is unknown"):
