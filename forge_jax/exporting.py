@@ -207,24 +207,32 @@ def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False
 
 
 def export_onnx(
-    model: Model, path: str | Path, *, opset: int = 18, dtype: str = "float32", overwrite: bool = False
+    model: Model,
+    path: str | Path,
+    *,
+    opset: int = 18,
+    dtype: str = "float32",
+    packed: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write an ONNX graph of the decoder with its cache, for onnxruntime and what reads the files of optimum.
 
     A path that ends in .onnx is a file; any other is a directory, which gets model.onnx, the config and the tokenizer.
     Weights of more than 1.5 GB go to a file beside the graph, `<name>.onnx.data`. See docs/onnx.md for inputs and
-    outputs. Leaves that are quantised or adapted go as they are and are computed with as here.
+    outputs.
 
     Args:
         opset: 18 to 21.
         dtype: of weights, cache and most numbers: float32, bfloat16 (few kernels on CPUs), float16, or stored (that of
             the embedding in the checkpoint).
+        packed: quantised leaves stay so in the file, and the graph decodes them; False decodes them now.
         overwrite: replace a directory that holds files.
 
     Raises:
         FileExistsError: the directory is there and not empty, and `overwrite` is false.
         ImportError: onnx is not installed.
-        ValueError: an unknown opset or dtype, or a primitive of JAX that has no ONNX form (names it and its op).
+        ValueError: an unknown opset or dtype, an adapted leaf, or a primitive of JAX that has no ONNX form, with its
+            name and that of the op.
         OSError: the disk is full; nothing is left behind.
     """
     if importlib.util.find_spec("onnx") is None:
@@ -235,8 +243,8 @@ def export_onnx(
     named, path = embedding_dtype(model, dtype), Path(path)
 
     def write(file: Path) -> None:
-        config = hf_config(model, named)
-        write_onnx(file, model.spec, model.params, opset=opset, dtype=DTYPES[named], metadata={"config": config})
+        said = {"config": hf_config(model, named)}
+        write_onnx(file, model.spec, model.params, opset=opset, dtype=DTYPES[named], packed=packed, metadata=said)
 
     if path.suffix == ".onnx":
         write(path)

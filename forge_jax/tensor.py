@@ -266,7 +266,7 @@ def packed_product(eq: str, x: Array, w: QTensor) -> Array:
         return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
     values = values.reshape(-1, values.shape[-1])
     flat = x.reshape(-1, values.shape[-1])
-    if len(flat) == 1:
+    if flat.shape[0] == 1:
         y = (values.astype(jnp.float32) * flat.astype(jnp.float32)).sum(-1)[None].astype(x.dtype)
     else:
         y = jnp.einsum("ik,jk->ij", flat, values.astype(x.dtype))

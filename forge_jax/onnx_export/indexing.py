@@ -83,7 +83,13 @@ def chosen(eqn: JaxprEqn, windows: Sequence[Size], mapped: Sequence[int], collap
 
 
 def gather(graph: Graph, eqn: JaxprEqn, x: str, indices: str) -> str:
-    """What stands at some places; outside of the array a fill value, if so wanted."""
+    """What stands at some places; outside of the array a fill value, if so wanted.
+
+    Raises:
+        ValueError: of slices of several places; of float8, which ONNX only casts.
+    """
+    if dtype_of(eqn).name.startswith("float8"):
+        raise ValueError("ONNX export: reading single rows of float8 is not written; export with packed=False")
     numbers = eqn.params["dimension_numbers"]
     windows = eqn.params["slice_sizes"]
     if len(sizes_of(eqn, 1)) == 1 and eqn.params["mode"].name != "FILL_OR_DROP":

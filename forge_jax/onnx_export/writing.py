@@ -5,9 +5,10 @@ Parameters go inside the file, or one at a time to a file beside it where they a
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,17 +23,60 @@ from forge_jax.onnx_export.lowering import run
 from forge_jax.onnx_export.program import INPUTS, Program, State, trace
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
+from forge_jax.tensor import QTensor, dense
 
 INLINE = 1_500_000_000  # bytes of parameters that a file holds itself; protobuf ends at 2 GiB
 ALIGNMENT = 4096  # of what can be mapped into memory
 IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10}  # of each opset, as the ONNX release that brought it has it
-OPSETS = tuple(IR_VERSION)
+
+FLOAT8_OPSET = 21  # from which on float8 can be reshaped and transposed
 
 
-def leaves_of(params: Tree) -> dict[str, Any]:
-    """Every array by its path; a leaf that is made of several, as packed ones are, gives each its own."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+class Parameter(NamedTuple):
+    """One array of the file: `read` gives it when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def abstract(params: Tree, dtype: Any, packed: bool) -> Tree:
+    """The shapes and dtypes that the parameters are traced with: `dtype`, but for whole numbers.
+
+    packed: quantised leaves stay so, their parts in the dtypes they have.
+    """
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, QTensor) and packed:
+            parts = {name: jax.ShapeDtypeStruct(part.shape, part.dtype) for name, part in leaf.parts.items()}
+            return replace(leaf, parts=parts, dtype=np.dtype(dtype).name)
+        floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        return jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype if floating else leaf.dtype))
+
+    return jax.tree.map(one, params, is_leaf=quantised)
+
+
+def quantised(leaf: Any) -> bool:
+    """Whether a leaf is quantised."""
+    return isinstance(leaf, QTensor)
+
+
+def parameters(params: Tree, shapes: Tree) -> dict[str, Parameter]:
+    """Every array by its path; a leaf that stays quantised gives each of its parts its own.
+
+    shapes: what `abstract` made of the tree.
+    """
+    paths = lambda tree, end: {  # noqa: E731
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=end)
+    }
+    leaves = paths(params, quantised) | paths(params, None)
+
+    def one(name: str, like: Any) -> Parameter:
+        read = lambda: np.ascontiguousarray(narrowed(np.asarray(dense(leaves[name])), like.dtype, name))  # noqa: E731
+        return Parameter(tuple(like.shape), np.dtype(like.dtype), read)
+
+    return {name: one(name, like) for name, like in paths(shapes, None).items()}
 
 
 def write_onnx(
@@ -43,6 +87,7 @@ def write_onnx(
     opset: int,
     dtype: Any,
     metadata: Mapping[str, Any],
+    packed: bool = False,
     inline: int = INLINE,
 ) -> None:
     """Write the decoder with parameters of `dtype`; those with more than `inline` bytes go to `<path>.data`.
@@ -51,25 +96,32 @@ def write_onnx(
         ValueError: an opset that is not written, or a model that has something that is not.
         OSError: the disk is full; nothing is left behind.
     """
-    if opset not in IR_VERSION:
-        raise ValueError(f"ONNX export: opset {opset} is not written; expected one of {', '.join(map(str, OPSETS))}")
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored(leaf, dtype)), params)
-    program, leaves = trace(spec, abstract, dtype), leaves_of(params)
-    graph, outputs = lowered(program, tuple(leaves))
+    shapes = abstract(params, dtype, packed)
+    check_opset(opset, shapes)
+    program, arrays = trace(spec, shapes, dtype), parameters(params, shapes)
+    graph, outputs = lowered(program, tuple(arrays))
     model = helper.make_model(
         protobuf(graph, program, outputs), opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION[opset]
     )
     model.producer_name = "forge-jax"
     used = {name for node in model.graph.node for name in inputs_of(node)}
-    kept = {name: leaf for name, leaf in leaves.items() if name in used}
+    kept = {name: array for name, array in arrays.items() if name in used}
     said = {**metadata, "parameters": {name: name for name in kept}, "states": explained(program.states)}
     helper.set_model_props(model, {f"forge.{key}": json.dumps(value, sort_keys=True) for key, value in said.items()})
-    write_file(path, model, kept, dtype, inline)
+    write_file(path, model, kept, inline)
 
 
-def stored(leaf: Any, dtype: Any) -> np.dtype:
-    """The dtype of a parameter in the file; codes of packed ones stay what they are."""
-    return np.dtype(dtype if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else leaf.dtype)
+def check_opset(opset: int, shapes: Tree) -> None:
+    """Raise ValueError if an opset is not written, or has not the dtypes of some parameters."""
+    if opset not in IR_VERSION:
+        known = ", ".join(map(str, IR_VERSION))
+        raise ValueError(f"ONNX export: opset {opset} is not written; expected one of {known}")
+    eights = {leaf.dtype.name for leaf in jax.tree.leaves(shapes) if leaf.dtype.name.startswith("float8")}
+    if eights and opset < FLOAT8_OPSET:
+        raise ValueError(
+            f"ONNX export: weights of {', '.join(sorted(eights))} need opset {FLOAT8_OPSET}, this is {opset}; "
+            "or export with packed=False"
+        )
 
 
 def explained(states: Sequence[State]) -> dict[str, Any]:
@@ -139,18 +191,16 @@ def needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeP
 
 
 # ------------------------------------------------------------------------------------------------ the file
-def write_file(path: Path, model: onnx.ModelProto, leaves: Mapping[str, Any], dtype: Any, inline: int) -> None:
+def write_file(path: Path, model: onnx.ModelProto, arrays: Mapping[str, Parameter], inline: int) -> None:
     """Write the model with its parameters, all or nothing."""
-    types = {name: stored(leaf, dtype) for name, leaf in leaves.items()}
-    values = lambda name: np.ascontiguousarray(narrowed(np.asarray(leaves[name]), types[name], name))  # noqa: E731
-    sizes = {name: math.prod(leaf.shape) * types[name].itemsize for name, leaf in leaves.items()}
+    sizes = {name: math.prod(array.shape) * array.dtype.itemsize for name, array in arrays.items()}
     tensors = {
-        name: onnx.TensorProto(name=name, data_type=element_type(types[name]), dims=leaf.shape)
-        for name, leaf in leaves.items()
+        name: onnx.TensorProto(name=name, data_type=element_type(array.dtype), dims=array.shape)
+        for name, array in arrays.items()
     }
     if sum(sizes.values()) <= inline:
         for name, tensor in tensors.items():
-            tensor.raw_data = values(name).tobytes()
+            tensor.raw_data = arrays[name].read().tobytes()
         model.graph.initializer.extend(tensors.values())
         with atomic_write(path, sum(sizes.values())) as file:
             file.write(model.SerializeToString())
@@ -166,6 +216,6 @@ def write_file(path: Path, model: onnx.ModelProto, leaves: Mapping[str, Any], dt
     with atomic_write(path) as file:
         file.write(model.SerializeToString())
         with atomic_write(beside, end) as data:
-            for name in tensors:
+            for name, array in arrays.items():
                 data.write(b"\0" * (offsets[name] - data.tell()))
-                data.write(values(name).data.cast("B"))
+                data.write(array.read().tobytes())
