@@ -1,6 +1,6 @@
 """Primitives that work on each number by itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,22 +106,30 @@ def convert(graph: Graph, eqn: JaxprEqn, x: str) -> str:
 def greater(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
     """a > b. Nothing is above infinity: so a number that only makes a step wait for another is found out."""
     y = graph.emit("Greater", [a, b])
-    if isinstance(eqn.invars[1], Literal) and np.ndim(eqn.invars[1].val) == 0 and eqn.invars[1].val == np.inf:
+    if known(graph, eqn, 1, b) == np.inf:
         graph.root.zeros.add(y)
     return y
 
 
-def add(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str | Sequence[str]:
-    """a + b."""
-    if b in graph.root.zeros and sizes_of(eqn) == result(eqn):
-        return a
-    return computed("Add")(graph, eqn, a, b)
+def known(graph: Graph, eqn: JaxprEqn, which: int, name: str) -> float | None:
+    """The number that an operand is all over, where that is known."""
+    operand = eqn.invars[which]
+    if isinstance(operand, Literal) and np.ndim(operand.val) == 0:
+        return operand.val
+    return 0 if name in graph.root.zeros else None
 
 
-def computed(kind: str) -> Rule:
-    """A sum or product. That of unsigned words, which onnxruntime does not have, is the lower half of a signed one."""
+def computed(kind: str, neutral: int | None = None) -> Rule:
+    """A sum or product. That of unsigned words, which onnxruntime does not have, is the lower half of a signed one.
+
+    neutral: with this number it is the other operand.
+    """
 
     def rule(graph: Graph, eqn: JaxprEqn, a: str, b: str) -> str:
+        for which, other in ((1, a), (0, b)):
+            number = known(graph, eqn, which, (a, b)[which])
+            if number is not None and number == neutral and sizes_of(eqn, 1 - which) == result(eqn):
+                return other
         if dtype_of(eqn) != np.uint32:
             return graph.emit(kind, [a, b])
         wide = graph.emit(kind, [as_type(graph, x, np.int64) for x in (a, b)])
@@ -207,9 +215,9 @@ RULES: Mapping[str, Rule] = {
     "or": bits("Or", "BitwiseOr"),
     "xor": bits("Xor", "BitwiseXor"),
     "not": bits("Not", "BitwiseNot"),
-    "add": add,
+    "add": computed("Add", 0),
     "sub": computed("Sub"),
-    "mul": computed("Mul"),
+    "mul": computed("Mul", 1),
     "shift_left": shifted("LEFT"),
     "shift_right_logical": shifted("RIGHT"),
     "gt": greater,

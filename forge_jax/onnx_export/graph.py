@@ -40,6 +40,8 @@ class Graph:
         self.sizes: dict[str, str] = {}
         self.zeros: set[str] = set()
         """What is known to be 0, or false, all over."""
+        self.orders: dict[str, tuple[str, list[int]]] = {}
+        """Of an array with its axes in another order: what it was, and the order."""
         self._made: dict[Any, tuple[str, ...]] = {}
         self._constants: dict[Any, str] = {}
         self._count = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from math import prod
 
 import numpy as np
 from jax.extend.core import JaxprEqn
@@ -156,30 +157,51 @@ def scatter(reduction: str) -> Rule:
             return one_update(graph, eqn, x, indices, new, windows, reduction)
         axes = chosen(eqn, windows, numbers.scatter_dims_to_operand_dims, numbers.inserted_window_dims)
         index = Index(graph, eqn, indices, axes, numbers.scatter_indices_batching_dims)
-        order = [*index.axes, *index.rest]
         outer = [i for i in range(len(updates)) if i not in numbers.update_window_dims]
         place = dict(zip(kept, numbers.update_window_dims, strict=True))
         ordered = [*outer, *(place[axis] for axis in kept)]
         new = transposed(graph, new, ordered)
         wanted = [*index.shape, *(sizes[axis] for axis in index.rest)]
         new = reshaped(graph, new, [updates[i] for i in ordered], wanted)
-        y = written(graph, eqn, index, transposed(graph, x, order), new, reduction)
+        if reduction == "none":
+            return overwritten(graph, eqn, index, x, new)
+        order = [*index.axes, *index.rest]
+        y = written(graph, index, transposed(graph, x, order), new, dtype_of(eqn), reduction)
         return transposed(graph, y, sorted(range(len(order)), key=order.__getitem__))
 
     return rule
 
 
-def written(graph: Graph, eqn: JaxprEqn, index: Index, x: str, new: str, reduction: str) -> str:
+def written(graph: Graph, index: Index, x: str, new: str, kind: np.dtype, reduction: str) -> str:
     """x with `new` at the places; what is dropped goes to a place past the end, which is cut off again."""
     columns, last = list(index.columns), len(index.axes) - 1
     if index.inside is None:
         return graph.emit("ScatterND", [x, index.joined(columns), new], {"reduction": reduction})
     size = graph.size(index.array[index.axes[last]])
     columns[last] = graph.emit("Where", [index.inside, columns[last], size])
-    zero = graph.constant(0, dtype_of(eqn))
-    x = graph.emit("Pad", [x, graph.numbers([0, 1]), zero, graph.numbers([last])])
+    x = graph.emit("Pad", [x, graph.numbers([0, 1]), graph.constant(0, kind), graph.numbers([last])])
     y = graph.emit("ScatterND", [x, index.joined(columns), new], {"reduction": reduction})
     return cut(graph, y, graph.numbers([0]), size, [last])
+
+
+def overwritten(graph: Graph, eqn: JaxprEqn, index: Index, x: str, new: str) -> str:
+    """x with `new` at the places: each place looks up which row of `new` it gets, if any.
+
+    Layers that write to the same places share that table, and none moves the axes of a large x, as ScatterND would.
+    """
+    sizes = [index.array[axis] for axis in index.axes]
+    count, rest = prod(index.shape), [index.array[axis] for axis in index.rest]
+    rows = reshaped(graph, counted(graph, count), [count], index.shape)
+    none = graph.emit("Expand", [graph.constant(-1, np.int64), graph.shape(sizes)])
+    which = written(graph, index, none, rows, np.dtype(np.int64), "none")
+    new = reshaped(graph, new, [*index.shape, *rest], [count, *rest])
+    found = graph.emit("Gather", [new, graph.emit("Max", [which, graph.constant(0, np.int64)])], {"axis": 0})
+    order = [*index.axes, *index.rest]
+    found = transposed(graph, found, sorted(range(len(order)), key=order.__getitem__))
+    given = graph.emit("GreaterOrEqual", [which, graph.constant(0, np.int64)])
+    given = transposed(graph, given, sorted(range(len(sizes)), key=index.axes.__getitem__))
+    given = graph.emit("Unsqueeze", [given, graph.numbers(index.rest)]) if index.rest else given
+    return either(graph, given, found, x, dtype_of(eqn))
 
 
 # ------------------------------------------------------------------------------------------------ moving slices

@@ -26,7 +26,14 @@ def reshaped(graph: Graph, x: str, before: Sequence[Size], after: Sequence[Size]
 def transposed(graph: Graph, x: str, order: Sequence[int]) -> str:
     """x with its axes in another order."""
     order = [int(axis) for axis in order]
-    return x if order == sorted(order) else graph.emit("Transpose", [x], {"perm": order})
+    if x in graph.root.orders:  # twice is once
+        x, first = graph.root.orders[x]
+        order = [first[axis] for axis in order]
+    if order == sorted(order):
+        return x
+    y = graph.emit("Transpose", [x], {"perm": order})
+    graph.root.orders[y] = x, order
+    return y
 
 
 def expanded(graph: Graph, x: str, before: Sequence[Size], after: Sequence[Size]) -> str:
