@@ -19,6 +19,7 @@ from forge_jax.onnx_export.writing import write_onnx
 from forge_jax.params import Tree
 from forge_jax.quantization.schemes import Floats, Integers
 from forge_jax.quantization.streams import packed
+from forge_jax.spec import Attention, Latent
 from forge_jax.tensor import QTensor
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -80,11 +81,19 @@ def export(golden: Golden, path: Path, dtype: str = "float32", **options: int) -
     return path
 
 
+def whole_only(golden: Golden) -> bool:
+    """Whether angles change with the length of the text, so that one read in pieces has other logits."""
+    ops = (branch.op for block in golden.spec.layers for branch in block.every())
+    return any(isinstance(op, Attention | Latent) and op.rope is not None and op.rope.varies for op in ops)
+
+
 def check_logits(golden: Golden, path: Path) -> None:
     """At once; a row alone, and its last token by itself; and padded on the left, in pieces."""
     tokens, length = golden.tokens, golden.tokens.shape[1]
     logits = Session(path, 2)(tokens, np.ones_like(tokens))
     assert_close(logits[:, list(TOKENS), VOCABULARY], golden.logits)
+    if whole_only(golden):
+        return
 
     session, row, ones = Session(path, 1), tokens[1:], np.ones_like(tokens[1:])
     alone = np.concatenate([session(row[:, :-1], ones[:, :-1]), session(row[:, -1:], ones)], 1)
