@@ -100,27 +100,29 @@ def gather(graph: Graph, eqn: JaxprEqn, x: str, indices: str) -> str:
         raise ValueError(f"ONNX export: gather of slices {windows} is not written")
     axes = chosen(eqn, windows, mapped, numbers.collapsed_slice_dims)
     index = Index(graph, eqn, indices, axes, numbers.start_indices_batching_dims)
+    x = transposed(graph, x, [*index.axes, *index.rest])
     if len(index.axes) == 1:
-        y = graph.emit("Gather", [transposed(graph, x, [*index.axes, *index.rest]), index.columns[0]], {"axis": 0})
+        y = graph.emit("Gather", [x, index.columns[0]], {"axis": 0})
     else:
-        x = transposed(graph, x, [*index.axes, *index.rest])
         y = graph.emit("GatherND", [x, index.joined(index.columns)])
     y = y if len(sizes_of(eqn, 1)) > 1 else graph.emit("Squeeze", [y, graph.numbers([0])])
-    after = result(eqn)
-    kept = [axis for axis in range(len(index.array)) if axis not in numbers.collapsed_slice_dims]
-    kept = [axis for axis in kept if axis not in numbers.operand_batching_dims]
-    # axes of y are those of the index, then the rest of the array
-    place = {axis: out for axis, out in zip(kept, numbers.offset_dims, strict=True)}
+    return arranged(graph, eqn, index, y)
+
+
+def arranged(graph: Graph, eqn: JaxprEqn, index: Index, y: str) -> str:
+    """What was found, its axes those of the index and then the rest of the array, with the axes of the result."""
+    numbers, after = eqn.params["dimension_numbers"], result(eqn)
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    kept = [axis for axis in range(len(index.array)) if axis not in gone]
+    place = dict(zip(kept, numbers.offset_dims, strict=True))
     outer = [i for i in range(len(after)) if i not in numbers.offset_dims]
     outs = [*outer, *(place[axis] for axis in index.rest)]
-    order = sorted(range(len(outs)), key=outs.__getitem__)
-    bare = [after[out] for out in sorted(outs)]
-    y = transposed(graph, y, order)
+    y = transposed(graph, y, sorted(range(len(outs)), key=outs.__getitem__))
+    outs = sorted(outs)
     if index.inside is not None:
-        seen = [after[out] if out in outer else 1 for out in sorted(outs)]
-        inside = reshaped(graph, index.inside, index.shape, seen)
+        inside = reshaped(graph, index.inside, index.shape, [after[out] if out in outer else 1 for out in outs])
         y = either(graph, inside, y, fill(graph, eqn), dtype_of(eqn))
-    return reshaped(graph, y, bare, after)
+    return reshaped(graph, y, [after[out] for out in outs], after)
 
 
 def one_slice(graph: Graph, eqn: JaxprEqn, x: str, indices: str) -> str:
