@@ -57,7 +57,7 @@ def library(model: Model, ids: np.ndarray) -> Calls:
 def graph(model: Model, ids: np.ndarray, directory: Path) -> Calls:
     """The same by onnxruntime; the graph's past is what it gave before."""
     session = onnxruntime.InferenceSession(str(export_onnx(model, directory / "model.onnx")))
-    names = [put.name for put in session.get_outputs()]
+    pasts = [put.name.replace("present", "past_key_values") for put in session.get_outputs()[1:]]
     empty = {
         put.name: np.zeros([size if isinstance(size, int) else int(size == "batch_size") for size in put.shape], "f4")
         for put in session.get_inputs()
@@ -66,15 +66,10 @@ def graph(model: Model, ids: np.ndarray, directory: Path) -> Calls:
 
     def run(token: np.ndarray, past: dict[str, np.ndarray], before: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         after = before + token.shape[1]
-        feed = {
-            "input_ids": token,
-            "attention_mask": np.ones((1, after)),
-            "position_ids": np.arange(before, after)[None],
-        }
+        feed = {"input_ids": token, "attention_mask": np.ones((1, after))}
+        feed |= {"position_ids": np.arange(before, after)[None]}
         out = session.run(None, {name: x.astype(np.int64) for name, x in feed.items()} | past)
-        return out[0], dict(
-            zip((name.replace("present", "past_key_values") for name in names[1:]), out[1:], strict=True)
-        )
+        return out[0], dict(zip(pasts, out[1:], strict=True))
 
     logits, held = run(ids, empty, 0)
 
@@ -99,14 +94,14 @@ def main() -> None:
     ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, (1, args.prompt))
     with tempfile.TemporaryDirectory() as directory:
         runs = {"library": library(model, ids), "onnxruntime": graph(model, ids, Path(directory))}
-        rows = []
+        about, rows = machine(), []
         for name, calls in runs.items():
             times = alternately(calls, args.rounds)
             speeds = {"prompt tokens/s": args.prompt / times["prompt"], "decoded tokens/s": STEPS / times["decode"]}
             rows.append({"what": name} | speeds)
-    show(rows)
+    show(rows, about)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2))
+        args.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
