@@ -18,12 +18,32 @@ Attributes = Mapping[str, Any]
 Size = Any
 """A size of an axis: an int, or a symbolic dimension of `jax.export`."""
 
-INT64 = int(onnx.TensorProto.INT64)
+# as ONNX calls dtypes, which it has known of for longer than it has taken those of ml_dtypes
+TYPES = {
+    name: name.upper() for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+TYPES |= {"float64": "DOUBLE", "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+TYPES |= {"float8_e4m3fn": "FLOAT8E4M3FN", "float8_e5m2": "FLOAT8E5M2"}
 
 
 def element_type(dtype: Any) -> int:
-    """ONNX's number of a dtype."""
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    """ONNX's number of a dtype.
+
+    Raises:
+        ValueError: it has none.
+    """
+    name = np.dtype(dtype).name
+    if name not in TYPES:
+        raise ValueError(f"ONNX export: numbers of {name} are not written")
+    return int(onnx.TensorProto.DataType.Value(TYPES[name]))
+
+
+def tensor(name: str, shape: Sequence[int], dtype: Any, values: bytes | None = None) -> onnx.TensorProto:
+    """An array of a graph, with its values or, without them, to be filled in."""
+    out = onnx.TensorProto(name=name, data_type=element_type(dtype), dims=shape)
+    if values is not None:
+        out.raw_data = values
+    return out
 
 
 class Graph:

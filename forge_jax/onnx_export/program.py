@@ -80,7 +80,7 @@ def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
     """Trace `forward` with a cache of just the tokens there are.
 
     In the cache a token of order p is in slot p, whatever padding stood before it; a row's slots past its last token
-    hold nothing. Which token is the how manieth of its row, the mask says.
+    hold nothing. The mask says which order a token has: how many tokens of its row came before.
 
     Args:
         params: the shapes and dtypes of the parameters, a `jax.ShapeDtypeStruct` for each leaf.

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from converters.files import atomic_write
 from forge_jax.loading import narrowed
 from forge_jax.onnx_export.arithmetic import as_type
-from forge_jax.onnx_export.graph import Graph, element_type
+from forge_jax.onnx_export.graph import Graph, element_type, tensor
 from forge_jax.onnx_export.lowering import run
 from forge_jax.onnx_export.program import INPUTS, Program, State, trace
 from forge_jax.params import Tree
@@ -168,7 +168,8 @@ def protobuf(graph: Graph, program: Program, made: Sequence[str]) -> onnx.GraphP
         return helper.make_tensor_value_info(name, element_type(np.int64 if name in INPUTS else kind), sizes)
 
     inputs = [name for name in (*INPUTS, *(state.past for state in program.states)) if name in used]
-    constants = [numpy_helper.from_array(x, name) for name, x in graph.initializers.items() if name in used]
+    kept = {name: x for name, x in graph.initializers.items() if name in used}
+    constants = [tensor(name, x.shape, x.dtype, x.tobytes()) for name, x in kept.items()]
     return helper.make_graph(nodes, "decoder", [*map(info, inputs)], [*map(info, outputs)], constants)
 
 
@@ -194,24 +195,21 @@ def needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeP
 def write_file(path: Path, model: onnx.ModelProto, arrays: Mapping[str, Parameter], inline: int) -> None:
     """Write the model with its parameters, all or nothing."""
     sizes = {name: math.prod(array.shape) * array.dtype.itemsize for name, array in arrays.items()}
-    tensors = {
-        name: onnx.TensorProto(name=name, data_type=element_type(array.dtype), dims=array.shape)
-        for name, array in arrays.items()
-    }
+    tensors = {name: tensor(name, array.shape, array.dtype) for name, array in arrays.items()}
     if sum(sizes.values()) <= inline:
-        for name, tensor in tensors.items():
-            tensor.raw_data = arrays[name].read().tobytes()
+        for name, proto in tensors.items():
+            proto.raw_data = arrays[name].read().tobytes()
         model.graph.initializer.extend(tensors.values())
         with atomic_write(path, sum(sizes.values())) as file:
             file.write(model.SerializeToString())
         return
     beside, end, offsets = path.with_name(path.name + ".data"), 0, {}
-    for name, tensor in tensors.items():
+    for name, proto in tensors.items():
         offsets[name] = -(-end // ALIGNMENT) * ALIGNMENT
         end = offsets[name] + sizes[name]
-        tensor.data_location = onnx.TensorProto.EXTERNAL
+        proto.data_location = onnx.TensorProto.EXTERNAL
         where = {"location": beside.name, "offset": offsets[name], "length": sizes[name]}
-        tensor.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in where.items())
+        proto.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in where.items())
     model.graph.initializer.extend(tensors.values())
     with atomic_write(path) as file:
         file.write(model.SerializeToString())
