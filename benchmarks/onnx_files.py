@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    model = load(args.model, dtype="float32")
+    model = load(args.model, dtype="float32", packed=False)
     ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, (1, args.prompt))
     with tempfile.TemporaryDirectory() as directory:
         runs = {"library": library(model, ids), "onnxruntime": graph(model, ids, Path(directory))}
