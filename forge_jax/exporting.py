@@ -242,16 +242,17 @@ def export_onnx(
 
     own_leaves(model)
     named, path = embedding_dtype(model, dtype), Path(path)
+    config = hf_config(model, named)
 
     def write(file: Path) -> None:
-        said = {"config": hf_config(model, named)}
+        said = {"config": config}
         write_onnx(file, model.spec, model.params, opset=opset, dtype=DTYPES[named], packed=packed, metadata=said)
 
     if path.suffix == ".onnx":
         write(path)
         return path
     with atomic_directory(path, overwrite=overwrite) as part:
-        write_sides(model, part, hf_config(model, named))
+        write_sides(model, part, config)
         write(part / "model.onnx")
     return path
 

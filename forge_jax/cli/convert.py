@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     model = options.load(args, args.source, "stored")
     write(model, kind, args, shard)
     options.show_files(args.target)
-    beside = args.target.with_name(args.target.name + ".data")  # of a large ONNX file
-    if kind == "onnx" and beside.exists():
+    beside = args.target.with_name(args.target.name + ".data")
+    if kind == "onnx" and beside.exists():  # the weights of a large file
         options.show_files(beside)
     return 0
 

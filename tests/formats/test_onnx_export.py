@@ -267,6 +267,8 @@ def test_a_directory_has_the_config(llama: Path, tmp_path: Path, capsys: pytest.
     assert cli.main(words) == 0
     names = {line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()}
     assert names == {"model.onnx", "config.json"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == read_golden("llama").config | {"dtype": "float32"}
     assert cli.main(words) == 1
     assert "add --overwrite" in capsys.readouterr().err
     assert cli.main([*words, "--overwrite"]) == 0
