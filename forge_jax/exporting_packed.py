@@ -105,7 +105,7 @@ def anew(model: Model, leaves: Mapping[str, Any], method: str) -> tuple[list[Ent
         name, matrix = instance.theirs, all(is_matrix(described[path]) for path in instance.paths)
         if is_packed(instance, leaves):
             if not matrix:
-                raise ValueError(f"export: {name} is packed, and no matrix; {method} has matrices only")
+                raise ValueError(f"export: {name} is packed and a table; {method} has matrices; load with packed=False")
             turned[name] = partial(turn, instance, leaves, model_type)
             said[name] = write.facts(method, name, turned[name]())
         elif matrix and name.endswith(".weight"):

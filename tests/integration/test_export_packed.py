@@ -162,3 +162,18 @@ def test_transformers_reads_what_was_written(shared: Path, tmp_path: Path, case:
         logits = theirs(torch.tensor(file["input_ids"])).logits.float().numpy()
         error = np.abs(logits - file["logits"]).max() / np.abs(file["logits"]).max()
     assert error < (0.03 if package == "bitsandbytes" else 1e-5)
+
+
+def test_a_model_that_came_from_no_format_is_written_in_one(shared: Path, tmp_path: Path):
+    original = shared / "oracle/quant/awq_g32"
+    if not original.exists():
+        pytest.skip(f"{original} is not there")
+    plain = load(original, packed=False, progress=False)
+    assert plain.packing is None
+    model = replace(plain, params=quantize_int8(plain.spec, plain.params))
+    written = export_packed(model, tmp_path / "out")
+    assert json.loads((written / "config.json").read_text())["quantization_config"]["format"] == "int-quantized"
+    assert_same(model, load(written, progress=False))
+    model = replace(plain, params=quantize_int8(plain.spec, plain.params, embedding=True))
+    with pytest.raises(ValueError, match="model.embed_tokens.weight is packed and a table"):
+        export_packed(model, tmp_path / "table")
