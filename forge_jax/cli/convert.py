@@ -107,10 +107,15 @@ def write(model: "Model", kind: str, args: argparse.Namespace, shard: int) -> No
             export_packed(model, args.target, method=method, max_shard_bytes=shard, overwrite=args.overwrite)
 
 
-def usual_type(model: "Model") -> Literal["F32", "F16", "BF16"]:
-    """The plain type that loses nothing: what most of the weights are stored as, F32 where that is packed."""
+def usual_type(model: "Model") -> Literal["F32", "F16", "BF16", "stored"]:
+    """The type that loses nothing: "stored" for blocks of ggml, else what most weights have, F32 if that is packed."""
     from forge_jax.params import flatten
+    from forge_jax.quantization.ggml import Ggml
+    from forge_jax.tensor import QTensor
 
+    packed = [leaf.scheme for _, leaf in flatten(model.params) if isinstance(leaf, QTensor)]
+    if packed and all(isinstance(scheme, Ggml) for scheme in packed):
+        return "stored"
     sizes: dict[str, int] = defaultdict(int)
     for path, leaf in flatten(model.params):
         sizes[model.stored.get(path, "F32")] += leaf.size
