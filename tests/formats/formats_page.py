@@ -178,7 +178,8 @@ do without. The last three columns are what a type was checked against:
 
 - **decoding**: gguf-py, bit for bit, or the C struct, taken apart in the test;
 - **encoding**: ggml's own library or gguf-py, byte for byte; (1): but for rows in which ggml has a mistake;
-- **logits**: llama.cpp's, of a file that it wrote in this type.
+- **logits**: llama.cpp's, of a file that it wrote in this type; here with decoded weights. Packed leaves hold the same
+  numbers, as the tests try with Q4_K_M, IQ2_XS and TQ1_0.
 
 {table}"""
 
@@ -209,8 +210,9 @@ known and not read:
 QUANTIZE = """## Schemes of `forge.quantize`
 
 Bits of a number in memory, scales included, in rows of {columns}. Inputs: what products take them as. Stored as: the
-methods that hold the packed matrix exactly (`export_packed`); orbax holds all. Groups of any size and `-asym` may be
-combined; every packed type of ggml is a scheme too ({count} names, above).
+methods that hold the packed matrix exactly (`export_packed`); orbax holds all, and it alone keeps that `int8-dynamic`
+rounds its inputs. Groups of any size and `-asym` may be combined; every packed type of ggml is a scheme too ({count}
+names, above).
 
 {table}The tests check that every number becomes the nearest that its scale allows, that scales are those of the
 papers, that models compute what their weights decode to, and the tables against those of bitsandbytes.
@@ -235,8 +237,7 @@ alone or products do not sum over them:
   it for every model type.
 - A packed HuggingFace directory to itself, `export_packed` or `--to packed`: the same bytes in the weights' file, for
   all {cases} reference checkpoints; the other layouts tensor by tensor. Before anything is written each weight is read
-  back and compared. The language model of a composite, whose tensors get other names, is written from what it decodes
-  to say, as from another format.
+  back and compared. The language model of a composite gets other names, so it is written as from another format.
 - A packed directory to another method: the same numbers bit for bit, or a refusal that names the methods that can.
 - orbax: every leaf bit for bit, packed or not.
 - A model to GGUF in F32 and back: bit for bit. Packed GGUF to GGUF: decoded and packed again, so bytes may differ.
