@@ -46,6 +46,12 @@ def export_packed(
     leaves = own_leaves(model)
     if not any(isinstance(leaf, QTensor) for leaf in leaves.values()):
         raise ValueError("export: no weight of this model is packed; use export_huggingface, or load with packed=True")
+    for path, leaf in leaves.items():
+        if isinstance(leaf, QTensor) and leaf.scheme.rounds:
+            raise ValueError(
+                f"export: products with {path} round their inputs ({leaf.scheme.name}), which these files do not say; "
+                "export_orbax keeps it, or quantise to int8"
+            )
     packing = model.packing
     if packing is not None and packing.weights and method in ("auto", packing.method):
         tensors, said = again(model, leaves, packing)

@@ -146,6 +146,8 @@ def facts(method: str, name: str, w: QTensor) -> Any:
 
 def methods_for(w: QTensor) -> list[str]:
     """The formats that hold a packed tensor exactly."""
+    if w.scheme.rounds:  # its products do more than the numbers say
+        return []
     able = []
     for method, maker in MAKERS.items():
         try:

@@ -210,7 +210,7 @@ known and not read:
 QUANTIZE = """## Schemes of `forge.quantize`
 
 Bits of a number in memory, scales included, in rows of {columns}. Inputs: what products take them as. Stored as: the
-methods that hold the packed matrix exactly (`export_packed`); orbax holds all, and it alone keeps that `int8-dynamic`
+methods that hold the packed matrix exactly (`export_packed`); orbax holds all, and alone `int8-dynamic`, which also
 rounds its inputs. Groups of any size and `-asym` may be combined; every packed type of ggml is a scheme too ({count}
 names, above).
 

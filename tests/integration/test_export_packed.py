@@ -170,10 +170,13 @@ def test_a_model_that_came_from_no_format_is_written_in_one(shared: Path, tmp_pa
         pytest.skip(f"{original} is not there")
     plain = load(original, packed=False, progress=False)
     assert plain.packing is None
-    model = replace(plain, params=quantize_int8(plain.spec, plain.params))
+    model = replace(plain, params=quantize(plain.spec, plain.params, "int8", outside=None))
     written = export_packed(model, tmp_path / "out")
     assert json.loads((written / "config.json").read_text())["quantization_config"]["format"] == "int-quantized"
     assert_same(model, load(written, progress=False))
-    model = replace(plain, params=quantize_int8(plain.spec, plain.params, embedding=True))
+    model = replace(plain, params=quantize(plain.spec, plain.params, "int8"))
     with pytest.raises(ValueError, match="model.embed_tokens.weight is packed and a table"):
         export_packed(model, tmp_path / "table")
+    model = replace(plain, params=quantize(plain.spec, plain.params, "int8-dynamic", outside=None))
+    with pytest.raises(ValueError, match="round their inputs .int8-dynamic., which these files do not say"):
+        export_packed(model, tmp_path / "dynamic")
