@@ -24,10 +24,10 @@ from forge_jax.generation import loop
 from forge_jax.generation.loop import Record, State
 from forge_jax.generation.sizes import capacity, chunks
 from forge_jax.ops import Context
-from forge_jax.params import Tree
+from forge_jax.params import Tree, flatten
 from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import take
+from forge_jax.tensor import QTensor, take
 
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
@@ -60,27 +60,28 @@ class Programs:
     new_cache: Callable[..., caches.Cache]
 
 
-# XLA for CPUs would open the packed weights of all layers at once, to have work for many threads: 136 MB instead of 4 MB
-# for a step of SmolLM2 in Q4_1, in the same time
-ONE_BY_ONE = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+def local_programs(options: dict[str, str] | None = None) -> Programs:
+    """The programs for one device; `options` are XLA's, for those that read prompts and make tokens."""
+    return Programs(
+        forward=jax.jit(forward, static_argnames=("spec",), donate_argnames=("cache",)),
+        prefill=jax.jit(
+            loop.prefill,
+            static_argnames=("spec", "ctx"),
+            donate_argnames=("cache", "logits_BV"),
+            compiler_options=options,
+        ),
+        choose=jax.jit(loop.choose, static_argnames=("plan",)),  # hands on what it does not change, without a copy
+        advance=jax.jit(
+            loop.advance, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",), compiler_options=options
+        ),
+        new_cache=jax.jit(caches.init, static_argnames=("spec", "batch", "length", "slack", "dtype")),
+    )
 
-LOCAL = Programs(
-    forward=jax.jit(forward, static_argnames=("spec",), donate_argnames=("cache",)),
-    prefill=jax.jit(
-        loop.prefill,
-        static_argnames=("spec", "ctx"),
-        donate_argnames=("cache", "logits_BV"),
-        compiler_options=ONE_BY_ONE,
-    ),
-    choose=jax.jit(loop.choose, static_argnames=("plan",)),  # hands on what it does not change, without a copy
-    advance=jax.jit(
-        loop.advance,
-        static_argnames=("spec", "plan", "ctx"),
-        donate_argnames=("state",),
-        compiler_options=ONE_BY_ONE,
-    ),
-    new_cache=jax.jit(caches.init, static_argnames=("spec", "batch", "length", "slack", "dtype")),
-)
+
+LOCAL = local_programs()
+# XLA for CPUs would open the packed weights of all layers at once, to have work for many threads: a step of SmolLM2 in
+# Q4_1 would take 136 MB beside its weights, not 4, and no less time
+FRUGAL = local_programs({"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})
 
 
 class Session:
@@ -121,7 +122,8 @@ class Session:
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
         """
-        self.spec, self.params, self.programs = spec, params, programs
+        packed = any(isinstance(leaf, QTensor) for _, leaf in flatten(params))
+        self.spec, self.params, self.programs = spec, params, FRUGAL if packed and programs is LOCAL else programs
         rows = [list(map(int, prompt)) for prompt in prompts]
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n

@@ -145,7 +145,7 @@ def test_a_step_makes_no_copy_of_weights(model: Model, packed: bool):
     """
     params, held = (model.params, 100e6) if packed else (unpacked(model.params), 4 * PARAMETERS)
     session = Session(model.spec, params, [[1, 2, 3]], max_new_tokens=4)
-    step = LOCAL.advance.lower(  # pyright: ignore[reportFunctionMemberAccess]
+    step = session.programs.advance.lower(  # pyright: ignore[reportFunctionMemberAccess]
         model.spec, session.plan, params, session.values, session.state, np.int32(1), Context()
     )
     used = step.compile().memory_analysis()
