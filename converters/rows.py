@@ -32,8 +32,7 @@ def read(rule: Rule, w: QTensor, shapes: Sequence[Shape]) -> list[Any]:
         if prod(part.shape[:-1]) == 1:  # all rows share it
             pieces = [part.reshape(*(1,) * len(rows), -1) for rows in sizes]
         else:
-            part = np.broadcast_to(part, (*w.outputs, part.shape[-1]))
-            pieces = small.read(part, [(*rows, part.shape[-1]) for rows in sizes])
+            pieces = small.read(w.every_row(name), [(*rows, part.shape[-1]) for rows in sizes])
         for mine, piece in zip(parts, pieces, strict=True):
             mine[name] = piece
     return [
@@ -65,8 +64,7 @@ def write(rule: Rule, leaves: Sequence[QTensor], first: int) -> QTensor | None:
                 return None
             parts[name] = mine[0].reshape(*(1,) * (rank - 1), -1)
         else:
-            wide = [np.broadcast_to(x, (*leaf.outputs, x.shape[-1])) for x, leaf in zip(mine, leaves, strict=True)]
-            parts[name] = small.write(wide)
+            parts[name] = small.write([leaf.every_row(name) for leaf in leaves])
     return replace(leaves[0], parts=parts, inner=(), trailing=rank - 1 - first)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -109,6 +110,11 @@ class QTensor:
     def nbytes(self) -> int:
         """The bytes of its parts."""
         return sum(part.nbytes for part in self.parts.values())
+
+    def every_row(self, name: str) -> Any:
+        """A part [*outputs, n] on the host, for every row."""
+        part = self.parts[name]
+        return np.broadcast_to(part, (*self.outputs, part.shape[-1]))
 
     def rows(self) -> Any:
         """The numbers, float32 [*outputs, *summed]."""

@@ -39,14 +39,9 @@ def blocks(instance: rules.Instance, fetch: Callable[[str], Any]) -> tuple[str, 
         found = rows.tensor(instance, host, len(instance.stored_shape) - 1)
         if found is None:
             raise ValueError(f"{instance.theirs}: its {name} blocks would have to be cut; choose a type of GGUF")
-        return bytes_of(name, wide(found))
+        return bytes_of(name, {field: found.every_row(field) for field in found.parts})
 
     return name, make
-
-
-def wide(w: QTensor) -> dict[str, np.ndarray]:
-    """The parts of a packed tensor, for every row."""
-    return {name: np.broadcast_to(part, (*w.outputs, part.shape[-1])) for name, part in w.parts.items()}
 
 
 def plain_kind(instance: rules.Instance, fetch: Callable[[str], Any], stored: Mapping[str, str]) -> str:

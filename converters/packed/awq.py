@@ -20,7 +20,7 @@ import numpy as np
 
 from converters.packed.gptq import scheme_of
 from converters.packed.unsigned import Facts, facts_of, unsigned
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words, zeros
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed, unpacked
@@ -119,7 +119,7 @@ def pack_gemm(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, gr
 def unpack_gemm(w: QTensor) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in] in layout "gemm"."""
     qweight, qzeros = shuffled(unpacked(w.parts["codes"], BITS).T), shuffled(zeros(w).T)
-    return {"qweight": qweight, "qzeros": qzeros, "scales": np.ascontiguousarray(wide(w, "scale").T)}
+    return {"qweight": qweight, "qzeros": qzeros, "scales": np.ascontiguousarray(w.every_row("scale").T)}
 
 
 def ordered(stored: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def pack_gemv(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, *, gr
 
 def unpack_gemv(w: QTensor, *, width: int) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in] in layout "gemv", with groups for `width` words of zeros."""
-    scales = wide(w, "scale")
+    scales = w.every_row("scale")
     more = ((0, 0), (0, width * WORD - scales.shape[1]))
     qzeros = words(packed(np.pad(zeros(w), more), BITS))
     return {"qweight": words(w.parts["codes"]), "qzeros": qzeros, "scales": np.pad(scales, more)}
@@ -163,7 +163,7 @@ def unpack_fast(w: QTensor, *, height: int) -> dict[str, np.ndarray]:
     outputs, inputs = w.shape
     codes = unpacked(w.parts["codes"], BITS).reshape(-1, 32)[:, FAST]
     nibbles = codes.reshape(outputs // 4, 4, inputs // 64, 64).swapaxes(1, 2).reshape(outputs // 4, -1)
-    floats = {name: wide(w, part).T for name, part in (("qzeros", "shift"), ("scales", "scale"))}
+    floats = {name: w.every_row(part).T for name, part in (("qzeros", "shift"), ("scales", "scale"))}
     more = ((0, height - len(floats["scales"])), (0, 0))
     return {"qweight": words(packed(nibbles, BITS), "int16")} | {name: np.pad(x, more) for name, x in floats.items()}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import parse_json
-from converters.packed.weight import Stored, Weight, ceil_div, wide
+from converters.packed.weight import Stored, Weight, ceil_div
 from converters.take import Take
 from forge_jax.quantization.schemes import Codebook, Integers
 from forge_jax.tensor import QTensor
@@ -67,7 +67,7 @@ def pack_eight(weight: np.ndarray, SCB: np.ndarray) -> QTensor:
 
 def unpack_eight(w: QTensor) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack_eight`."""
-    return {"weight": w.parts["codes"], "SCB": wide(w, "scale")[:, 0]}
+    return {"weight": w.parts["codes"], "SCB": w.every_row("scale")[:, 0]}
 
 
 def four(name: str, state: str, stored: Stored) -> Weight:
@@ -149,7 +149,7 @@ def unpack_four(
     state: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [..., in]: back from `pack_four`, whose nested parts are given where there are."""
-    absmax = np.ascontiguousarray(wide(w, "scale")).reshape(-1)
+    absmax = np.ascontiguousarray(w.every_row("scale")).reshape(-1)
     if nested_quant_map is not None and nested_absmax is not None:
         absmax = nested_codes(absmax, nested_quant_map, nested_absmax, state)
     return {"weight": w.parts["codes"].reshape(-1, 1), "quant_map": w.parts["table"].reshape(-1), "absmax": absmax}

@@ -33,7 +33,6 @@ from converters.packed.weight import (
     fields,
     integers,
     is_block,
-    wide,
     words,
 )
 from converters.take import Take
@@ -326,16 +325,16 @@ def pack_mxfp4(packed: np.ndarray, scale: np.ndarray, *, group: int) -> QTensor:
 
 def unpack_plain(w: QTensor, *, step: int) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack_plain`; `step` rows share scales."""
-    zero = {"zero": wide(w, "zero")[::step]} if "zero" in w.parts else {}
-    return {"weight": w.parts["codes"], "scale": wide(w, "scale")[::step]} | zero
+    zero = {"zero": w.every_row("zero")[::step]} if "zero" in w.parts else {}
+    return {"weight": w.parts["codes"], "scale": w.every_row("scale")[::step]} | zero
 
 
 def unpack_stream(w: QTensor, *, bits: int, step: int, ordered: bool) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack_stream`."""
     codes = w.parts["codes"] if integers(w).bits == bits else stream(w.parts["codes"], bits)
-    parts = {"packed": words(codes), "scale": wide(w, "scale")[::step], "shape": np.array(w.shape)}
+    parts = {"packed": words(codes), "scale": w.every_row("scale")[::step], "shape": np.array(w.shape)}
     if "zero" in w.parts:
-        zero = wide(w, "zero")[::step]
+        zero = w.every_row("zero")[::step]
         as_stream = zero.dtype == np.uint8  # and int16 where they are stored as int8
         parts["zero"] = words(stream(zero.T, bits)).T if as_stream else (zero - 2 ** (bits - 1)).astype(np.int8)
     if ordered:

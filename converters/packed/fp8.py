@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block, shared_rows, wide
+from converters.packed.weight import Stored, Weight, by_row, ceil_div, is_block, shared_rows
 from converters.take import Take
 from forge_jax.quantization.schemes import Floats
 from forge_jax.tensor import QTensor
@@ -98,7 +98,7 @@ def pack(weight: np.ndarray, scale: np.ndarray, *, block: tuple[int, int]) -> QT
 
 def unpack(w: QTensor, *, step: int, count: int) -> dict[str, np.ndarray]:
     """The parts of a packed tensor: back from `pack`. There are `count` scales, one for every `step` rows."""
-    codes, scale = w.parts["codes"], wide(w, "scale")
+    codes, scale = w.parts["codes"], w.every_row("scale")
     if w.trailing:
         return {"weight": np.ascontiguousarray(codes.swapaxes(1, 2)), "scale": scale.swapaxes(1, 2)}
     scale = scale[..., ::step, :]

@@ -21,7 +21,7 @@ import numpy as np
 
 from converters.packed.patterns import matches
 from converters.packed.unsigned import Facts, facts_of, unsigned
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, wide, words, zeros
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, fields, words, zeros
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed
@@ -171,7 +171,7 @@ def pack(
 def unpack(w: QTensor, *, bits: int, layout: Layout) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack`."""
     outputs, inputs = w.shape
-    scales = wide(w, "scale").T
+    scales = w.every_row("scale").T
     order = w.parts["index"][0] if "index" in w.parts else np.arange(inputs) // ceil_div(inputs, len(scales))
     return {
         "qweight": np.ascontiguousarray(words(w.parts["codes"], layout.words).T),

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from converters.packed.weight import FLOATS, Stored, Weight, ceil_div, wide
+from converters.packed.weight import FLOATS, Stored, Weight, ceil_div
 from converters.take import Take
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import packed, unpacked
@@ -111,7 +111,7 @@ def pack(
 
 def unpack(w: QTensor, *, bits: int, count: int) -> dict[str, np.ndarray]:
     """The parts of a packed tensor [out, in]: back from `pack`."""
-    scale, zero, codes = wide(w, "scale"), wide(w, "zero"), w.parts["codes"]
+    scale, zero, codes = w.every_row("scale"), w.every_row("zero"), w.parts["codes"]
     whole = codes.shape[1] * 8 // w.shape[1]
     rows = (codes if whole == 8 else unpacked(codes, whole)).reshape(scale.size, -1)
     padded = np.zeros((ceil_div(len(rows), count) * count, rows.shape[1]), np.int32 if bits == 3 else np.uint8)

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from converters.composed import Composed, Recipe
 from converters.files import quote, read_json
 from converters.safetensors_file import numpy_dtype
-from converters.source import TensorInfo, TensorSource, View
+from converters.source import TensorSource
 from forge_jax.params import Tree, flatten, unflatten
 from forge_jax.quantization.description import describe, scheme_of
 from forge_jax.tensor import QTensor, Scheme
@@ -40,38 +41,6 @@ def split(params: Tree) -> tuple[Tree, dict[str, Any]]:
     return unflatten(leaves), said
 
 
-class Leaves(View):
-    """A tree whose packed leaves are one tensor each."""
-
-    def __init__(self, whole: TensorSource, leaves: Mapping[str, "Leaf"]) -> None:
-        self.leaves = leaves
-        used = {f"{path}.{part}" for path, leaf in leaves.items() for part in leaf.parts}
-        rest = {name: info for name, info in whole.tensors.items() if name not in used}
-        super().__init__(whole, rest | {path: leaf.info(path, whole) for path, leaf in leaves.items()})
-
-    def raw(self, name: str) -> np.ndarray:
-        """The bytes of one tensor; those of all its parts, one after another."""
-        if name not in self.leaves:
-            return super().raw(name)
-        return np.concatenate([self.whole.raw(f"{name}.{part}") for part in self.leaves[name].parts])
-
-    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
-        """The values of one tensor from its bytes, float32 where it is packed."""
-        stored = self.packed(name, raw)
-        return stored.dense() if isinstance(stored, QTensor) else stored
-
-    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
-        """One tensor from its bytes, packed if it is."""
-        if name not in self.leaves:
-            return super().packed(name, raw)
-        parts, begin = {}, 0
-        for part in self.leaves[name].parts:
-            end = begin + self.whole.tensors[f"{name}.{part}"].nbytes
-            parts[part] = self.whole.decode(f"{name}.{part}", raw[begin:end])
-            begin = end
-        return self.leaves[name].made(parts)
-
-
 @dataclass(frozen=True)
 class Leaf:
     """What `FILE` says of a packed leaf."""
@@ -85,28 +54,30 @@ class Leaf:
         """The leaf of its parts."""
         return QTensor(parts, self.scheme, self.inner, self.trailing)
 
-    def info(self, path: str, source: TensorSource) -> TensorInfo:
-        """The leaf as a header would describe it.
+    def recipe(self, path: str, source: TensorSource) -> Recipe:
+        """How the leaf at a path is made of the arrays of a source.
 
         Raises:
             ValueError: its arrays are missing or do not fit.
         """
-        stored = [source.tensors[f"{path}.{part}"] for part in self.parts if f"{path}.{part}" in source.tensors]
-        if len(stored) != len(self.parts):
-            raise ValueError(f"{FILE}: of {quote(path)} an array is missing; expected {', '.join(self.parts)}")
-        empty = {
-            part: jax.ShapeDtypeStruct(info.shape, numpy_dtype(info.dtype))
-            for part, info in zip(self.parts, stored, strict=True)
-        }
+        names = {part: f"{path}.{part}" for part in self.parts}
+        if not all(name in source.tensors for name in names.values()):
+            raise ValueError(f"of {quote(path)} an array is missing; expected {', '.join(self.parts)}")
+        infos = {part: source.tensors[name] for part, name in names.items()}
+        empty = {part: jax.ShapeDtypeStruct(info.shape, numpy_dtype(info.dtype)) for part, info in infos.items()}
         try:
-            dense = jax.eval_shape(lambda parts: self.made(parts).dense(), empty)
-            fits = dense.shape == self.made(empty).shape
+            shape = jax.eval_shape(lambda parts: self.made(parts).dense(), empty).shape
+            fits = shape == self.made(empty).shape
         except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError):
-            fits, dense = False, None
-        if dense is None or not fits:
-            shapes = {part: list(info.shape) for part, info in empty.items()}
-            raise ValueError(f"{FILE}: the arrays of {quote(path)} do not make rows of {self.scheme.name}: {shapes}")
-        return TensorInfo(path, dense.shape, self.scheme.name, sum(info.nbytes for info in stored), stored[0].file)
+            fits, shape = False, ()
+        if not fits:
+            shapes = {part: list(info.shape) for part, info in infos.items()}
+            raise ValueError(f"the arrays of {quote(path)} do not make rows of {self.scheme.name}: {shapes}")
+
+        def make(stored: dict[str, np.ndarray]) -> QTensor:
+            return self.made({part: stored[name] for part, name in names.items()})
+
+        return Recipe(shape, self.scheme.name, tuple(names.values()), make)
 
 
 def joined(source: TensorSource, directory: Path) -> TensorSource:
@@ -122,9 +93,11 @@ def joined(source: TensorSource, directory: Path) -> TensorSource:
     if not isinstance(said, Mapping):
         raise ValueError(f"{file}: expected a JSON object, found {type(said).__name__}")
     try:
-        return Leaves(source, {path: leaf_of(about, quote(path)) for path, about in said.items()})
+        recipes = {path: leaf_of(about, quote(path)).recipe(path, source) for path, about in said.items()}
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    used = {part for recipe in recipes.values() for part in recipe.parts}
+    return Composed(source, {name: info for name, info in source.tensors.items() if name not in used}, recipes)
 
 
 def leaf_of(about: Any, where: str) -> Leaf:

@@ -14,6 +14,12 @@ from typing import Any
 from converters.files import quote
 
 Places = frozenset[int]
+
+
+class Unmatched(Exception):
+    """A part of an expression that is not matched here; the message names it."""
+
+
 LONGEST, STEPS = 400, 100_000  # characters of an expression and of a name; places that are looked at
 CATEGORIES: dict[Any, Callable[[str], bool]] = {
     codes.CATEGORY_DIGIT: str.isdecimal,
@@ -37,16 +43,16 @@ def matches(pattern: str, name: str, where: str) -> bool:
         return bool(Match(name).ends(parsed(pattern), frozenset((0,))))
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{where}: {quote(pattern)} is no regular expression: {error}") from None
-    except NotImplementedError as error:
+    except Unmatched as error:
         raise ValueError(f"{where}: {quote(pattern)} has {error}, which is not implemented in a pattern") from None
 
 
 @lru_cache(maxsize=256)
 def parsed(pattern: str) -> tuple[Any, ...]:
-    """The parts of an expression; re.error where it is none, NotImplementedError for flags."""
+    """The parts of an expression; re.error where it is none, Unmatched for flags."""
     found = parser.parse(pattern)
     if found.state.flags & ~re.UNICODE.value:
-        raise NotImplementedError("flags")
+        raise Unmatched("flags")
     return tuple(found)
 
 
@@ -60,7 +66,7 @@ class Match:
         """Where parts one after another may end that begin at one of the places.
 
         Raises:
-            NotImplementedError: a part that is matched by tries only, or more steps than a config may cost.
+            Unmatched: a part that is matched by tries only, or more steps than a config may cost.
         """
         for op, value in parts:
             places = self.step(op, value, places)
@@ -72,7 +78,7 @@ class Match:
         """Where one part may end; errors as in `ends`."""
         self.left -= 1 + len(places)
         if self.left < 0:
-            raise NotImplementedError("repeats that take too long")
+            raise Unmatched("repeats that take too long")
         match op:
             case codes.LITERAL | codes.NOT_LITERAL | codes.ANY | codes.IN:
                 return frozenset(i + 1 for i in places if i < len(self.text) and fits(op, value, self.text[i]))
@@ -90,7 +96,7 @@ class Match:
             case codes.AT if value is codes.AT_END_STRING or (value is codes.AT_END and not self.text.endswith("\n")):
                 return places & {len(self.text)}
             case _:
-                raise NotImplementedError(str(op).lower().replace("_", " "))
+                raise Unmatched(str(op).lower().replace("_", " "))
 
     def repeated(self, value: Any, places: Places) -> Places:
         """Where a part that is repeated `least` to `most` times may end; no place is looked at twice."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from converters.composed import Composed
 from converters.files import quote, read_json
 from converters.packed import auto_round, awq, bitsandbytes, compressed, fp8, gptq, hqq, modelopt, mxfp4
 from converters.packed.weight import Stored, Weight
-from converters.source import TensorInfo, TensorSource, View
+from converters.source import TensorSource
 from converters.take import Take
 from forge_jax.tensor import QTensor
 
@@ -57,7 +58,7 @@ CACHE_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale")
 CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
-class Packed(View):
+class Packed(Composed):
     """The dense tensors of a checkpoint, of which some are made of several stored ones."""
 
     def __init__(
@@ -79,44 +80,7 @@ class Packed(View):
                 raise ValueError(f"{where}: {quote(name)} is stored, and {list(self.weights[name].parts.values())} too")
             if name.endswith(".weight") and info.dtype in CODES:
                 raise ValueError(f"{where}: {quote(name)} is {info.dtype}, and no scale beside it says of what")
-        super().__init__(whole, rest | {name: described(one, whole) for name, one in self.weights.items()})
-
-    def raw(self, name: str) -> np.ndarray:
-        """The stored bytes of one tensor; those of all its parts, one after another."""
-        if name not in self.weights:
-            return super().raw(name)
-        return np.concatenate([self.whole.raw(part) for part in self.weights[name].parts.values()])
-
-    def decode(self, name: str, raw: np.ndarray) -> np.ndarray:
-        """The values of one tensor from its bytes; a packed one is float32.
-
-        Raises:
-            ValueError: the parts are not what they are said to be.
-        """
-        stored = self.packed(name, raw) if name in self.weights else super().decode(name, raw)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
-            return np.ascontiguousarray(stored.dense()) if isinstance(stored, QTensor) else stored
-
-    def packed(self, name: str, raw: np.ndarray) -> np.ndarray | QTensor:
-        """One tensor from its bytes, packed if it is. Errors as in `decode`."""
-        if name not in self.weights:
-            return super().packed(name, raw)
-        values, begin = {}, 0
-        for role, part in self.weights[name].parts.items():
-            end = begin + self.whole.tensors[part].nbytes
-            values[role] = self.whole.decode(part, raw[begin:end])
-            begin = end
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by those who load
-                return self.weights[name].pack(**values)
-        except ValueError as error:
-            raise ValueError(f"{self.tensors[name].file}: {quote(name)}: {error}") from None
-
-
-def described(weight: Weight, whole: TensorSource) -> TensorInfo:
-    """A dense tensor as a header would describe it; its bytes are those of its parts."""
-    parts = [whole.tensors[part] for part in weight.parts.values()]
-    return TensorInfo(weight.name, weight.shape, weight.kind, sum(part.nbytes for part in parts), parts[0].file)
+        super().__init__(whole, rest, {name: weight.recipe() for name, weight in self.weights.items()})
 
 
 def unpacked(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converters.packed.weight import integers, wide, zeros
+from converters.packed.weight import integers, zeros
 from forge_jax.tensor import QTensor
 
 
@@ -36,7 +36,7 @@ def unsigned(w: QTensor) -> QTensor:
     if scheme.over != 1 or "shift" in w.parts:
         raise ValueError("is not of the kind scale * (integer - zero)")
     low = 128 if codes.dtype == np.int8 else 0
-    scale, zero = wide(w, "scale"), zeros(w)
+    scale, zero = w.every_row("scale"), zeros(w)
     with np.errstate(invalid="ignore"):  # what is beyond int16 is found unequal
         whole = zero.astype(np.int16)
     if not np.array_equal(whole, zero) or whole.min() + low < 0 or whole.max() + low >= 2**scheme.bits:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from converters.composed import Recipe
 from converters.files import quote
 from converters.source import TensorInfo, TensorSource
 from forge_jax.quantization.schemes import Integers
+from forge_jax.quantization.streams import unpacked
 from forge_jax.tensor import QTensor
 
 Size = int | None
@@ -34,6 +36,15 @@ class Weight:
     unpack: Callable[..., dict[str, np.ndarray]]
     spare: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+
+    def recipe(self) -> Recipe:
+        """How it is made."""
+
+        def make(stored: dict[str, np.ndarray]) -> QTensor | np.ndarray:
+            return self.pack(**{role: stored[part] for role, part in self.parts.items()})
+
+        return Recipe(self.shape, self.kind, tuple(self.parts.values()), make)
+
     kind: str = "packed"
 
 
@@ -114,18 +125,10 @@ def fields(words: np.ndarray, bits: int, count: int) -> np.ndarray:
         uint8 [..., count].
     """
     rows = np.ascontiguousarray(words).view(np.uint8)
-    packed = ceil_div(count, 8) * bits  # 8 values take `bits` bytes
-    if rows.shape[-1] < packed:
-        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], packed - rows.shape[-1]), np.uint8)], -1)
-    rows = rows[..., :packed].reshape(*rows.shape[:-1], -1, bits)
-    out = np.empty((*rows.shape[:-1], 8), np.uint8)
-    for i in range(8):
-        byte, shift = divmod(i * bits, 8)
-        value = rows[..., byte] >> shift
-        if shift + bits > 8:
-            value = value | rows[..., byte + 1] << (8 - shift)
-        out[..., i] = value & (2**bits - 1)
-    return out.reshape(*out.shape[:-2], -1)[..., :count]
+    needed = ceil_div(count, 8) * bits  # 8 values take `bits` bytes
+    if rows.shape[-1] < needed:
+        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], needed - rows.shape[-1]), np.uint8)], -1)
+    return unpacked(rows[..., :needed], bits)[..., :count]
 
 
 def words(rows: np.ndarray, dtype: str = "int32") -> np.ndarray:
@@ -134,12 +137,6 @@ def words(rows: np.ndarray, dtype: str = "int32") -> np.ndarray:
     if short:
         rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], short), np.uint8)], -1)
     return np.ascontiguousarray(rows).view(dtype)
-
-
-def wide(w: QTensor, name: str) -> np.ndarray:
-    """A part of a packed tensor [*outputs, n], for every row."""
-    part = w.parts[name]
-    return np.broadcast_to(part, (*w.outputs, part.shape[-1]))
 
 
 def integers(w: QTensor) -> Integers:
@@ -151,13 +148,15 @@ def integers(w: QTensor) -> Integers:
 
 def zeros(w: QTensor) -> np.ndarray:
     """The zeros of packed integers [*outputs, groups], whether they are stored or one for all."""
-    scale, middle = wide(w, "scale"), integers(w).middle
-    return wide(w, "zero") if "zero" in w.parts else np.full(scale.shape, middle, np.int16 if middle < 0 else np.uint8)
+    scale, middle = w.every_row("scale"), integers(w).middle
+    return (
+        w.every_row("zero") if "zero" in w.parts else np.full(scale.shape, middle, np.int16 if middle < 0 else np.uint8)
+    )
 
 
 def shared_rows(w: QTensor) -> int:
     """How many rows of a packed matrix, one after another, share their scales; 0 if all do."""
-    scale = wide(w, "scale")
+    scale = w.every_row("scale")
     changes = np.flatnonzero((scale[1:] != scale[:-1]).any(-1)) + 1
     return gcd(*(int(row) for row in changes))
 

@@ -55,6 +55,7 @@ def check(function: Callable[..., Any], *arrays: Any, sizes: str | None = None, 
     expected = jax.tree.leaves(jax.jit(function)(*map(np.asarray, arrays)))
     for found, wanted in zip(ran(function, *arrays, sizes=sizes), expected, strict=True):
         assert found.dtype == wanted.dtype
+        # below the smallest normal float32 either side may flush to zero
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=1e-37)
 
 
