@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from forge_jax.products import decoded_product, product, rounded_product, subscripts
+
 
 class Scheme(Protocol):
     """How rows of numbers are packed into parts: data that is hashed and compared, never traced.
@@ -226,25 +228,6 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
             return product(eq, x, w.astype(x.dtype))
 
 
-def product(eq: str, x: Array, w: Array) -> Array:
-    """einsum(eq, x, w) as one product of matrices.
-
-    Folding the axes here keeps XLA from transposing a weight whose sum runs over two axes, which costs a second copy.
-    """
-    xs, ws, ys = subscripts(eq)
-    inputs = "".join(c for c in ws if c not in ys)
-    outputs = "".join(c for c in ws if c in ys)
-    rows = xs.removesuffix(inputs)
-    if rows + inputs != xs or rows + outputs != ys or ws not in (inputs + outputs, outputs + inputs):
-        return jnp.einsum(eq, x, w)
-    lead, size = x.shape[: len(rows)], math.prod(x.shape[len(rows) :])
-    flat = x.reshape(math.prod(lead), size)
-    if ws == inputs + outputs:
-        return (flat @ w.reshape(size, -1)).reshape(lead + w.shape[len(inputs) :])
-    y = jnp.einsum("ik,jk->ij", flat, w.reshape(-1, size))
-    return y.reshape(lead + w.shape[: len(outputs)])
-
-
 def rows_fit(eq: str, w: QTensor) -> bool:
     """Whether an equation sums over exactly what the rows of a weight cover."""
     _, axes, out = subscripts(eq)
@@ -255,48 +238,22 @@ def rows_fit(eq: str, w: QTensor) -> bool:
 def packed_product(eq: str, x: Array, w: QTensor) -> Array:
     """The product with a packed weight whose rows are what it sums over.
 
-    The weight is tied to `x`: XLA would otherwise decode it before a loop and keep a copy of all layers in floats. A
-    single row of `x` is multiplied while the weight is decoded; nothing dense is ever written.
+    The weight is tied to `x`: XLA would otherwise decode it before a loop and keep a copy of all layers in floats.
     """
     xs, axes, out = subscripts(eq)
     x, parts = jax.lax.optimization_barrier((x, w.parts))
     summed = axes[w.first : w.first + len(w.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
-    values, factor = w.scheme.factors(parts)
-    if w.scheme.rounds and factor is not None:
+    values, factor = w.scheme.factors(parts) if w.scheme.rounds else (None, None)
+    if values is not None and factor is not None:
         codes, factor = values.reshape(*w.outputs, *w.summed), jnp.broadcast_to(factor, w.outputs)
         return rounded_product(f"{xs},{outputs}{summed}->{out}", x, codes, factor)
     if batch + summed != xs or batch + outputs != out:
         rows = replace(w, parts=parts).rows().astype(x.dtype)
         return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
-    values = values.reshape(-1, values.shape[-1])
-    flat = x.reshape(-1, values.shape[-1])
-    if flat.shape[0] == 1:
-        y = (values.astype(jnp.float32) * flat.astype(jnp.float32)).sum(-1)[None].astype(x.dtype)
-    else:
-        y = jnp.einsum("ik,jk->ij", flat, values.astype(x.dtype))
-    y = y.reshape(*x.shape[: len(batch)], *w.outputs)
-    return y if factor is None else y * factor.reshape((1,) * len(batch) + factor.shape).astype(x.dtype)
-
-
-def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:
-    """einsum(eq, x, codes) as a product of integers, `codes` being int8 with a factor for each output.
-
-    x is rounded to int8 for each of its places, the largest number that a sum runs over being 127 (LLM.int8,
-    arXiv:2208.07339, without its outliers). Sums are int32, which 2^31 / 127^2 = 133,000 numbers do not overflow.
-    """
-    xs, ws, out = subscripts(eq)
-    summed = "".join(c for c in ws if c not in out)
-    wide = x.astype(jnp.float32)
-    largest = jnp.abs(wide).max([xs.index(c) for c in summed], keepdims=True)
-    step = jnp.where(largest > 0, largest, 1.0) / 127
-    rounded = jnp.round(wide / step).astype(jnp.int8)
-    sums = jnp.einsum(eq, rounded, codes, preferred_element_type=jnp.int32)
-    places = "".join(c for c in xs if c not in summed)
-    scale = step.reshape([n for c, n in zip(xs, x.shape, strict=True) if c not in summed])
-    factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, factor)
-    return (sums.astype(jnp.float32) * factors).astype(x.dtype)
+    y = decoded_product(w.scheme, parts, w.outputs, x.reshape(-1, w.scheme.size(parts)))
+    return y.reshape(*x.shape[: len(batch)], *w.outputs)
 
 
 def take(w: Weight, ids: Array) -> Array:
@@ -366,13 +323,6 @@ def sums(x: Array, rows: Array, taps: dict[str, Array]) -> tuple[Array, dict[str
 
 
 tapped.defvjp(sums, lambda total, x: (x, None, total))
-
-
-def subscripts(eq: str) -> tuple[str, str, str]:
-    """Split "xs,ws->ys"."""
-    operands, out = eq.split("->")
-    x, w = operands.split(",")
-    return x, w, out
 
 
 def lora_equations(eq: str, a: Array, b: Array) -> tuple[str, str, tuple[Array, Array]]:

@@ -137,12 +137,14 @@ def while_loop(graph: Graph, eqn: JaxprEqn, *inputs: str) -> Sequence[str]:
 
 
 def cond(graph: Graph, eqn: JaxprEqn, which: str, *inputs: str) -> Sequence[str]:
-    """One of two branches.
+    """One of two branches; of branches for kinds of device, the one for all others.
 
     Raises:
         ValueError: there are more.
     """
     branches, kinds = eqn.params["branches"], kinds_of(eqn.outvars)
+    if (platforms := eqn.params.get("branches_platforms")) is not None:
+        return run(graph, branches[platforms.index(None)], inputs)
     if len(branches) != 2:
         raise ValueError(f"ONNX export: a choice among {len(branches)} branches is not written")
     otherwise, then = (body(graph, [], lambda g, _, b=b: run(g, b, inputs), kinds) for b in branches)
@@ -158,5 +160,6 @@ RULES: Mapping[str, Rule] = {
     "scan": scan,
     "while": while_loop,
     "cond": cond,
+    "platform_index": lambda graph, eqn: graph.constant(np.int32(0)),  # its branches know by themselves, see `cond`
     "optimization_barrier": lambda graph, eqn, *inputs: inputs,
 }

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from forge_jax.params import Param
+from forge_jax.products import product
 from forge_jax.quantization import encode_leaf, packer
 from forge_jax.quantization.schemes import Integers
-from forge_jax.tensor import Lora, QTensor, contract, dense, product, take
+from forge_jax.tensor import Lora, QTensor, contract, dense, take
 
 EQUATIONS = {
     "BTD,DF->BTF": ((2, 3, 8), (8, 6)),

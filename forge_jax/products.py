@@ -1,0 +1,120 @@
+"""The products that `tensor.contract` is made of: matrices, packed rows, packed rows with rounded inputs.
+
+Knows arrays and how a scheme decodes them; what kind of leaf they came from is `tensor`'s business.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+TILE = 1 << 20  # numbers that a CPU decodes before it multiplies by them: 4 MB, which stay in its cache
+
+
+class Factored(Protocol):
+    """What a product asks of a scheme, see `tensor.Scheme`."""
+
+    def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
+        """The rows as values [..., size], and one factor a row [...] if that is not in them."""
+        ...
+
+
+def subscripts(eq: str) -> tuple[str, str, str]:
+    """Split "xs,ws->ys"."""
+    operands, out = eq.split("->")
+    x, w = operands.split(",")
+    return x, w, out
+
+
+def product(eq: str, x: Array, w: Array) -> Array:
+    """einsum(eq, x, w) as one product of matrices.
+
+    Folding the axes here keeps XLA from transposing a weight whose sum runs over two axes, which costs a second copy.
+    """
+    xs, ws, ys = subscripts(eq)
+    inputs = "".join(c for c in ws if c not in ys)
+    outputs = "".join(c for c in ws if c in ys)
+    rows = xs.removesuffix(inputs)
+    if rows + inputs != xs or rows + outputs != ys or ws not in (inputs + outputs, outputs + inputs):
+        return jnp.einsum(eq, x, w)
+    lead, size = x.shape[: len(rows)], math.prod(x.shape[len(rows) :])
+    flat = x.reshape(math.prod(lead), size)
+    if ws == inputs + outputs:
+        return (flat @ w.reshape(size, -1)).reshape(lead + w.shape[len(inputs) :])
+    y = jnp.einsum("ik,jk->ij", flat, w.reshape(-1, size))
+    return y.reshape(lead + w.shape[: len(outputs)])
+
+
+def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
+    """x_RI times every packed row: [R, *outputs], in the dtype of x.
+
+    parts: each [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU decodes and multiplies a tile
+    at a time: XLA opens large matrices 10 times slower than it could, and would write the whole of them besides. An
+    accelerator decodes a weight while a single row of x is multiplied, and else once for all rows.
+    """
+
+    def on_cpu(x_RI: Array, parts: dict[str, Array]) -> Array:
+        return tiled(scheme, parts, outputs, x_RI)
+
+    def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
+        return multiplied(scheme, parts, x_RI, streamed if x_RI.shape[0] == 1 else matrix)
+
+    return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
+
+
+def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
+    """`decoded_product`, with no more than about `TILE` numbers decoded at a time."""
+    rows = max(1, TILE // (math.prod(outputs[1:]) * x_RI.shape[1]))
+    if rows >= outputs[0]:
+        return multiplied(scheme, parts, x_RI, matrix)
+
+    def step(tile: Array, y: Array) -> Array:
+        # the last tile may begin early: what it shares with the one before is written twice
+        start = jnp.minimum(tile * rows, outputs[0] - rows)
+        here = {
+            name: part if part.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(part, start, rows)
+            for name, part in parts.items()
+        }
+        return jax.lax.dynamic_update_slice_in_dim(y, multiplied(scheme, here, x_RI, matrix), start, axis=1)
+
+    y = jax.lax.full_like(x_RI, 0, shape=(x_RI.shape[0], *outputs))
+    return jax.lax.fori_loop(0, -(-outputs[0] // rows), step, y)
+
+
+def multiplied(scheme: Factored, parts: dict[str, Array], x_RI: Array, way: Callable[[Array, Array], Array]) -> Array:
+    """x_RI times the rows that `parts` hold, [R, *outputs]; `way` multiplies by values [O, I]."""
+    values, factor = scheme.factors(parts)
+    y = way(x_RI, values.reshape(-1, values.shape[-1])).reshape(x_RI.shape[0], *values.shape[:-1])
+    return y if factor is None else y * factor[None].astype(x_RI.dtype)
+
+
+def matrix(x_RI: Array, values_OI: Array) -> Array:
+    """A product of matrices."""
+    return jnp.einsum("RI,OI->RO", x_RI, values_OI.astype(x_RI.dtype))
+
+
+def streamed(x_1I: Array, values_OI: Array) -> Array:
+    """The same for one row, added up in float32 while the values are made, which are then never written."""
+    return (values_OI.astype(jnp.float32) * x_1I.astype(jnp.float32)).sum(-1)[None].astype(x_1I.dtype)
+
+
+def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:
+    """einsum(eq, x, codes) as a product of integers, `codes` being int8 with a factor for each output.
+
+    x is rounded to int8 for each of its places, the largest number that a sum runs over being 127 (LLM.int8,
+    arXiv:2208.07339, without its outliers). Sums are int32, which 2^31 / 127^2 = 133,000 numbers do not overflow.
+    """
+    xs, ws, out = subscripts(eq)
+    summed = "".join(c for c in ws if c not in out)
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max([xs.index(c) for c in summed], keepdims=True)
+    step = jnp.where(largest > 0, largest, 1.0) / 127
+    rounded = jnp.round(wide / step).astype(jnp.int8)
+    sums = jnp.einsum(eq, rounded, codes, preferred_element_type=jnp.int32)
+    places = "".join(c for c in xs if c not in summed)
+    scale = step.reshape([n for c, n in zip(xs, x.shape, strict=True) if c not in summed])
+    factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, factor)
+    return (sums.astype(jnp.float32) * factors).astype(x.dtype)
