@@ -12,7 +12,7 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
-from forge_jax.quantization.streams import nibbles, unpacked
+from forge_jax.quantization.streams import looked_up, nibbles, unpacked
 
 Parts = Mapping[str, Any]
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -148,7 +148,7 @@ class Floats(Grouped):
     def values(self, parts: Parts) -> Any:
         """The codes as numbers."""
         codes = parts["codes"]
-        return float32(codes) if self.bits == 8 else codes.__array_namespace__().asarray(E2M1)[nibbles(codes)]
+        return float32(codes) if self.bits == 8 else looked_up(E2M1, nibbles(codes))
 
     def scales(self, parts: Parts) -> Any:
         """What a group is multiplied by, float32 [..., groups]."""
@@ -190,8 +190,7 @@ class Codebook(Grouped):
         codes, table = parts["codes"], parts["table"]
         numbers = table.__array_namespace__()
         halves = numbers.stack([codes >> 4, codes & 15], axis=-1).reshape(*codes.shape[:-1], -1)
-        values = numbers.take_along_axis(table, halves.astype(np.int32), -1)
-        return values * spread(parts["scale"], self.group, self.size(parts))
+        return looked_up(table, halves) * spread(parts["scale"], self.group, self.size(parts))
 
     def factors(self, parts: Parts) -> tuple[Any, None]:
         """The rows; no factor is common to one."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from forge_jax import products
 from forge_jax.params import Param
 from forge_jax.products import product
 from forge_jax.quantization import encode_leaf, packer
@@ -102,3 +103,17 @@ def test_a_product_over_two_axes_does_not_transpose_the_weight():
     assert " dot(" in text
     assert " transpose(" not in text
     assert " copy(" not in text
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "nf4", "int8", "Q4_0"])
+def test_a_weight_of_several_tiles_multiplies_like_one(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tile is no whole one, and begins where the one before has been."""
+    w = np.random.default_rng(3).normal(size=(64, 11, 3)).astype(np.float32)
+    packed = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, ("embed", None, None)), packer(scheme)))
+    x = normal((2, 3, 64))
+    whole = jax.jit(lambda x, w: contract("BTD,DNH->BTNH", x, w))(x, packed)
+    monkeypatch.setattr(products, "TILE", 4 * 3 * 64)
+    for rows in (x, x[:1, :1]):
+        tiles = jax.jit(lambda x, w: contract("BTD,DNH->BTNH", x, w))(rows, packed)
+        np.testing.assert_allclose(tiles, whole[: len(rows), : rows.shape[1]], rtol=0, atol=1e-5 * np.abs(whole).max())
+        assert "while" in jax.jit(lambda x, w: contract("BTD,DNH->BTNH", x, w)).lower(rows, packed).as_text()

@@ -19,7 +19,7 @@ from forge_jax.quantization.ggml.bits import (
     scaled,
     signed,
 )
-from forge_jax.quantization.streams import shifted
+from forge_jax.quantization.streams import looked_up, shifted
 
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 """The 4-bit floats of the OCP microscaling formats, times two; the scales are halved to match. Has no -0, as ggml."""
@@ -49,21 +49,21 @@ HALF_UE4M3 = _half_ue4m3()
 
 
 def _mxfp4(blocks: Blocks) -> Any:
-    return look_up(E2M1_DOUBLED, nibbles(blocks["qs"], 16)) * look_up(HALF_E8M0, blocks["e"])[..., None]
+    return looked_up(E2M1_DOUBLED, nibbles(blocks["qs"], 16)) * look_up(HALF_E8M0, blocks["e"])[..., None]
 
 
 def _nvfp4(blocks: Blocks) -> Any:
-    return scaled(look_up(E2M1_DOUBLED, nibbles(blocks["qs"], 8)), look_up(HALF_UE4M3, blocks["d"]))
+    return scaled(looked_up(E2M1_DOUBLED, nibbles(blocks["qs"], 8)), look_up(HALF_UE4M3, blocks["d"]))
 
 
 def _iq4_nl(blocks: Blocks) -> Any:
-    return look_up(IQ4_VALUES, nibbles(blocks["qs"], 16)) * scale_of(blocks)
+    return looked_up(IQ4_VALUES, nibbles(blocks["qs"], 16)) * scale_of(blocks)
 
 
 def _iq4_xs(blocks: Blocks) -> Any:
     high = shifted(blocks["scales_h"], np.arange(0, 16, 2, dtype=np.uint16)) & 3
     scales = nibbles(blocks["scales_l"], 1) | high.astype(np.uint8) << 4
-    return scaled(look_up(IQ4_VALUES, nibbles(blocks["qs"], 16)), scale_of(blocks) * signed(scales, 32))
+    return scaled(looked_up(IQ4_VALUES, nibbles(blocks["qs"], 16)), scale_of(blocks) * signed(scales, 32))
 
 
 def _trits(packed: Any, count: int) -> Any:
