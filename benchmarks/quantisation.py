@@ -50,12 +50,16 @@ def is_packed(leaf: Any) -> bool:
 
 
 def measure(reference: Model, scheme: str, text: str, tokens: int) -> dict[str, Any]:
-    """One row: sizes, seconds that packing took, and what the text shows."""
+    """The row of a scheme."""
     start = time.perf_counter()
     model = quantize(reference, scheme, outside="Q8_0", fallback=FALLBACKS.get(scheme))
-    seconds = time.perf_counter() - start
+    return described(scheme, model, time.perf_counter() - start, reference, text, tokens)
+
+
+def described(name: str, model: Model, seconds: float, reference: Model, text: str, tokens: int) -> dict[str, Any]:
+    """One row: sizes, seconds that packing took, and what the text shows."""
     found = evaluate(model, text, reference=reference, tokens=tokens)
-    sizes = {"scheme": scheme, "bits": bits(model), "MB": megabytes(model), "seconds": seconds}
+    sizes = {"scheme": name, "bits": bits(model), "MB": megabytes(model), "seconds": seconds}
     return sizes | {"evaluation": found.to_dict()}
 
 

@@ -1,4 +1,4 @@
-"""An importance matrix as llama.cpp writes it: a GGUF with sums of squares of the inputs of each matrix."""
+"""Importance by our paths to and from that of a GGUF's matrices: mean squares of what columns are multiplied by."""
 
 import os
 from collections.abc import Mapping
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from converters import rules
-from converters.gguf import names
+from converters.gguf import mixes, names
 from converters.gguf.export import architecture, variant
 from converters.gguf.facts import mixture
 from converters.gguf.writer import TensorToWrite, write_gguf
-from forge_jax.params import abstract
+from forge_jax.params import abstract, flatten
+from forge_jax.quantization import rows_of
 from forge_jax.spec import ModelSpec
 
 
@@ -54,3 +55,27 @@ def write_imatrix(
             tensors.append((instance.theirs + end, flat.shape, "F32", partial(np.asarray, flat)))
     said: dict[str, Any] = {"general.type": "imatrix", "imatrix.datasets": ["text"]}
     write_gguf(path, said | {"imatrix.chunk_count": chunks, "imatrix.chunk_size": length}, tensors)
+
+
+def by_path(importance: Mapping[str, np.ndarray], spec: ModelSpec, model_type: str) -> dict[str, np.ndarray]:
+    """The importance of columns of our parameters, float32 [*stacked, n] by path, from what `read_imatrix` gives.
+
+    Every number of a stored matrix gets that of its column and goes the way that weights go, so that it arrives where
+    they do.
+
+    Raises:
+        ValueError: the family has no GGUF architecture, or there are entries of other tensors or of another size.
+    """
+    arch = variant(architecture(model_type), mixture(spec))
+    described, found = dict(flatten(abstract(spec))), {}
+    every = rules.instances(names.rules(arch, spec), abstract(spec), importance)
+    mixes.check_entries(importance, [instance.theirs for instance in every if instance.axis is None])
+    for instance in every:
+        if instance.theirs in importance:
+            shape = instance.stored_shape
+            weights = mixes.of_columns(instance.theirs, importance[instance.theirs], shape)
+            leaves = instance.rule.read(np.broadcast_to(weights[..., None, :], shape), instance.shapes)
+            for path, leaf in zip(instance.paths, leaves, strict=True):
+                rows, stacked = rows_of(leaf, described[path])[0], described[path].stacked
+                found[path] = rows[(..., *(0,) * (rows.ndim - 1 - stacked), slice(None))]
+    return found
