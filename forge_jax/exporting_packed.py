@@ -79,6 +79,8 @@ def method_of(model: Model, leaves: Mapping[str, Any]) -> str:
     if model.packing is not None and model.packing.method in write.MAKERS:
         return model.packing.method
     packed = [leaf for leaf in leaves.values() if isinstance(leaf, QTensor)]
+    if any("index" in leaf.parts for leaf in packed):  # inputs in an order of their own, which one format holds
+        return "gptq"
     kinds = {type(leaf.scheme) for leaf in packed}
     return "bitsandbytes" if kinds == {Codebook} else "compressed-tensors"
 

@@ -134,6 +134,8 @@ def check_text(args: argparse.Namespace) -> None:
     if args.method is None:
         if wrong := [option for option in given if option not in ("--samples", "--length")]:
             raise ValueError(f"{wrong[0]} is an option of --method gptq")
+    elif args.act_order and not args.static_groups and args.to not in (None, "gptq"):
+        raise ValueError(f"--to {args.to} holds no inputs in another order than their groups; add --static-groups")
     elif wrong := [name for name in ("policy", "fallback") if vars(args)[name]]:
         raise ValueError(
             f"--{wrong[0]} does not apply to --method {args.method}, which rounds all matrices of the layers alike; "

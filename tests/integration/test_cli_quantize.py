@@ -70,7 +70,7 @@ def same(target: Path, wanted: Model) -> None:
 @pytest.mark.parametrize(
     ("method", "scheme", "words", "format"),
     [
-        ("gptq", "int4-g8-asym", ["--act-order", "--damping", "0.02", "--to", "gptq"], "gptq"),
+        ("gptq", "int4-g8-asym", ["--act-order", "--damping", "0.02"], "gptq"),
         ("gptq", "int8", [], "compressed-tensors"),
         ("awq", "int4-g8", [], "compressed-tensors"),
         ("awq", "int4-g8-asym", ["--to", "awq"], "awq"),
@@ -139,6 +139,10 @@ def test_what_stays_is_written_in_the_dtype_that_was_asked_for(llama: Path, tmp_
             "--policy does not apply to --method awq, which rounds all matrices of the layers alike",
         ),
         (["a.gguf", "--scheme", "Q4_0", "--text", "b", "--method", "awq"], "--method awq does not apply to a .gguf"),
+        (
+            ["a", "--scheme", "int4", "--text", "b", "--method", "gptq", "--act-order", "--to", "awq"],
+            "--to awq holds no inputs in another order than their groups; add --static-groups",
+        ),
         (["a.gguf", "--scheme", "Q4_0", "--to", "awq"], "--to does not apply to a .gguf"),
         (["a", "--scheme", "int4", "--text", "b"], "No such file or directory: 'b'"),
         (["llama", "--scheme", "nf4"], "llama: is there already; choose another name or add --overwrite"),
