@@ -29,7 +29,7 @@ from forge_jax.loading import Model
 from forge_jax.params import abstract, flatten, unflatten
 from forge_jax.quantization.grid import Grid, Rounded
 
-LENGTH = 512  # tokens of a window
+LENGTH = 512  # tokens of a window, as forge.calibrate has it
 FALLBACKS = {"Q4_K": "Q5_0", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"}  # for rows of no whole blocks
 SCHEMES = ("int4-g64-asym", "int3-g64", "Q4_K", "IQ4_XS", "Q3_K")
 
@@ -48,20 +48,18 @@ def nearest(model: Model, grid: Grid) -> Model:
     return replace(model, params=unflatten(leaves))
 
 
-def ways(model: Model, ids: np.ndarray, samples: int) -> dict[str, Callable[[], Model]]:
+def ways(model: Model, ids: np.ndarray) -> dict[str, Callable[[], Model]]:
     """What is measured, by the name of its row."""
-    group, what = 128, {"samples": samples, "length": LENGTH}
+    group = 128
     found = {
         "int4-g128-asym, nearest": lambda: nearest(model, Grid(4, group)),
-        "GPTQ": lambda: forge.calibrate(model, ids, "gptq", group=group, **what),
-        "GPTQ, act_order": lambda: forge.calibrate(model, ids, "gptq", group=group, act_order=True, **what),
-        "AWQ": lambda: forge.calibrate(model, ids, "awq", group=group, **what),
+        "GPTQ": lambda: forge.calibrate(model, ids, "gptq", group=group),
+        "GPTQ, act_order": lambda: forge.calibrate(model, ids, "gptq", group=group, act_order=True),
+        "AWQ": lambda: forge.calibrate(model, ids, "awq", group=group),
     }
     for scheme in SCHEMES:
         found[scheme] = lambda scheme=scheme: packed(model, scheme)
-        found[f"{scheme}, importance"] = lambda scheme=scheme: packed(
-            model, scheme, forge.importance(model, ids, **what)
-        )
+        found[f"{scheme}, importance"] = lambda scheme=scheme: packed(model, scheme, forge.importance(model, ids))
     return found
 
 
@@ -76,16 +74,18 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=16, help="at most 128")
     parser.add_argument("--ways", nargs="+", help="rows to measure, all of them if none is named")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     text = args.text.read_text(encoding="utf-8")
     reference = forge.load(args.model, packed=False, dtype="float32", progress=False).model
+    if reference.tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer")
     ids = np.asarray(reference.tokenizer.encode(text, add_special=False, parse_special=False))
     if len(ids) < args.tokens + args.samples * LENGTH:
         raise ValueError(f"{args.text} has {len(ids)} tokens, {args.tokens} and {args.samples} x {LENGTH} are needed")
-    every, rows = ways(reference, ids[-args.samples * LENGTH :], args.samples), []
+    every, rows = ways(reference, ids[-args.samples * LENGTH :]), []
     for name in args.ways or every:
         start = time.perf_counter()
         model = every[name]()
