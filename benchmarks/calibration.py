@@ -7,7 +7,6 @@ of benchmarks/quantisation.py. "nearest" rounds on the grid that GPTQ and AWQ ro
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +17,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from quantisation import HEAD, cells, described, megabytes
-from table import machine
+from quantisation import described, kept, summary
 
 import forge_jax as forge
 from forge_jax.calibration import matrices
 from forge_jax.calibration.rounding import round_leaf
-from forge_jax.evaluation.tables import aligned
 from forge_jax.loading import Model
 from forge_jax.params import abstract, flatten, unflatten
 from forge_jax.quantization.grid import Grid, Rounded
@@ -91,12 +88,8 @@ def main() -> None:
         model = every[name]()
         model = forge.quantize(model, "Q8_0", policy={"layers.*": None}, outside="Q8_0")
         rows.append(described(name, model, time.perf_counter() - start, reference, text, args.tokens))
-        print("  ".join(cells(rows[-1])), flush=True)
-        if args.json:
-            args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
-    found = rows[0]["evaluation"]["comparison"]
-    print(f"\n{machine()}; float32: {megabytes(reference):.1f} MB, perplexity {found['perplexity']['value']:.3f}\n")
-    print("\n".join(aligned([HEAD, *map(cells, rows)])))
+        kept(rows, args.json)
+    summary(rows, reference)
 
 
 if __name__ == "__main__":
