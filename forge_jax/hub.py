@@ -63,12 +63,9 @@ def resolve(
         PermissionError: the repository asks for a licence to be accepted.
     """
     local = Path(name_or_path).expanduser()
-    folder, _, named = str(local).rpartition(":")
-    if str(name_or_path) and local.exists():
-        return _inside(local, revision, subfolder, file)
-    if folder and named and Path(folder).is_dir():
-        _agree("file", named, file)
-        return _inside(Path(folder), revision, subfolder, named)
+    if found := on_this_machine(name_or_path):
+        _agree("file", found[1], file)
+        return _inside(found[0], revision, subfolder, found[1] or file)
     if name_or_path == DEFAULT_MODEL:
         if revision or subfolder or file:
             raise ValueError(f"{DEFAULT_MODEL!r} is one pinned file: revision, subfolder and file do not apply to it")
@@ -81,6 +78,15 @@ def resolve(
     return _cached(
         wanted, subfolder, "offline=True" if offline else "the hub does not answer (or HF_HUB_OFFLINE is set)"
     )
+
+
+def on_this_machine(name_or_path: str | Path) -> tuple[Path, str | None] | None:
+    """The path that a name is here, and the file of a directory that it names after a colon; None if it is none."""
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) and path.exists():
+        return path, None
+    folder, _, file = str(path).rpartition(":")
+    return (Path(folder), file) if folder and file and Path(folder).is_dir() else None
 
 
 def parse_hub_id(name: str) -> HubId:

@@ -14,6 +14,7 @@ import pytest
 
 from forge_jax import hub, network
 from forge_jax.hub import HubId, choose_files, parse_hub_id, resolve
+from forge_jax.inspection import headers
 
 # --- local paths
 
@@ -70,13 +71,15 @@ def test_a_gguf_type_in_a_local_directory(tmp_path):
 
 
 def test_a_directory_before_a_repository_of_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("the hub was asked"))
+    for asking in (hub, headers):
+        monkeypatch.setattr(asking, "hub_answers", lambda: pytest.fail("the hub was asked"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     for name in ("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "m-Q4_0.gguf", "model.safetensors"):
         (tmp_path / "org" / "name" / name).touch()
     assert resolve("org/name:Q8_0") == Path("org/name/m-Q8_0-00001-of-00002.gguf")
     assert resolve("org/name:model.safetensors") == Path("org/name/model.safetensors")
+    assert headers.on_hub("org/name:Q8_0", None, None) is None
 
 
 # --- names of the hub
