@@ -50,12 +50,16 @@ def is_packed(leaf: Any) -> bool:
 
 
 def measure(reference: Model, scheme: str, text: str, tokens: int) -> dict[str, Any]:
-    """One row: sizes, seconds that packing took, and what the text shows."""
+    """The row of a scheme."""
     start = time.perf_counter()
     model = quantize(reference, scheme, outside="Q8_0", fallback=FALLBACKS.get(scheme))
-    seconds = time.perf_counter() - start
+    return described(scheme, model, time.perf_counter() - start, reference, text, tokens)
+
+
+def described(name: str, model: Model, seconds: float, reference: Model, text: str, tokens: int) -> dict[str, Any]:
+    """One row: sizes, seconds that packing took, and what the text shows."""
     found = evaluate(model, text, reference=reference, tokens=tokens)
-    sizes = {"scheme": scheme, "bits": bits(model), "MB": megabytes(model), "seconds": seconds}
+    sizes = {"scheme": name, "bits": bits(model), "MB": megabytes(model), "seconds": seconds}
     return sizes | {"evaluation": found.to_dict()}
 
 
@@ -72,6 +76,20 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def kept(rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Print the newest row, and write all of them."""
+    print("  ".join(cells(rows[-1])), flush=True)
+    if path:
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(rows: list[dict[str, Any]], reference: Model) -> None:
+    """Print where it was measured, the reference and the table."""
+    found = rows[0]["evaluation"]["comparison"]
+    print(f"\n{machine()}; float32: {megabytes(reference):.1f} MB, perplexity {found['perplexity']['value']:.3f}\n")
+    print("\n".join(aligned([HEAD, *map(cells, rows)])))
+
+
 def main() -> None:
     """Print the table, a row as soon as it is there, and all of them at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,12 +104,8 @@ def main() -> None:
     rows = []
     for scheme in args.schemes:
         rows.append(measure(reference, scheme, text, args.tokens))
-        print("  ".join(cells(rows[-1])), flush=True)
-        if args.json:
-            args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
-    found = rows[0]["evaluation"]["comparison"]
-    print(f"\n{machine()}; float32: {megabytes(reference):.1f} MB, perplexity {found['perplexity']['value']:.3f}\n")
-    print("\n".join(aligned([HEAD, *map(cells, rows)])))
+        kept(rows, args.json)
+    summary(rows, reference)
 
 
 if __name__ == "__main__":

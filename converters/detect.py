@@ -10,7 +10,7 @@ from pathlib import Path
 from converters.files import BoundedFile, read_json
 from converters.orbax import ROOT_FILE, find_trees, open_orbax
 from converters.safetensors_file import MAX_HEADER_BYTES, SafetensorsSource
-from converters.shards import Shards, find_shards, read_index
+from converters.shards import Shards, check_kinds, find_shards, read_index
 from converters.source import TensorSource
 from converters.stored_zip import list_names
 from converters.torch_pickle import START_BYTES, TorchSource, find_torch_shards, is_legacy, is_pickle_entry
@@ -49,11 +49,12 @@ def detect(path: Path | str) -> str:
 
     Returns:
         "safetensors", "gguf", "torch", "onnx" or "orbax"; "huggingface" for a directory with a config.json beside
-        safetensors or torch weights. Where a directory holds several: safetensors before torch, gguf, onnx.
+        safetensors or torch weights. Safetensors go before torch files, the same weights by the custom of the hub.
 
     Raises:
         FileNotFoundError: no such path, or a directory without weights.
-        ValueError: no checkpoint; the message says what it looks like and what to do.
+        ValueError: no checkpoint; the message says what it looks like and what to do. Or a directory with weights in
+            formats that need not be the same model, such as a GGUF beside safetensors; one file must be named.
     """
     path = Path(path)
     if not path.is_dir():
@@ -126,7 +127,12 @@ _FINDERS: tuple[tuple[tuple[str, ...], Callable[[Path], Shards]], ...] = (
 
 
 def _finder(directory: Path) -> Callable[[Path], Shards] | None:
-    """What finds the weights of a directory; None if there are none."""
+    """What finds the weights of a directory; None if there are none.
+
+    Raises:
+        ValueError: there are weights in formats that need not be the same model.
+    """
+    check_kinds([item.name for item in directory.iterdir()], str(directory))
     for suffixes, find in _FINDERS:
         if any(
             any(directory.glob(f"*{suffix}")) or any(directory.glob(f"*{suffix}.index.json")) for suffix in suffixes

@@ -4,12 +4,17 @@ Knows names of files and of tensors; refuses to know what is inside a shard.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from converters.files import quote, read_json
 
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[A-Za-z]+)")
+
+_KINDS = {".gguf": "GGUF", ".onnx": "ONNX"} | dict.fromkeys(
+    (".safetensors", ".bin", ".pt", ".pth"), "safetensors or torch"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,24 @@ def read_index(path: Path) -> Shards:
         files=tuple(path.parent / shard for shard in sorted(held)),
         index={name: path.parent / shard for name, shard in weight_map.items()},
     )
+
+
+def check_kinds(names: Iterable[str], where: str) -> None:
+    """Raise ValueError if the files of a folder are weights in formats that need not be the same model.
+
+    Safetensors and torch files beside each other are the same weights, by the hub's custom, and safetensors are taken;
+    a GGUF is rounded in its own way, and a graph may be anything.
+    """
+    there: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if kind := _KINDS.get(PurePath(name.removesuffix(".index.json")).suffix):
+            there.setdefault(kind, []).append(name)
+    if len(there) > 1:
+        listed = "; ".join(f"{kind}: {', '.join(found[-3:])}" for kind, found in there.items())
+        raise ValueError(
+            f"{where}: weights in several formats ({listed}); name the file, or the index of shards, as {where}:FILE "
+            "or file=…"
+        )
 
 
 def find_shards(directory: Path, suffix: str, usual: tuple[str, ...]) -> Shards:

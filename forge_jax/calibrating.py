@@ -71,7 +71,7 @@ def calibrate(
         params, report = calibration.awq(model.spec, model.params, batches, grid)
     else:
         raise ValueError(f"calibrate: method = {method!r}; expected gptq or awq")
-    out = replace(model, params=params)
+    out = replace(model, params=params, packing=None)
     tell(out, report)
     return out
 

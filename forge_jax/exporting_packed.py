@@ -26,6 +26,7 @@ def export_packed(
     directory: str | Path,
     *,
     method: str = "auto",
+    dtype: str = "stored",
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
 ) -> Path:
@@ -34,13 +35,14 @@ def export_packed(
     Args:
         method: the format of the packed weights: awq, bitsandbytes, compressed-tensors, fp8, gptq or mxfp4. "auto": the
             one that the model came from, byte for byte; of a model that came from none, one that holds its weights.
-            Plain weights are written as they were stored. Scales of activations, which are no part of the numbers here,
-            are kept only in the format that the model came from.
+            Scales of activations, which are no part of the numbers here, are kept only in the format that the model
+            came from.
+        dtype: of the weights that are not packed: "stored" (as in the checkpoint), "float32", "bfloat16" or "float16".
 
     Raises:
         FileExistsError: the directory is there and not empty, and `overwrite` is false.
         ValueError: no weight is packed, one that is adapted, or that the format cannot hold exactly (names the path and
-            the formats that can).
+            the formats that can), an unknown dtype, or another than what the model came from is to be written again in.
         OSError: the disk is full; nothing is left behind.
     """
     leaves = own_leaves(model)
@@ -54,13 +56,18 @@ def export_packed(
             )
     packing = model.packing
     if packing is not None and packing.weights and method in ("auto", packing.method):
+        if dtype != "stored":
+            raise ValueError(
+                f"export: dtype {dtype!r}, but {packing.method} is what the model came from and is written as it was; "
+                "leave out dtype, or name another method"
+            )
         tensors, said = again(model, leaves, packing)
     else:
         chosen = method_of(model, leaves) if method == "auto" else method
         if chosen not in write.MAKERS:
             raise ValueError(f"export: method {method!r} is unknown; expected auto, {', '.join(write.MAKERS)}")
-        tensors, said = anew(model, leaves, chosen)
-    config = hf_config(model, embedding_dtype(model, "stored")) | {"quantization_config": dict(said)}
+        tensors, said = anew(model, leaves, chosen, dtype)
+    config = hf_config(model, embedding_dtype(model, dtype)) | {"quantization_config": dict(said)}
     with atomic_directory(Path(directory), sum(map(entry_bytes, tensors)), overwrite=overwrite) as part:
         write_sides(model, part, config)
         write_sharded(part, tensors, max_shard_bytes, {"format": "pt"})
@@ -72,6 +79,8 @@ def method_of(model: Model, leaves: Mapping[str, Any]) -> str:
     if model.packing is not None and model.packing.method in write.MAKERS:
         return model.packing.method
     packed = [leaf for leaf in leaves.values() if isinstance(leaf, QTensor)]
+    if any("index" in leaf.parts for leaf in packed):  # inputs in an order of their own, which one format holds
+        return "gptq"
     kinds = {type(leaf.scheme) for leaf in packed}
     return "bitsandbytes" if kinds == {Codebook} else "compressed-tensors"
 
@@ -95,8 +104,8 @@ def again(model: Model, leaves: Mapping[str, Any], packing: Packing) -> tuple[li
     return out, packing.config
 
 
-def anew(model: Model, leaves: Mapping[str, Any], method: str) -> tuple[list[Entry], Mapping[str, Any]]:
-    """Every tensor as a format stores it, and what the config says about them.
+def anew(model: Model, leaves: Mapping[str, Any], method: str, dtype: str) -> tuple[list[Entry], Mapping[str, Any]]:
+    """Every tensor as a format stores it, plain ones in a dtype, and what the config says about them.
 
     Raises:
         ValueError: a packed weight that the format cannot hold exactly.
@@ -117,7 +126,7 @@ def anew(model: Model, leaves: Mapping[str, Any], method: str) -> tuple[list[Ent
         elif matrix and name.endswith(".weight"):
             plain.append(name)
     weights, config = write.described(method, said, [name.removesuffix(".weight") for name in plain])
-    kind, parts, out = storage_types(model, "stored"), write.Parts(), []
+    kind, parts, out = storage_types(model, dtype), write.Parts(), []
     for instance in found:
         if instance.theirs in weights:
             out += write.entries(weights[instance.theirs], turned[instance.theirs], parts)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from converters.shards import check_kinds
 from forge_jax.default_model import SMOLLM2, fetch
 from forge_jax.network import hub_answers, hub_bars
 
@@ -45,7 +46,8 @@ def resolve(
 
     Args:
         name_or_path: an existing file or directory; "smollm2", the default model; or a hub id: "gpt2", "org/name",
-            "org/name@revision", "org/name:file", "org/name:Q4_K_M" (a GGUF of that type).
+            "org/name@revision", "org/name:file", "org/name:Q4_K_M" (a GGUF of that type). Directories take ":file" and
+            ":Q4_K_M" too.
         revision: branch, tag or commit, where the name has none.
         subfolder: directory inside the repository or directory.
         file: file name or GGUF type, where the name has none.
@@ -61,8 +63,9 @@ def resolve(
         PermissionError: the repository asks for a licence to be accepted.
     """
     local = Path(name_or_path).expanduser()
-    if str(name_or_path) and local.exists():
-        return _inside(local, subfolder, file)
+    if found := on_this_machine(name_or_path):
+        _agree("file", found[1], file)
+        return _inside(found[0], revision, subfolder, found[1] or file)
     if name_or_path == DEFAULT_MODEL:
         if revision or subfolder or file:
             raise ValueError(f"{DEFAULT_MODEL!r} is one pinned file: revision, subfolder and file do not apply to it")
@@ -75,6 +78,15 @@ def resolve(
     return _cached(
         wanted, subfolder, "offline=True" if offline else "the hub does not answer (or HF_HUB_OFFLINE is set)"
     )
+
+
+def on_this_machine(name_or_path: str | Path) -> tuple[Path, str | None] | None:
+    """The path that a name is here, and the file of a directory that it names after a colon; None if it is none."""
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) and path.exists():
+        return path, None
+    folder, _, file = str(path).rpartition(":")
+    return (Path(folder), file) if folder and file and Path(folder).is_dir() else None
 
 
 def parse_hub_id(name: str) -> HubId:
@@ -104,6 +116,7 @@ def choose_files(names: Sequence[str], where: str, file: str | None = None) -> t
     if file is not None:
         chosen = _named(names, where, file)
         return sorted({*side, *chosen, *_tensors_of(chosen, names)}), chosen[0]
+    check_kinds(top, where)
     for suffix in WEIGHTS:
         found = [name for name in top if name.endswith(suffix)]
         if not found:
@@ -127,8 +140,11 @@ def _tensors_of(chosen: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _named(names: Sequence[str], where: str, file: str) -> list[str]:
     """The file called `file`, or the GGUF set whose name holds it as a word."""
+    if file in names and file.endswith(".gguf"):
+        return [name for name in sorted(names) if _stem(name) == _stem(file)]
     if file in names:
-        return [name for name in sorted(names) if _stem(name) == _stem(file)] if file.endswith(".gguf") else [file]
+        whole = file.removesuffix(".index.json")
+        return [file, *(name for name in sorted(names) if whole != file and _stem(name) == whole)]
     ggufs = [name for name in names if name.endswith(".gguf")]
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(file)}(?![A-Za-z0-9_])", re.IGNORECASE)
     found = [name for name in ggufs if word.search(name)]
@@ -174,8 +190,10 @@ def _near(path: Path) -> str:
     return f"{parent} has nothing called like {missing!r}"
 
 
-def _inside(local: Path, subfolder: str | None, file: str | None) -> Path:
+def _inside(local: Path, revision: str | None, subfolder: str | None, file: str | None) -> Path:
     """An existing path, with the subfolder and file that were asked for."""
+    if revision is not None:
+        raise ValueError(f"{local} is a path on this machine; revision={revision!r} chooses one of a repository")
     folder = local / subfolder if subfolder else local
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such directory; {_near(folder)}")
@@ -193,10 +211,15 @@ def _names(folder: Path, pattern: str = "*") -> list[str]:
 
 
 def _merge(wanted: HubId, revision: str | None, file: str | None) -> HubId:
-    for what, named, given in (("revision", wanted.revision, revision), ("file", wanted.file, file)):
-        if named and given and named != given:
-            raise ValueError(f"the name asks for {what} {named!r}, the argument for {given!r}; give one of them")
+    _agree("revision", wanted.revision, revision)
+    _agree("file", wanted.file, file)
     return HubId(wanted.repo, wanted.revision or revision, wanted.file or file)
+
+
+def _agree(what: str, named: str | None, given: str | None) -> None:
+    """Raise ValueError if a name and an argument ask for different things."""
+    if named and given and named != given:
+        raise ValueError(f"the name asks for {what} {named!r}, the argument for {given!r}; give one of them")
 
 
 def _download(wanted: HubId, subfolder: str | None, progress: bool) -> Path:

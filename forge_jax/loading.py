@@ -84,7 +84,10 @@ def load(
     """Load a checkpoint of any format that the library reads.
 
     Args:
-        name: a directory, a file, a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M") or "smollm2".
+        name: a directory, a file, a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M") or "smollm2". Of
+            directories and repositories that hold safetensors and torch files, which are the same weights by custom,
+            safetensors are taken. A GGUF or ONNX file beside those, or beside others, is chosen by ":FILE" or, if it is
+            a GGUF, by a type (":Q4_K_M"); of a split one all files are read.
         dtype: of the parameters. "auto": float32 on a CPU; on an accelerator bfloat16, or float16 if that is what the
             checkpoint has. "stored": every tensor as it is. Or float32, bfloat16, float16, by name or as a dtype. Of
             weights that stay packed it is what they are multiplied in.

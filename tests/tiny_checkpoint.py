@@ -30,13 +30,17 @@ def write_golden_directory(name: str, directory: Path) -> Path:
 def write_chat_model(directory: Path, *, context: int = 512) -> Path:
     """A model with random weights, a token a character, and a chat template. Every text it makes is read as it was
     made, so the ids of an answer come again when the conversation is encoded."""
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *LETTERS))}
-    model = Forge(
-        config=ForgeConfig(len(vocabulary), dim=32, n_layers=2, n_heads=2, n_kv_heads=1, max_seq_len=context, dropout=0)
-    )
+    size = len(SPECIAL) + len(LETTERS)
+    model = Forge(config=ForgeConfig(size, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, max_seq_len=context, dropout=0))
     model.save_pretrained(directory)
+    return write_tokenizer(directory)
+
+
+def write_tokenizer(directory: Path) -> Path:
+    """A tokenizer in the directory of a model, a token a character, and a chat template."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *LETTERS))}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(SPECIAL))
     backend.save(str(directory / "tokenizer.json"))

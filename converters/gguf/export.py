@@ -42,6 +42,7 @@ PRECISE = (
 COARSE = ("altup", "laurel", "per_layer_model_proj")
 """Parts of the names of matrices that are not packed either, but may be F16: streams, shortcuts, inputs of layers."""
 
+MERGES = "tokenizer.ggml.merges"
 PADDING: Mapping[str, Any] = {"tokenizer.ggml.scores": -1000.0, "tokenizer.ggml.token_type": 5}
 """What an unused token has; 5 is "unused"."""
 
@@ -212,6 +213,8 @@ def vocabulary(tokenizer: Mapping[str, Any], size: int) -> dict[str, Any]:
     out = dict(tokenizer)
     if "tokenizer.ggml.tokens" not in out:
         return {"tokenizer.ggml.model": "none"} | out
+    if out.get(MERGES) == []:  # an empty list does not say what it is a list of
+        out[MERGES] = Typed("string[]", [])
     tokens = [f"[PAD{i}]" for i in range(size)]
     count = len(plain(out["tokenizer.ggml.tokens"]))
     if count > size:

@@ -1,7 +1,7 @@
 """Which tensor of a quantised GGUF is stored as what, by llama.cpp's mixes. Knows names and shapes, no values."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -65,11 +65,7 @@ def fit_importance(
         ValueError: entries of other tensors or of another size, none where the type is no use without, or none that
             would change anything.
     """
-    if other := sorted(importance.keys() - shapes.keys()):
-        raise ValueError(
-            f"the importance matrix has {len(other)} entries of tensors that this model does not have, for example "
-            f"{', '.join(other[:3])}; it must have been made with this model"
-        )
+    check_entries(importance, shapes)
     if importance and not any(kinds[tensor] in WEIGHED for tensor in importance):
         raise ValueError(
             f"type {name} stores no tensor of the importance matrix in a way that it would change; leave it out, or "
@@ -82,17 +78,28 @@ def fit_importance(
             f"type {name} stores {len(bare)} tensors, for example {bare[0]} as {kinds[bare[0]]}, in so few bits that "
             "they need an importance matrix: give one that has them, or choose a finer type"
         )
-    out: dict[str, np.ndarray] = {}
-    for tensor, weights in importance.items():
-        columns, stack = tuple(shapes[tensor][-1:]), (*shapes[tensor][:-2], shapes[tensor][-1])
-        fitting = columns if weights.size == shapes[tensor][-1] else stack
-        if weights.size != np.prod(fitting):
-            raise ValueError(
-                f"the importance matrix has {weights.size} numbers for {tensor} of {list(shapes[tensor])}; expected "
-                f"one for each column, {shapes[tensor][-1]}, or of each matrix, {np.prod(stack)}"
-            )
-        out[tensor] = weights.reshape(fitting)
-    return out
+    return {tensor: of_columns(tensor, weights, shapes[tensor]) for tensor, weights in importance.items()}
+
+
+def check_entries(importance: Iterable[str], tensors: Iterable[str]) -> None:
+    """Raise ValueError if an importance matrix has entries of other tensors than those of a model."""
+    if other := sorted({*importance} - {*tensors}):
+        raise ValueError(
+            f"the importance matrix has {len(other)} entries of tensors that this model does not have, for example "
+            f"{', '.join(other[:3])}; it must have been made with this model"
+        )
+
+
+def of_columns(tensor: str, weights: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """An entry of an importance matrix as [columns] or [..., columns] of a tensor; ValueError for another size."""
+    columns, stack = tuple(shape[-1:]), (*shape[:-2], shape[-1])
+    fitting = columns if weights.size == shape[-1] else stack
+    if weights.size != np.prod(fitting):
+        raise ValueError(
+            f"the importance matrix has {weights.size} numbers for {tensor} of {list(shape)}; expected one for each "
+            f"column, {shape[-1]}, or of each matrix, {np.prod(stack)}"
+        )
+    return weights.reshape(fitting)
 
 
 def part_of(name: str) -> str:

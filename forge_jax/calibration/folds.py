@@ -17,6 +17,7 @@ from forge_jax.calibration.observing import ALONE, State
 from forge_jax.decoder import jitted_block, unshared
 from forge_jax.params import Param, unflatten
 from forge_jax.spec import Block, Norm
+from forge_jax.tensor import dense
 
 PAIRS = (("v", "o"), ("up", "down"))  # a weight, and the one that its outputs go to by a product with other numbers
 SAME = 1e-4  # of what a layer adds: more than rounding makes, less than any wrong scale
@@ -126,7 +127,11 @@ def pair(source: str, made: Param, path: str, read: Param) -> Iterator[Fold]:
 
 
 def holding(layer: Block, described: Described, leaves: Leaves, state: State) -> list[Fold]:
-    """The folds that leave what a layer gives as it is, on the state before it; `described` leaves are plain arrays."""
+    """The folds that leave what a layer gives as it is, on the state before it; `described` leaves are plain arrays.
+
+    Computed in float32: what a smaller type rounds is more than what tells right scales from wrong ones.
+    """
+    leaves, state = widened({path: dense(leaf) for path, leaf in leaves.items()}), widened(state)
     found = []
     for fold in candidates(layer, described):
         lead = described[fold.into[0]].shape[: fold.stacked]
@@ -134,6 +139,11 @@ def holding(layer: Block, described: Described, leaves: Leaves, state: State) ->
         if same(layer, leaves, fold.applied(leaves, described, s), state):
             found.append(fold)
     return found
+
+
+def widened(tree: Any) -> Any:
+    """A tree with its arrays of floats in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def same(layer: Block, leaves: Leaves, changed: Leaves, state: State) -> bool:

@@ -46,7 +46,7 @@ def add(commands: options.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate one model after the other and print the table."""
-    text = read_text(args.text)
+    text = options.read_text(args.text)
 
     from forge_jax.cli.streaming import Watch
     from forge_jax.evaluation import evaluate, table
@@ -83,15 +83,3 @@ def load(args: argparse.Namespace, name: str) -> "Model":
     from forge_jax import loading
 
     return loading.load(name, dtype=args.dtype, allow=args.allow, progress=sys.stderr.isatty())
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, every newline as it is.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; convert the file first") from None

@@ -80,6 +80,18 @@ def check_target(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.target}: is there already; choose another name or add --overwrite")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, every newline as it is.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; convert the file first") from None
+
+
 def show_files(target: Path) -> None:
     """Print what was written, a line a file with its size in bytes."""
     files = sorted(path for path in target.rglob("*") if path.is_file()) if target.is_dir() else [target]

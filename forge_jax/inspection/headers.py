@@ -17,7 +17,7 @@ from converters.gguf.header import read_header as read_gguf_header
 from converters.safetensors_file import MAX_HEADER_BYTES, read_header
 from converters.source import TensorInfo
 from forge_jax.default_model import SMOLLM2
-from forge_jax.hub import DEFAULT_MODEL, WEIGHTS, HubId, choose_files, parse_hub_id, resolve
+from forge_jax.hub import DEFAULT_MODEL, WEIGHTS, HubId, choose_files, on_this_machine, parse_hub_id, resolve
 from forge_jax.network import hub_answers
 
 Read = Callable[[int, int], bytes]
@@ -44,7 +44,7 @@ def locate(name: str | Path, revision: str | None, subfolder: str | None, file: 
 
 def on_hub(name: str | Path, revision: str | None, file: str | None) -> HubId | None:
     """What to ask the hub for; None for what is here, and where the hub does not answer."""
-    if isinstance(name, Path) or Path(name).expanduser().exists():
+    if isinstance(name, Path) or on_this_machine(name):
         return None
     if name == DEFAULT_MODEL:
         try:

@@ -44,7 +44,7 @@ Row = Sequence[str]
 
 FILES: Mapping[str, Row] = {
     "safetensors": (
-        "one file, shards with their index or without it, a HuggingFace directory",
+        "one file, shards with their index or without it, a HuggingFace directory; before PyTorch files beside it",
         "where the config says how (below)",
         "`huggingface` (shards and index), `safetensors` (one file, the config in its metadata)",
         "the safetensors package: values, and the bytes of what is written; transformers' logits of an export",
@@ -124,14 +124,14 @@ METHODS_READ: Mapping[str, tuple[str, str, str, str]] = {
         "E4M3 and E5M2; a scale for the tensor, a row or a block of any two sizes; matrices and experts",
         "yes",
         "fp8",
-        "tensor and blocks: {oracle}; rows and experts: a formula in the test; E5M2: none",
+        "tensor and blocks: {oracle}; rows, experts, E5M2: a formula in the test",
     ),
     "fbgemm_fp8": ("as `fp8`, with a scale a row", "yes", "", "a formula in the test"),
     "compressed-tensors": (
         "{compressed}; 1 to 8 bits; tensor, channel, group, block; act order; several groups of modules",
         "yes",
         "ct",
-        "{oracle}; 2 to 8 bits, orders, MXFP8: a formula in the test; 1 bit: none",
+        "{oracle}; 1 to 8 bits, orders, MXFP8: a formula in the test",
     ),
     "modelopt": ("{modelopt}", "yes", "", "a formula in the test"),
     "mxfp4": ("experts as gpt-oss stores them", "yes", "mxfp4", "{oracle}, a formula in the test"),
@@ -254,6 +254,8 @@ alone or products do not sum over them:
   a method.
 - A method that cannot hold the weights exactly: one of those that the error names, or `packed=False` and dense.
 - ONNX: IQ1_M with `packed=True` has a step that is not written; export it without. float8 needs opset 21.
+- A directory or repository with a GGUF or ONNX file beside other weights, or several GGUFs: name one, `path:FILE`,
+  `path:Q4_K_M` or `file=`. PyTorch files beside safetensors are the same weights by custom, and safetensors are taken.
 - `.bin`, `.pt` and GGUF of several files are not written: safetensors, one GGUF.
 """
 

@@ -77,31 +77,39 @@ def test_reference_files_of_every_kind(shared):
     assert detect(folder / "pytorch_model.bin") == "torch"
     assert detect(folder / "hf") == "huggingface"
     assert detect(folder / "stories260K-f32.gguf") == "gguf"
-    assert detect(folder) == "torch"  # pytorch_model.bin before the GGUF beside it
+    with pytest.raises(ValueError, match="several formats .*pytorch_model.bin; GGUF: stories260K-f32.gguf"):
+        detect(folder)  # pytorch_model.bin, and GGUFs beside it
     assert opened(folder, file="stories260K-f32.gguf")[0] == "gguf"
 
 
 # --- directories
 
 
-def test_a_directory_prefers_safetensors_then_torch_then_gguf(tmp_path):
+def test_a_directory_prefers_safetensors_to_torch(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights here .* it holds nothing"):
         detect(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"it holds config.json"):
         open_source(tmp_path)
-    for kind, name, found in (
-        ("onnx", "m.onnx", "onnx"),
-        ("gguf", "m.gguf", "gguf"),
-        ("torch", "pytorch_model.bin", "huggingface"),
-        ("safetensors", "model.safetensors", "huggingface"),
-    ):
+    for kind, name in (("torch", "pytorch_model.bin"), ("safetensors", "model.safetensors")):
         PUT[kind](tmp_path / name)
-        assert detect(tmp_path) == found
+        assert detect(tmp_path) == "huggingface"
         assert opened(tmp_path)[0] == kind
         assert opened(tmp_path, file=name)[0] == kind
     (tmp_path / "config.json").unlink()
     assert detect(tmp_path) == "safetensors"
+
+
+@pytest.mark.parametrize("beside", ["safetensors", "torch", "onnx"])
+def test_formats_that_need_not_be_the_same_model_need_a_choice(tmp_path, beside):
+    names = {"gguf": "m.gguf", "safetensors": "model.safetensors", "torch": "pytorch_model.bin", "onnx": "m.onnx"}
+    for kind in ("gguf", beside):
+        PUT[kind](tmp_path / names[kind])
+    for function in (detect, open_source):
+        with pytest.raises(ValueError, match=rf"several formats \(GGUF: m.gguf; .*: {names[beside]}\); name the file"):
+            function(tmp_path)
+    for kind in ("gguf", beside):
+        assert opened(tmp_path, file=names[kind])[0] == kind
 
 
 def test_several_ggufs_need_a_choice(tmp_path):
@@ -127,6 +135,8 @@ def test_a_split_gguf_is_one_checkpoint(tmp_path):
     writer.close()
     assert detect(tmp_path) == "gguf"
     assert opened(tmp_path) == ("gguf", {"a", "b"})
+    for file in tmp_path.glob("*.gguf"):
+        assert opened(file) == ("gguf", {"a", "b"})
     next(tmp_path.glob("*-00002-of-*.gguf")).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 2 shards missing: m-00002-of-00002.gguf"):
         open_source(tmp_path)

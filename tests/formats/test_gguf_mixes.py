@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.gguf import mixes, open_gguf
+from converters.gguf import encode, mixes, open_gguf
+from converters.gguf.export import export_gguf
 from converters.gguf.mix_table import MIXES, Facts, Mix
+from forge_jax.loading import load
+from forge_jax.params import flatten
 from forge_jax.quantization.ggml import GGML_TYPES
+from forge_jax.spec import ModelSpec
 
 CASES = json.loads(Path(__file__).with_name("gguf_mixes.json").read_text())
 SHAPES = {"blk.0.attn_v.weight": (64, 256), "blk.0.ffn_up_exps.weight": (4, 64, 256), "output.weight": (9, 256)}
@@ -130,3 +134,56 @@ def test_importance_of_another_model_or_none_is_refused(mix: str, given: dict[st
     importance = {name: np.ones(size, np.float32) for name, size in given.items()}
     with pytest.raises(ValueError, match=message):
         mixes.fit_importance(mix, kinds, SHAPES, importance)
+
+
+def float_model(shared: Path) -> tuple[ModelSpec, dict[str, Any]]:
+    """The model whose file in F32 llama.cpp's quantiser was given."""
+    model = load(shared / "oracle/gguf/llama/F32.gguf", progress=False)
+    return model.spec, dict(flatten(model.params))
+
+
+PLAIN_MIXES = """F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q1_0 Q2_0 Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K TQ1_0 TQ2_0""".split()
+"""The files of llama.cpp's quantiser that it wrote without an importance matrix."""
+
+
+@pytest.mark.parametrize("type", PLAIN_MIXES)
+def test_float_weights_become_the_file_that_llama_cpp_makes_of_them(shared: Path, tmp_path: Path, type: str) -> None:
+    spec, params = float_model(shared)
+    source = open_gguf(shared / f"oracle/gguf/llama/{type}.gguf")
+    tokenizer = {key: value for key, value in source.typed_metadata().items() if key.startswith("tokenizer.")}
+    export_gguf(tmp_path / "m.gguf", spec, params.__getitem__, "llama", type=type, tokenizer=tokenizer)
+    again = open_gguf(tmp_path / "m.gguf")
+    assert set(source.tensors) == set(again.tensors)
+    for name, info in source.tensors.items():
+        assert again.tensors[name].dtype == info.dtype
+        np.testing.assert_array_equal(again.raw(name), source.raw(name), err_msg=name)
+    for key in ("general.file_type", "general.quantization_version"):
+        assert again.metadata[key] == source.metadata[key]
+    for key in tokenizer:
+        np.testing.assert_array_equal(again.metadata[key], source.metadata[key], err_msg=key)
+    source.close()
+    again.close()
+
+
+def test_importance_reaches_the_blocks_and_gguf_py_reads_them(shared: Path, tmp_path: Path) -> None:
+    spec, params = float_model(shared)
+    source = open_gguf(shared / "oracle/gguf/llama/F32.gguf")
+    up, embedding = "blk.0.ffn_up.weight", "token_embd.weight"
+    importance = {up: np.random.RandomState(0).gamma(0.3, size=256).astype(np.float32)}
+    export_gguf(tmp_path / "m.gguf", spec, params.__getitem__, "llama", type="Q4_K_S", importance=importance)
+    again = open_gguf(tmp_path / "m.gguf")
+    assert again.metadata["quantize.imatrix.entries_count"] == 1
+    np.testing.assert_array_equal(again.raw(up), encode("Q4_K", source.read(up), importance[up]))
+    np.testing.assert_array_equal(again.raw(embedding), encode("Q4_K", source.read(embedding)))
+    assert (again.raw(up) != encode("Q4_K", source.read(up))).mean() > 0.1
+    gguf = pytest.importorskip("gguf")
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert set(theirs) == set(again.tensors)
+    for name, tensor in theirs.items():
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(again.read(name), values.reshape(again.tensors[name].shape), err_msg=name)
+    with pytest.raises(ValueError, match="type IQ2_XXS stores 6 tensors"):
+        export_gguf(tmp_path / "n.gguf", spec, params.__getitem__, "llama", type="IQ2_XXS", importance={})
+    assert not (tmp_path / "n.gguf").exists()
+    source.close()
+    again.close()

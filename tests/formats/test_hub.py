@@ -14,6 +14,7 @@ import pytest
 
 from forge_jax import hub, network
 from forge_jax.hub import HubId, choose_files, parse_hub_id, resolve
+from forge_jax.inspection import headers
 
 # --- local paths
 
@@ -33,6 +34,8 @@ def test_what_exists_is_taken_as_it_is(tmp_path, monkeypatch):
         resolve("gpt2", subfolder="tub")
     with pytest.raises(ValueError, match="is a file; file='b' chooses one in a directory"):
         resolve("gpt2/a.gguf", file="b")
+    with pytest.raises(ValueError, match="gpt2 is a path on this machine; revision='v1' chooses one of a repository"):
+        resolve("gpt2", revision="v1")
 
 
 @pytest.mark.parametrize(
@@ -58,8 +61,25 @@ def test_a_gguf_type_in_a_local_directory(tmp_path):
     for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf"):
         (tmp_path / name).touch()
     assert resolve(tmp_path, file="q8_0") == tmp_path / "m-Q8_0.gguf"
+    assert resolve(f"{tmp_path}:q8_0") == resolve(f"{tmp_path}:m-Q8_0.gguf") == tmp_path / "m-Q8_0.gguf"
     with pytest.raises(FileNotFoundError, match="'Q4_K'; choose one of m-Q4_K_M.gguf, m-Q8_0.gguf"):
-        resolve(tmp_path, file="Q4_K")
+        resolve(f"{tmp_path}:Q4_K")
+    with pytest.raises(ValueError, match="file 'Q8_0', the argument for 'Q4_K_M'"):
+        resolve(f"{tmp_path}:Q8_0", file="Q4_K_M")
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+        resolve(f"{tmp_path}/none:Q8_0")
+
+
+def test_a_directory_before_a_repository_of_its_name(tmp_path, monkeypatch):
+    for asking in (hub, headers):
+        monkeypatch.setattr(asking, "hub_answers", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    for name in ("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "m-Q4_0.gguf", "model.safetensors"):
+        (tmp_path / "org" / "name" / name).touch()
+    assert resolve("org/name:Q8_0") == Path("org/name/m-Q8_0-00001-of-00002.gguf")
+    assert resolve("org/name:model.safetensors") == Path("org/name/model.safetensors")
+    assert headers.on_hub("org/name:Q8_0", None, None) is None
 
 
 # --- names of the hub
@@ -138,6 +158,12 @@ CHOICES = {
         ["model_q4.onnx", "model_q4.onnx_data", "model_q4.onnx_data_1"],
         "model_q4.onnx",
     ),
+    "shards by their index, beside a GGUF": (
+        ["m.gguf", "m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors", "m.safetensors.index.json"],
+        "m.safetensors.index.json",
+        ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors", "m.safetensors.index.json"],
+        "m.safetensors.index.json",
+    ),
     "a file by name": (["a.safetensors", "b.safetensors"], "b.safetensors", ["b.safetensors"], "b.safetensors"),
 }
 
@@ -159,6 +185,8 @@ def test_open_choices_are_listed():
         choose_files(ggufs, "org/name", "Q8_0")
     with pytest.raises(FileNotFoundError, match="no file or GGUF type 'Q5_0'; choose one of m.Q4_K_M.gguf, m.Q8_0"):
         choose_files(ggufs, "org/name", "Q5_0")
+    with pytest.raises(ValueError, match=r"formats \(GGUF: m.gguf; safetensors .*: m.safetensors\).*org/name:FILE"):
+        choose_files(["m.gguf", "m.safetensors"], "org/name")
     with pytest.raises(FileNotFoundError, match="no weights here.*it holds README.md"):
         choose_files(["README.md"], "org/name")
 

@@ -6,9 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
+from helpers import read_golden
 
 from converters.gguf.imatrix import read_imatrix
+from converters.gguf.importance import by_path, write_imatrix
 from converters.gguf.writer import write_gguf
+from forge_jax.exporting import export_gguf
+from forge_jax.loading import Model
+from forge_jax.params import abstract, flatten, unflatten
 
 
 def dat(*entries: tuple[str, int, list[float]], tail: bytes = b"", count: int | None = None) -> bytes:
@@ -105,3 +111,55 @@ def test_ggufs_that_are_none(tmp_path: Path, tensors: dict[str, Any], message: s
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_imatrix(tmp_path / "imatrix.dat")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "phi3", "qwen3_5_text"])
+def test_importance_of_our_parameters_and_back(tmp_path: Path, name: str) -> None:
+    """What is written for our paths is found for them again, experts each by itself."""
+    spec, kind = read_golden(name).spec, str(read_golden(name).config["model_type"])
+    described = dict(flatten(abstract(spec)))
+    rng, own = np.random.default_rng(0), [path for path in described if path.endswith((".o", ".down"))]
+    shapes = {path: (*param.shape[: param.stacked], param.fan_in) for path, param in described.items() if path in own}
+    squares = {path: rng.random(shape) for path, shape in shapes.items()}
+    counts = {path: np.full((*shape[:-1], 1), 4.0) for path, shape in shapes.items()}
+    write_imatrix(tmp_path / "imatrix", spec, kind, squares, counts, chunks=1, length=4)
+    found = by_path(read_imatrix(tmp_path / "imatrix"), spec, kind)
+    assert found.keys() == squares.keys()
+    for path, values in squares.items():
+        np.testing.assert_array_equal(found[path], values.astype(np.float32) / 4, strict=True)
+
+
+def test_importance_lies_where_the_columns_of_a_file_lie(tmp_path: Path) -> None:
+    """qwen3_5's files have the heads of values in another order: weights that are their input's number tell which."""
+    golden, path = read_golden("qwen3_5_text"), "layers.0.delta.o"
+    leaves = dict(flatten(golden.params))
+    sizes = leaves[path].shape
+    squares = np.arange(sizes[0] * sizes[1], dtype=np.float32)
+    leaves[path] = np.broadcast_to(squares.reshape(*sizes[:2], 1), sizes)
+    model = Model(golden.spec, unflatten(leaves), None, golden.config)
+    export_gguf(model, tmp_path / "model.gguf")
+    write_imatrix(
+        tmp_path / "imatrix", golden.spec, "qwen3_5_text", {path: squares}, {path: np.ones(1)}, chunks=1, length=1
+    )
+    stored = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "model.gguf").tensors}[
+        "blk.0.ssm_out.weight"
+    ]
+    assert not np.array_equal(stored[0], squares)
+    np.testing.assert_array_equal(read_imatrix(tmp_path / "imatrix")["blk.0.ssm_out.weight"], stored[0])
+
+
+def test_importance_that_does_not_belong_to_a_model() -> None:
+    spec = read_golden("llama").spec
+    for wrong, message in (
+        ({"blk.9.attn_q.weight": np.ones(64, np.float32)}, "1 entries of tensors that this model does not have"),
+        ({"blk.0.attn_q.weight": np.ones(60, np.float32)}, "60 numbers for blk.0.attn_q.weight .* column, 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            by_path(wrong, spec, "llama")
+    latent = read_golden("deepseek_v3").spec
+    columns = {"blk.0.attn_k_b.weight": np.arange(1000, dtype=np.float32)}
+    with pytest.raises(ValueError, match=r"1000 numbers for blk.0.attn_k_b.weight"):
+        by_path(columns, latent, "deepseek_v3")
+    size = dict(flatten(abstract(latent)))["layers.0.attention.k"].shape[-1]
+    with pytest.raises(ValueError, match=r"not the inputs of layers.0.attention.k; take importance from a text"):
+        by_path({"blk.0.attn_k_b.weight": np.arange(size, dtype=np.float32)}, latent, "deepseek_v3")

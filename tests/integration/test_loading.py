@@ -47,9 +47,13 @@ def test_ways_to_name_the_same_files(llama: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_directory_with_several_formats(llama: Path):
     model = load(llama)
     export_gguf(model, llama / "model-F16.gguf", type="F16")
-    assert load(llama).format == "safetensors"
+    with pytest.raises(
+        ValueError, match=r"several formats \(GGUF: model-F16.gguf; .*: model.safetensors\); name the file"
+    ):
+        load(llama)
+    assert load(f"{llama}:model.safetensors").format == "safetensors"
     assert load(llama, file="model-F16.gguf").format == "gguf"
-    assert load(llama, file="f16").stored["embed"] == "F16"
+    assert load(f"{llama}:f16").stored["embed"] == "F16"
     with pytest.raises(FileNotFoundError, match="no file or GGUF type 'Q4_K_M'; choose one of model-F16.gguf"):
         load(llama, file="Q4_K_M")
 

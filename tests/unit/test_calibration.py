@@ -251,6 +251,15 @@ def test_scales_are_folded_where_nothing_changes(name: str, into: list[str]):
     assert all((np.asarray(new[path]) != np.asarray(old[path])).any() for path in changed)
 
 
+def test_folds_are_found_whatever_weights_are_kept_in():
+    """What bfloat16 rounds is not taken for a change."""
+    spec = replace(MIXED, layers=MIXED.layers[1:])
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model(spec))
+    mine = {path.removeprefix("layers.0."): param for path, param in flatten(abstract(spec)) if "layers" in path}
+    found = holding(spec.layers[0], mine, dict(flatten(half["layers"]["0"])), entries(spec, half, [IDS[:2]])[0])
+    assert [fold.source for fold in found] == ["attention.pre", "mlp.pre", "attention.v", "mlp.up"]
+
+
 def test_awq_is_nearer_than_the_nearest_numbers():
     params, grid = model(MIXED), Grid(3, 8)
     wild = jnp.asarray(np.random.default_rng(2).lognormal(0, 1.5, 16), jnp.float32)

@@ -282,7 +282,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 CLIENT = """
 from forge_jax.inspection import inspect
-for name in ("org/name", "org/name:m.gguf", "org/name@v1:old.bin", "org/nothing"):
+for name in ("org/name:model.safetensors", "org/name:m.gguf", "org/name@v1:old.bin", "org/nothing"):
     try:
         facts = inspect(name)
         print(facts.name, facts.format, facts.parameters.total, facts.ropes[0].kind)
@@ -312,7 +312,7 @@ def test_a_hub_id_without_its_weights(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     total = sum(map(math.prod, read_golden("llama").shapes.values()))
-    assert lines[0] == f"org/name safetensors {total} Default"
+    assert lines[0] == f"org/name:model.safetensors safetensors {total} Default"
     total = sum(map(math.prod, read_golden("llama_old_llama3").shapes.values()))
     assert lines[1] == f"org/name:m.gguf gguf {total} Llama3"
     assert lines[2].startswith("NotImplementedError org/name: old.bin has no header at its front")
