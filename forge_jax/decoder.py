@@ -24,6 +24,7 @@ from forge_jax.ops.own import own_inputs
 from forge_jax.ops.recall import recall
 from forge_jax.ops.streams import alternate, enter, leave
 from forge_jax.params import Tree
+from forge_jax.rowwise import row_by_row, with_cache
 from forge_jax.spec import (
     AltUp,
     Block,
@@ -292,6 +293,9 @@ def lookup(table: Any, ids_BT: Array, ctx: Context) -> Array:
 
 def readout(spec: ModelSpec, params: Tree, x_BTD: Array, ctx: Context = Context()) -> Array:
     """The stream to float32 logits [B, T, V]."""
+    if ctx.apart:
+        one = replace(ctx, apart=False)
+        return row_by_row(lambda x, _: (readout(spec, params, x, one), None), x_BTD, None)[0]
     x = norm(spec.final_norm, params.get("final_norm", {}), x_BTD) if spec.final_norm else x_BTD
     if spec.head_transform is not None:
         x = transformed(spec.head_transform, params["head_transform"], x)
@@ -332,6 +336,9 @@ def hidden(
     driver: Driver = "loop",
 ) -> tuple[Array, Cache | None]:
     """The stream after the last layer, and the advanced cache."""
+    if ctx.apart:
+        one = replace(ctx, apart=False)
+        return with_cache(lambda row, cache: hidden(spec, params, row, cache, one, driver=driver), inputs, cache)
     moved = recurrent(spec) and not ctx.fresh and inputs.order_BT.shape[1] > 1
     rank_BT = jnp.argsort(inputs.order_BT < 0, axis=1, stable=True) if moved else None
     inputs = reordered(inputs, rank_BT)

@@ -19,13 +19,14 @@ class Context:
     whole; `expert_axis` the one that the experts of mixtures are spread over. `fresh` promises a prompt from its
     beginning: the cache holds nothing, token t of every row has order t or is padding at the end, and no span makes a
     token see what comes after it. `experts` says how a mixture multiplies (see `ops.moe`): as suits the device,
-    or one of its ways.
+    or one of its ways. `apart` computes the rows of a batch one after another (`forge_jax.rowwise`).
     """
 
     axis: str | None = None
     expert_axis: str | None = None
     fresh: bool = False
     experts: Literal["best", "every", "gathered", "grouped", "ragged"] = "best"
+    apart: bool = False
 
     def psum(self, x: Array) -> Array:
         """Sum partial products over the mesh axis."""

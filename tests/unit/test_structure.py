@@ -29,7 +29,7 @@ FRONT = {
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = ["spec", "config", "presets", "params", "products", "tensor", "quantization", "cache", "ops", "stacking"]
-ORDER += ["decoder", "sampling", "generation", "parallel", "training", "calibration"]
+ORDER += ["rowwise", "decoder", "sampling", "generation", "parallel", "training", "calibration"]
 FOR_CONVERTERS = {"spec", "config", "params", "products", "tensor", "quantization"}
 NAMES = (
     "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
