@@ -198,8 +198,8 @@ writes is in [onnx.md](onnx.md).
 
 A GenAI directory needs no config.json where genai_config.json and the graph say everything: of types {types}, with a
 rope that is not scaled. What the graph does counts: its builder leaves out the windows of mistral and phi3, and the
-scaling of a llama's yarn. Of phi and nemotron it changes the epsilon; they need their config.json. Its olmo has other norms than
-olmo, and is refused.
+scaling of a llama's yarn. Of phi and nemotron it changes the epsilon; they need their config.json. Its olmo has other
+norms than olmo, and is refused.
 
 """
 
