@@ -7,6 +7,7 @@ Types whose graph does not say it are not there: the builder gives phi and nemot
 their config's, and olmo norms of another kind.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from converters.files import quote, read_json
+from converters.onnx.data import FLOATS
 from converters.onnx.graph import Graph
 from converters.onnx.messages import Node
 from converters.onnx.uses import Use, uses
@@ -33,6 +35,8 @@ FACTORS = {
 """The nodes that multiply or divide by a number of the architecture, by a part of their names."""
 EMBEDDING_NEAR = 0.01  # the builder rounds the square root of a width to two digits
 MOST_DIGITS = 7  # of a base of angles
+MOST_NEAR = 0.01  # how uncertain such a base may be, relatively
+SMALLEST_ANGLE = 1e-4  # that float16 has with all its digits
 
 
 class Built:
@@ -77,8 +81,8 @@ class Built:
             for key in (key for place, key in FACTORS.items() if place in name):
                 stored = [value for value in node.inputs if value in self.graph.tensors]
                 numbers = [self.graph.read(value) for value in stored if self.graph.tensors[value].shape in ((), (1,))]
-                if len(numbers) != 1:
-                    raise self.error(f"node {quote(name)} does not multiply by a stored number")
+                if len(numbers) != 1 or not numbers[0].all() or not np.isfinite(numbers[0]).all():
+                    raise self.error(f"node {quote(name)} does not multiply by a stored number other than 0")
                 found.setdefault(key, set()).add(float(str(numbers[0].reshape(-1)[0])))
         return {key: self.only(f"factors of {key}", values) for key, values in found.items()}
 
@@ -128,12 +132,15 @@ def windows(built: Built) -> dict[str, Any]:
 
 def sizes_of_windows(built: Built) -> list[int]:
     """The window of every attention; 0 is none."""
-    return [max(int(size), 0) for size in built.attentions("local_window_size")]
+    return [size if isinstance(size, int) and size > 0 else 0 for size in built.attentions("local_window_size")]
 
 
 def scale_of(built: Built) -> float:
     """What all scores are multiplied by."""
-    return float(built.only("scales of scores", set(built.attentions("scale"))))
+    scale = float(built.only("scales of scores", set(built.attentions("scale"))))
+    if not 0 < scale < math.inf:
+        raise built.error(f"the graph multiplies scores by {scale:g}")
+    return scale
 
 
 def capped(built: Built) -> dict[str, Any]:
@@ -270,19 +277,20 @@ def rope(built: Built, head_dim: int) -> dict[str, Any]:
     """
     graph = built.graph
     tables = [graph.constant(name) for name in ("cos_cache", "sin_cache")]
-    if any(table is None or len(table.shape) != 2 or table.shape[0] < 2 for table in tables):
+    if any(t is None or len(t.shape) != 2 or t.shape[0] < 2 or t.dtype not in FLOATS for t in tables):
         raise built.error("the graph has no tables cos_cache and sin_cache of two positions or more")
     stored = graph.read("cos_cache"), graph.read("sin_cache")
     cos, sin = (table.astype(np.float64)[1] for table in stored)
-    pairs, precision = cos.size, float(np.finfo(stored[1].dtype).eps) if stored[1].dtype.kind == "f" else 1.0
+    pairs = cos.size
     if 2 * pairs > head_dim or sin.size != pairs or pairs < 2:
         raise built.error(f"{pairs} angles for heads of {head_dim} features")
-    if precision > 1e-3:
-        raise built.error(f"the angles of the graph are {stored[1].dtype}, which is too coarse to tell their base")
     angles = np.arctan2(sin, cos)
-    last = int(np.flatnonzero(angles > 1e-4)[-1]) if angles[1] > 1e-4 else 0
-    near = 4 * precision * pairs / max(last, 1)
-    base = short(float(angles[last]) ** -(pairs / last), near) if last else 0.0
+    last = int(np.flatnonzero(angles > SMALLEST_ANGLE)[-1]) if angles[1] > SMALLEST_ANGLE else 0
+    near = 4 * float(np.finfo(stored[1].dtype).eps) * pairs / max(last, 1)  # of a base told by this angle
+    if last and near > MOST_NEAR:
+        raise built.error(f"the angles of the graph are {stored[1].dtype}, which is too coarse to tell their base")
+    with np.errstate(over="ignore"):
+        base = short(float(angles[last] ** -(pairs / last)), near) if last else 0.0
     if base <= 0 or not np.allclose(angles, base ** -(np.arange(pairs) / pairs), 1e-4 + near, 1e-6):
         raise built.error("the angles of the graph are not powers of one base: the rope is scaled")
     partial = {"partial_rotary_factor": 2 * pairs / head_dim} if 2 * pairs < head_dim else {}

@@ -94,6 +94,16 @@ GRAPHS: dict[str, tuple[str, Callable[[onnx.GraphProto], Any], str]] = {
         lambda g: attribute(g, ATTENTION, "scale", 0.5),
         r"scales of scores \[0.31[0-9]*, 0.5\], expected one",
     ),
+    "scores times nothing": (
+        "gemma2",
+        lambda g: [attribute(g, ATTENTION, "scale", 0.0, which=i) for i in range(2)],
+        "the graph multiplies scores by 0",
+    ),
+    "logits times nothing": (
+        "granite",
+        lambda g: constant(g, "/model/constants/FLOAT/0.625", 0.0),
+        "node '/lm_head/Mul' does not multiply by a stored number other than 0",
+    ),
     "embeddings times 5": (
         "gemma",
         lambda g: constant(g, "/model/constants/FLOAT/8.0", 5.0),
