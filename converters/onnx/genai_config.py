@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from converters.files import quote, read_json
@@ -36,6 +37,7 @@ FACTORS = {
 EMBEDDING_NEAR = 0.01  # the builder rounds the square root of a width to two digits
 MOST_DIGITS = 7  # of a base of angles
 MOST_NEAR = 0.01  # how uncertain such a base may be, relatively
+NEAR_ENOUGH = 1e-4  # and one that is no round number
 SMALLEST_ANGLE = 1e-4  # that float16 has with all its digits
 
 
@@ -285,12 +287,16 @@ def rope(built: Built, head_dim: int) -> dict[str, Any]:
     if 2 * pairs > head_dim or sin.size != pairs or pairs < 2:
         raise built.error(f"{pairs} angles for heads of {head_dim} features")
     angles = np.arctan2(sin, cos)
+    coarse = built.error(f"the angles of the graph are {stored[1].dtype}, too coarse to tell their base")
     last = int(np.flatnonzero(angles > SMALLEST_ANGLE)[-1]) if angles[1] > SMALLEST_ANGLE else 0
-    near = 4 * float(np.finfo(stored[1].dtype).eps) * pairs / max(last, 1)  # of a base told by this angle
+    near = 4 * float(ml_dtypes.finfo(stored[1].dtype).eps) * pairs / max(last, 1)  # of a base told by this angle
     if last and near > MOST_NEAR:
-        raise built.error(f"the angles of the graph are {stored[1].dtype}, which is too coarse to tell their base")
+        raise coarse
     with np.errstate(over="ignore"):
-        base = short(float(angles[last] ** -(pairs / last)), near) if last else 0.0
+        found = float(angles[last] ** -(pairs / last)) if last else 0.0
+    base = short(found, near)
+    if base == found and near > NEAR_ENOUGH:
+        raise coarse
     if base <= 0 or not np.allclose(angles, base ** -(np.arange(pairs) / pairs), 1e-4 + near, 1e-6):
         raise built.error("the angles of the graph are not powers of one base: the rope is scaled")
     partial = {"partial_rotary_factor": 2 * pairs / head_dim} if 2 * pairs < head_dim else {}
@@ -298,9 +304,12 @@ def rope(built: Built, head_dim: int) -> dict[str, Any]:
 
 
 def short(value: float, near: float) -> float:
-    """The decimal with the fewest digits that is this close to a number, relatively."""
+    """The decimal of few digits that is this close to a number, relatively; the number itself where there is none.
+
+    Of so few that chance would hardly bring one so close.
+    """
     for digits in range(1, MOST_DIGITS + 1):
         text = float(f"{value:.{digits}g}")
-        if abs(text - value) <= near * abs(value):
+        if 10.0 ** (1 - digits) > 10 * near and abs(text - value) <= near * abs(value):
             return text
     return value

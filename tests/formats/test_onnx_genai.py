@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import genai_files
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from helpers import read_golden
 from onnx import numpy_helper
+from onnx_files import angles
 
 from converters.checkpoint import open_checkpoint
 from forge_jax.params import flatten
@@ -129,6 +131,33 @@ def test_angles_that_are_no_powers(factor: float, tmp_path: Path):
     table(tmp_path, lambda sin: sin * factor)
     with pytest.raises(ValueError, match="are not powers of one base: the rope is scaled; put the model's config.json"):
         open_checkpoint(tmp_path)
+
+
+def half(dtype: Any, theta: float, folder: Path) -> Path:
+    """A kept graph with tables of another rope, in half precision."""
+    genai_files.unpack("qwen2", folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("cos_cache", "sin_cache"):
+            rope = {"head_dim": 2 * tensor.dims[1], "rope_parameters": {"rope_theta": theta}}
+            angle = angles(rope, tensor.dims[0])
+            values = (np.cos if tensor.name == "cos_cache" else np.sin)(angle).astype(dtype)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+@pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
+def test_round_bases_from_tables_of_half_precision(theta: float, tmp_path: Path):
+    checkpoint = open_checkpoint(half(np.float16, theta, tmp_path))
+    checkpoint.source.close()
+    assert checkpoint.config["rope_parameters"] == {"rope_type": "default", "rope_theta": theta}
+
+
+@pytest.mark.parametrize(("dtype", "theta"), [(np.float16, 1234.5), (ml_dtypes.bfloat16, 1e4)])
+def test_tables_that_are_too_coarse(dtype: Any, theta: float, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"the angles of the graph are {np.dtype(dtype)}, too coarse to tell"):
+        open_checkpoint(half(dtype, theta, tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["nemotron", "olmo", "phi", 7, None])
