@@ -138,8 +138,9 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
             return model.understand(path, source, allow)
         if isinstance(source, OnnxSource):
             from converters.onnx import model as onnx_model
+            from converters.onnx import own
 
-            return onnx_model.understand(path, source, allow)
+            return (own if source.notes else onnx_model).understand(path, source, allow)
         return understand(path, source, read_config(path, source), allow)
     except BaseException:
         source.close()

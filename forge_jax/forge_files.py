@@ -121,7 +121,7 @@ class ForgeFiles:
 
     @classmethod
     def from_onnx(cls, path: str | Path, **options: Any) -> Self:
-        """Load a decoder that was exported to ONNX, config.json beside it; another format is an error."""
+        """Load a decoder in ONNX, one of ours or with config.json beside it; another format is an error."""
         return cls._of_format("onnx", path, options)
 
     @classmethod
@@ -149,8 +149,8 @@ class ForgeFiles:
         return exporting.export_gguf(self.model, path, type=type, **options)
 
     def export_to_onnx(self, path: str | Path, **options: Any) -> Path:
-        """Write an ONNX graph: not implemented yet."""
-        raise later("writing ONNX", "export_to_huggingface and convert that")
+        """Write an ONNX graph with its cache, a file or a directory. Options: `forge_jax.exporting.export_onnx`."""
+        return exporting.export_onnx(self.model, path, **options)
 
     # -------------------------------------------------------------------------------------------- weights
     def quantize(

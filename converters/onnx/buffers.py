@@ -29,9 +29,12 @@ NEUTRAL = {
     "Mul": {0: "1", 1: "1"},
     "RMSNormalization": {1: "1"},
     "SimplifiedLayerNormalization": {1: "1"},
+    "com.microsoft.MoE": {3: "0", 5: "0"},
+    "com.microsoft.QMoE": {4: "0", 7: "0"},
 }
 """By operator and operand, the number that changes nothing."""
 MOST_IDLE = 1 << 20
+MOST_OPERANDS = 15
 MASKED = -1e30
 MOST_VALUES = 300  # at a step from a frequency to its cosine
 LARGEST = 1 << 24  # numbers of a table or a mask
@@ -155,7 +158,7 @@ def is_mask(x: np.ndarray) -> bool:
 def idle(graph: Graph, name: str) -> bool:
     """Whether a tensor is a scale of ones or a bias of zeros wherever it is used, and so changes nothing."""
     nodes = graph.users.get(name, [])
-    if any(node.op not in NEUTRAL or len(node.inputs) > 3 for node in nodes):
+    if any(node.op not in NEUTRAL or len(node.inputs) > MOST_OPERANDS for node in nodes):
         return False
     roles = {NEUTRAL[node.op].get(node.inputs.index(name), "?") for node in nodes}
     if len(roles) != 1 or "?" in roles or np.prod(graph.tensors[name].shape, dtype=float) > MOST_IDLE:

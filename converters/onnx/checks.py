@@ -12,13 +12,19 @@ from converters.files import quote
 from converters.onnx.buffers import parts_of
 from converters.onnx.graph import Graph
 from converters.onnx.messages import Node
-from forge_jax.spec import Attention, ModelSpec, Norm
+from forge_jax.spec import Attention, ModelSpec, Norm, Router
 
 ATTENTION = ("com.microsoft.GroupQueryAttention", "com.microsoft.MultiHeadAttention")
 NORMS = (
     *("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"),
     *(f"com.microsoft.{name}LayerNormalization" for name in ("Skip", "SkipSimplified")),
 )
+MIXTURES = ("com.microsoft.MoE", "com.microsoft.QMoE")
+KEYS = {
+    **dict.fromkeys(ATTENTION, ("num_heads", "kv_num_heads", "scale", "softcap")),
+    **dict.fromkeys(NORMS, ("epsilon",)),
+    **dict.fromkeys(MIXTURES, ("k",)),
+}
 NEAR = 0.06  # relative; 1e-6 in float16 is 9.5e-7, and 1e-5 is 1.0014e-5
 
 
@@ -38,6 +44,7 @@ def check(graph: Graph, spec: ModelSpec, *, built: bool) -> None:
         "scale": [op.scale for op in attentions],
         "softcap": [op.softcap or 0.0 for op in attentions],
         "epsilon": [norm.eps for norm in parts_of(spec, Norm)],
+        "k": [router.top_k for router in parts_of(spec, Router)],
     }
     if built:
         known["epsilon"] = []
@@ -53,12 +60,10 @@ def check(graph: Graph, spec: ModelSpec, *, built: bool) -> None:
 
 
 def attributes(graph: Graph) -> Iterator[tuple[Node, str, float]]:
-    """What operators that do a whole attention or norm say of themselves."""
+    """What operators that do a whole attention, norm or mixture say of themselves."""
     for node in graph.nodes:
-        if node.op not in (*ATTENTION, *NORMS):
-            continue
-        keys = ("num_heads", "kv_num_heads", "scale", "softcap") if node.op in ATTENTION else ("epsilon",)
-        for key, value in graph.attributes(node).items():
+        keys = KEYS.get(node.op, ())
+        for key, value in graph.attributes(node).items() if keys else ():
             # a scale of 0 is none: the operator then takes the usual one
             if key in keys and isinstance(value, int | float) and (value or key == "softcap"):
                 yield node, key, value

@@ -99,3 +99,17 @@ def gather_blocks(
     zeros = middle if zero is None else opened(zero, scale.shape[-1])
     size = values.shape[axis]
     return scaled(difference(values, blocks(zeros, axis, block, size)), blocks(scale, axis, block, size))
+
+
+def experts_nbits(
+    q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, *, block: int, bits: int
+) -> np.ndarray:
+    """[experts, out, in] of com.microsoft.QMoE: bytes hold `bits` a value along the last axis.
+
+    Args:
+        scale: [experts, out], or [experts, out, blocks] of `block` values.
+        zero: bytes of as many bits a value: of all rows of an expert one after another, or of the blocks of each row.
+    """
+    if zero is not None and scale.ndim == 2:
+        zero = zeros_of(zero, scale.shape[0], scale.shape[1], bits)[..., None]
+    return gather_blocks(q, scale.reshape(*q.shape[:2], -1), zero, axis=2, block=block, bits=bits)

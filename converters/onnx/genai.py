@@ -25,6 +25,7 @@ def rules(spec: ModelSpec) -> tuple[Rule, ...]:
         *norm_rules(f"{OURS}.k_norm", f"{LAYER}.attn.k_norm"),
         Rule(f"{OURS}.sinks", f"{LAYER}.attn.sinks"),
         *mlp_rules(f"{LAYER}.mlp"),
+        *moe_rules(f"{LAYER}.moe"),
         *block_norms(),
     )
 
@@ -55,6 +56,19 @@ def mlp_rules(theirs: str) -> tuple[Rule, ...]:
     )
 
 
+def moe_rules(theirs: str) -> tuple[Rule, ...]:
+    """Experts of gated units, whose rows of gate and up take turns; the router, and what is added to choose by."""
+    ours, experts = "layers.{l}.moe", f"{theirs}.experts"
+    return (
+        *weight_and_bias(f"{ours}.router", f"{theirs}.router", TRANSPOSED),
+        Rule(f"{ours}.choice_bias", f"{theirs}.router.bias"),  # named by where it is added
+        Rule((f"{ours}.gate", f"{ours}.up"), f"{experts}.gate_up_proj.weight", "e (f q) d -> q e d f"),
+        Rule((f"{ours}.gate_bias", f"{ours}.up_bias"), f"{experts}.gate_up_proj.bias", "e (f q) -> q e f"),
+        Rule(f"{ours}.down", f"{experts}.down_proj.weight", "e d f -> e f d"),
+        Rule(f"{ours}.down_bias", f"{experts}.down_proj.bias"),
+    )
+
+
 def block_norms() -> tuple[Rule, ...]:
     """The norms of a layer: before each branch, before and after, or one before both."""
     places = (
@@ -66,6 +80,8 @@ def block_norms() -> tuple[Rule, ...]:
         ("mlp.pre", "pre_feedforward_layernorm"),
         ("mlp.pre", "post_attention_layernorm"),
         ("mlp.pre", "ffn_layernorm"),
+        ("moe.pre", "post_attention_layernorm"),
+        ("moe.pre", "ffn_layernorm"),
         ("mlp.post", "post_feedforward_layernorm"),
     )
     return tuple(rule for ours, name in places for rule in norm_rules(f"layers.{{l}}.{ours}", f"{LAYER}.{name}"))

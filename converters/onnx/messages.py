@@ -5,7 +5,7 @@ Fields: onnx/onnx.proto.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from converters.files import quote
@@ -71,11 +71,12 @@ class GraphMessage:
 
 @dataclass(frozen=True, slots=True)
 class ModelMessage:
-    """A model as it is stored; `functions` counts the operations that it defines itself."""
+    """A model as it is stored; `functions` counts the operations that it defines itself, `notes` are key and value."""
 
     producer: str
     graph: GraphMessage
     functions: int
+    notes: tuple[Field, ...]
 
 
 def read_model(window: Window) -> ModelMessage:
@@ -84,16 +85,19 @@ def read_model(window: Window) -> ModelMessage:
     Raises:
         ValueError: it is no ONNX model, or has none or several graphs.
     """
-    producer, functions, graphs = "", 0, []
+    producer, functions, graphs, notes = "", 0, [], []
     for item in window.fields(0, window.size):
         if item.number == 2:
             producer = window.text(item, "the producer's name")
         elif item.number == 7:
             graphs.append(item)
+        elif item.number == 14:
+            window.spend(150)
+            notes.append(item)
         functions += item.number == 25
     if len(graphs) != 1 or graphs[0].wire != SPAN:
         raise ValueError(f"{window.path}: {len(graphs)} graphs, expected one; the file is damaged or no ONNX model")
-    return ModelMessage(producer, read_graph(window, graphs[0]), functions)
+    return ModelMessage(producer, read_graph(window, graphs[0]), functions, tuple(notes))
 
 
 def read_graph(window: Window, place: Field) -> GraphMessage:
@@ -202,6 +206,17 @@ def read_pair_of(window: Window, place: Field, key: str) -> str:
             return ""
         value = item if item.number == 2 else value
     return "" if value is None else window.text(value, "a note")
+
+
+def read_notes(window: Window, places: Iterable[Field], prefix: str) -> tuple[tuple[str, str], ...]:
+    """The notes whose keys begin with a prefix: the rest of the key, and the value. Others may be long: not read."""
+    found = []
+    for place in places:
+        keys = [item for item in spans(window, place) if item.number == 1 and item.wire == SPAN]
+        if any(window.peek(item.begin, len(prefix), item.end) == prefix.encode() for item in keys):
+            key, value = read_pair(window, place)
+            found.append((key.removeprefix(prefix), value))
+    return tuple(found)
 
 
 Value = int | float | bytes | list[int] | Tensor | Field | None

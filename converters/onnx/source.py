@@ -12,14 +12,20 @@ import numpy as np
 from converters.files import quote
 from converters.onnx.data import KINDS, Store
 from converters.onnx.graph import Graph
-from converters.onnx.messages import read_model
+from converters.onnx.messages import read_model, read_notes
 from converters.onnx.subgraphs import flattened
 from converters.onnx.wire import Window
 from converters.source import TensorInfo
 
+PREFIX = "forge."
+"""How the names of the notes begin that this library leaves in a file of its own."""
+
 
 class OnnxSource:
-    """An opened ONNX model; see `converters.source.TensorSource`. Its nodes are in `graph`."""
+    """An opened ONNX model; see `converters.source.TensorSource`.
+
+    Its nodes are in `graph`, its notes of ours, by what follows `PREFIX`, in `notes`.
+    """
 
     format = "onnx"
 
@@ -38,7 +44,10 @@ class OnnxSource:
                     f"{path}: the model defines {model.functions} operators of its own; export it again without "
                     "functions (onnx.inliner.inline_local_functions does it for an existing file)"
                 )
-            self.graph = Graph(flattened(self.store.window, model.graph), self.store)
+            self.notes = read_notes(self.store.window, model.notes, PREFIX)
+            # a file of ours has its parameters outside all loops, of which it may have one for each layer
+            message = model.graph if self.notes else flattened(self.store.window, model.graph)
+            self.graph = Graph(message, self.store)
             self.tensors: Mapping[str, TensorInfo] = {
                 name: self.info(name) for name, tensor in self.graph.tensors.items() if tensor.kind in KINDS
             }

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from converters.onnx.data import FLOATS
-from converters.onnx.formulas import matmul_nbits
+from converters.onnx.formulas import experts_nbits, matmul_nbits
 from converters.onnx.graph import Expr, Graph, gather_blocks_expr, integer, linear_expr, transposed
 from converters.onnx.messages import Node
 from converters.onnx.packing import pack_nbits
@@ -268,6 +268,68 @@ def looked_up(graph: Graph, node: Node) -> Iterator[Use]:
     yield Use(node, 0, "weight", table)
 
 
+def check_unit(graph: Graph, node: Node) -> None:
+    """Raise ValueError if the experts of a node are not gated units whose rows of gate and of up take turns."""
+    attributes = graph.attributes(node)
+    unit, fusion = attributes.get("activation_type"), integer(attributes.get("swiglu_fusion", 0))
+    if unit != b"swiglu" or fusion != 1:
+        said = unit.decode(errors="replace") if isinstance(unit, bytes) else "relu"
+        raise graph.error(node, f"experts with {said!r}, swiglu_fusion {fusion}, are not read; expected 'swiglu' and 1")
+
+
+def mixture(graph: Graph, node: Node) -> Iterator[Use]:
+    """MoE: matrices [experts, out, in] and their biases; errors as in `check_unit`."""
+    check_unit(graph, node)
+    for role, index in {"gate_up_proj": 2, "down_proj": 4}.items():
+        yield from named({f"experts.{role}.weight": index, f"experts.{role}.bias": index + 1})(graph, node)
+
+
+def quantised_mixture(graph: Graph, node: Node) -> Iterator[Use]:
+    """QMoE: the same with matrices of a few bits.
+
+    Raises:
+        ValueError: as in `check_unit`, or codes that are no integers, or not in the order of the matrix.
+    """
+    check_unit(graph, node)
+    attributes = graph.attributes(node)
+    kind, moved = attributes.get("quant_type", b"int"), integer(attributes.get("weights_prepacked", 0))
+    bits, block = (integer(attributes.get(key, value)) for key, value in (("expert_weight_bits", 4), ("block_size", 0)))
+    if kind != b"int" or moved > 0 or bits not in (2, 4, 8):
+        raise graph.error(
+            node,
+            f"experts of {bits} bits, quant_type {kind!r}, weights_prepacked {moved}, are not read; "
+            "expected 2, 4 or 8 bits, 'int' and 0",
+        )
+    for role, (q, scale, bias, zero) in {"gate_up_proj": (2, 3, 4, 11), "down_proj": (5, 6, 7, 12)}.items():
+        parts = [given(graph, node, index) for index in (q, scale, zero)]
+        yield Use(node, q, f"experts.{role}.weight", experts_expr(graph, node, parts, block, bits))
+        yield from named({f"experts.{role}.bias": bias})(graph, node)
+
+
+def experts_expr(graph: Graph, node: Node, parts: Sequence[Expr | None], block: int, bits: int) -> Expr:
+    """The matrices of all experts, of their codes, scales and zero points.
+
+    Raises:
+        ValueError: they are not stored, or do not fit together.
+    """
+    q, scale, zero = parts
+    if q is None or scale is None:
+        raise graph.error(node, "its weights or their scales are not stored")
+    columns = q.shape[-1] * 8 // bits if len(q.shape) == 3 else 0
+    block = block or columns
+    if not columns or block < 1 or q.dtype != "U8" or scale.dtype not in FLOATS:
+        raise graph.error(node, f"weights {list(q.shape)} {q.dtype}, scales {scale.dtype}, blocks of {block}")
+    count, rows, blocks = *q.shape[:2], -(-columns // block)
+    whole = (count, rows) if len(scale.shape) == 2 and blocks == 1 else (count, rows, blocks)
+    packed = -(-whole[-1] * bits // 8)
+    if scale.shape != whole or (zero is not None and (zero.shape != (*whole[:-1], packed) or zero.dtype != "U8")):
+        zeros = "" if zero is None else f" and zero points {list(zero.shape)}"
+        raise graph.error(node, f"scales {list(scale.shape)}{zeros} do not fit {[count, rows, columns]}")
+    apply = partial(experts_nbits, block=block, bits=bits)
+    found = tuple(part for part in parts if part is not None)
+    return Expr((count, rows, columns), scale.dtype, found, apply, op=node.op)
+
+
 OPERANDS: Mapping[str, Callable[[Graph, Node], Iterator[Use]]] = {
     "Add": either("bias"),
     "Conv": named({"weight": 1, "bias": 2}),
@@ -291,7 +353,9 @@ OPERANDS: Mapping[str, Callable[[Graph, Node], Iterator[Use]]] = {
     f"{MICROSOFT}GroupQueryAttention": named({"sinks": 11, "q_norm.weight": 14, "k_norm.weight": 15}),
     f"{MICROSOFT}MatMulIntegerToFloat": quantised(1, 3, 5, 6),
     f"{MICROSOFT}MatMulNBits": nbits,
+    f"{MICROSOFT}MoE": mixture,
     f"{MICROSOFT}QGemm": quantised_gemm,
+    f"{MICROSOFT}QMoE": quantised_mixture,
     f"{MICROSOFT}SimplifiedLayerNormalization": named({"weight": 1}),
     f"{MICROSOFT}SkipLayerNormalization": named({"weight": 2, "bias": 3, "added": 4}),
     f"{MICROSOFT}SkipSimplifiedLayerNormalization": named({"weight": 2, "added": 3}),

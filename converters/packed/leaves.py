@@ -87,15 +87,17 @@ def joined(source: TensorSource, directory: Path) -> TensorSource:
         ValueError: `FILE` is not what `split` makes, or does not fit the arrays.
     """
     file = directory / FILE
-    if not file.exists():
-        return source
-    said = read_json(file)
+    return with_packed(source, read_json(file), str(file)) if file.exists() else source
+
+
+def with_packed(source: TensorSource, said: Any, where: str) -> TensorSource:
+    """The arrays of a source, those that what is `said` of packed leaves names as one tensor each; errors: `joined`."""
     if not isinstance(said, Mapping):
-        raise ValueError(f"{file}: expected a JSON object, found {type(said).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found {type(said).__name__}")
     try:
         recipes = {path: leaf_of(about, quote(path)).recipe(path, source) for path, about in said.items()}
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     used = {part for recipe in recipes.values() for part in recipe.parts}
     return Composed(source, {name: info for name, info in source.tensors.items() if name not in used}, recipes)
 

@@ -16,12 +16,13 @@ import onnx
 from onnx import helper
 
 from converters.files import atomic_write
+from converters.packed.leaves import split
 from forge_jax.loading import narrowed
 from forge_jax.onnx_export.arithmetic import as_type
 from forge_jax.onnx_export.graph import Graph, element_type, tensor
 from forge_jax.onnx_export.lowering import run
 from forge_jax.onnx_export.program import INPUTS, Program, State, trace
-from forge_jax.params import Tree
+from forge_jax.params import Tree, flatten
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import QTensor, dense
 
@@ -62,21 +63,23 @@ def quantised(leaf: Any) -> bool:
 
 
 def parameters(params: Tree, shapes: Tree) -> dict[str, Parameter]:
-    """Every array by its path; a leaf that stays quantised gives each of its parts its own.
+    """Every array by its path, in the order of the trace; a leaf that stays quantised gives each of its parts its own.
 
     shapes: what `abstract` made of the tree.
     """
-    paths = lambda tree, end: {  # noqa: E731
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=end)
-    }
-    leaves = paths(params, quantised) | paths(params, None)
+    leaves = dict(flatten(params)) | dict(flatten(split(params)[0]))
 
     def one(name: str, like: Any) -> Parameter:
         read = lambda: np.ascontiguousarray(narrowed(np.asarray(dense(leaves[name])), like.dtype, name))  # noqa: E731
         return Parameter(tuple(like.shape), np.dtype(like.dtype), read)
 
-    return {name: one(name, like) for name, like in paths(shapes, None).items()}
+    found = jax.tree_util.tree_leaves_with_path(split(shapes)[0])
+    return {name: one(name, like) for name, like in ((path_of(keys), like) for keys, like in found)}
+
+
+def path_of(keys: Any) -> str:
+    """The path of a leaf, as `flatten` gives it."""
+    return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
 def write_onnx(
@@ -106,7 +109,8 @@ def write_onnx(
     model.producer_name = "forge-jax"
     used = {name for node in model.graph.node for name in inputs_of(node)}
     kept = {name: array for name, array in arrays.items() if name in used}
-    said = {**metadata, "parameters": {name: name for name in kept}, "states": explained(program.states)}
+    said = {**metadata, "parameters": {name: name for name in kept}, "packed": split(shapes)[1]}
+    said["states"] = explained(program.states)
     helper.set_model_props(model, {f"forge.{key}": json.dumps(value, sort_keys=True) for key, value in said.items()})
     write_file(path, model, kept, inline)
 

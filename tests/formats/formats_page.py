@@ -25,6 +25,7 @@ from test_onnx_export import KINDS as EXPORTED
 
 from converters.gguf.mix_table import MIXES
 from converters.gguf.mixes import NEED_IMPORTANCE
+from converters.onnx.genai_config import KINDS as GENAI
 from converters.onnx.uses import MICROSOFT, OPERANDS
 from converters.packed import auto_round, awq, compressed, gptq, hqq, modelopt
 from converters.packed.source import METHODS, UNREAD
@@ -77,6 +78,10 @@ FILES: Mapping[str, Row] = {
 """Of every kind of file: read, kept packed, written, checked against."""
 
 GRAPHS: Mapping[str, Row] = {
+    "forge-jax, `export_onnx`": (
+        "yes, with `packed=True`",
+        "parameters bit for bit, of every golden in the slow tests",
+    ),
     "torch, TorchScript (with past, without)": (
         "-",
         "logits of reference exports by onnxruntime, 1e-5; in the slow tests, weights of {families} families",
@@ -85,7 +90,7 @@ GRAPHS: Mapping[str, Row] = {
     "optimum (with past; merged)": ("-", "logits of a reference export, 1e-5; merged: a graph made by the test"),
     "ONNX Runtime GenAI": (
         "-",
-        "graphs made by the test as the builder lays them out, bit for bit; no file that it wrote",
+        "the spec from graphs that its builder (0.18) wrote; their weights in the slow tests, where it is installed",
     ),
     "int8, dynamic (`MatMulInteger`)": (
         "yes",
@@ -101,6 +106,8 @@ GRAPHS: Mapping[str, Row] = {
         "int4 yes, tables of bytes are decoded",
         "4 bits in bytes: values against onnxruntime; others: none",
     ),
+    "`MoE` of swiglu": ("-", "lfm2_moe and gpt_oss of GenAI's builder, in the slow tests"),
+    "`QMoE` of swiglu, 2, 4, 8 bits": ("decoded", "onnxruntime, but for 8 bits in blocks, where it rounds activations"),
 }
 """Of every kind of graph: whether weights stay packed, checked against."""
 
@@ -188,6 +195,11 @@ ONNX = """## ONNX graphs that are read
 {table}A weight whose operator is not known is left over, and that is an error which names it. What `export_onnx`
 writes is in [onnx.md](onnx.md).
 {known}
+
+A GenAI directory needs no config.json where genai_config.json and the graph say everything: of types {types}, with a
+rope that is not scaled. What the graph does counts: its builder leaves out the windows of mistral and phi3, and the
+scaling of a llama's yarn. Of phi and nemotron it changes the epsilon; they need their config.json. Its olmo has other
+norms than olmo, and is refused.
 
 """
 
@@ -321,7 +333,8 @@ def graphs() -> str:
     rows = [(name, packed, checked.format(families=len(FAMILIES))) for name, (packed, checked) in GRAPHS.items()]
     operators = listed(name.removeprefix(MICROSOFT) for name in OPERANDS if name.startswith(MICROSOFT))
     known = textwrap.fill(f"Of onnxruntime's own operators with weights these are known: {operators}.", 120)
-    return ONNX.format(table=table("exporter or weights, packed, checked against", rows), known=known)
+    head = "exporter or weights, packed, checked against"
+    return ONNX.format(table=table(head, rows), known=known, types=listed(GENAI))
 
 
 def methods() -> str:

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import ml_dtypes
 import numpy as np
 import onnx
 from helpers import Golden
 from onnx import TensorProto, helper, numpy_helper
+
+from forge_jax.onnx_export.writing import write_onnx
+from forge_jax.params import Tree
+from forge_jax.quantization.schemes import Floats, Integers
+from forge_jax.quantization.streams import packed as packed_stream
+from forge_jax.tensor import QTensor
 
 Names = Literal["scopes", "notes", "none"]
 MICROSOFT = "com.microsoft"
@@ -212,3 +220,29 @@ def save(model: onnx.ModelProto, folder: Path, config: dict[str, Any] | None = N
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+# ------------------------------------------------------------------------------------------------ our own
+def export(golden: Golden, path: Path, dtype: str = "float32", **options: int) -> Path:
+    """Write a golden as a graph of our own."""
+    options = {"opset": 18} | options
+    write_onnx(path, golden.spec, golden.params, dtype=np.dtype(dtype), metadata={"config": golden.config}, **options)
+    return path
+
+
+def quantised(golden: Golden) -> Tree:
+    """The parameters with one matrix in int8, one in int4 with groups, one in float8."""
+    params = jax.tree.map(np.asarray, golden.params)
+    first = params["layers"]["0"]
+    rows = np.moveaxis(first["attention"]["q"], 0, -1)
+    scale = np.abs(rows).max(-1, keepdims=True) / 127
+    eight = QTensor({"codes": np.round(rows / scale).astype(np.int8), "scale": scale}, Integers(bits=8), trailing=2)
+    rows = first["mlp"]["gate"].T
+    groups = rows.reshape(len(rows), -1, 16)
+    scale = np.abs(groups).max(-1) / 7
+    codes = np.round(groups / scale[..., None] + 8).astype(np.uint8).reshape(rows.shape)
+    four = QTensor({"codes": packed_stream(codes, 4), "scale": scale}, Integers(bits=4, middle=8, group=16), trailing=1)
+    codes = (first["mlp"]["down"].T * 64).astype(ml_dtypes.float8_e4m3fn)
+    small = QTensor({"codes": codes, "scale": np.full((len(codes), 1), 1 / 64, np.float32)}, Floats("fp8"), trailing=1)
+    new = {"attention": first["attention"] | {"q": eight}, "mlp": first["mlp"] | {"gate": four, "down": small}}
+    return params | {"layers": params["layers"] | {"0": first | new}}

@@ -122,6 +122,7 @@ def onnx_file() -> bytes:
         **{"embed": floats(7, 8), "w": floats(8, 6), "norm": floats(6).astype(np.float16), "order": np.array([1, 0])},
         **{"q": rng.integers(0, 256, (6, 4)).astype(np.uint8), "scale": floats(4), "zero": np.zeros(4, np.uint8)},
         **{"blocks": rng.integers(0, 256, (5, 2, 8)).astype(np.uint8), "scales": floats(5, 2)},
+        **{"experts": rng.integers(0, 256, (2, 4, 8)).astype(np.uint8), "units": floats(2, 4, 2)},
     }
     tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     tensors.append(helper.make_tensor("b", TensorProto.FLOAT, [6], floats(6).tolist()))
@@ -140,6 +141,15 @@ def onnx_file() -> bytes:
         helper.make_node("MatMul", ["z", "dense"], ["u"], "/o/MatMul"),
         helper.make_node(
             "MatMulNBits", ["u", "blocks", "scales"], ["v"], domain="com.microsoft", K=32, N=5, block_size=16
+        ),
+        helper.make_node(
+            "QMoE",
+            ["v", "ids", "experts", "units", "", "experts", "units"],
+            ["w2"],
+            domain="com.microsoft",
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            block_size=8,
         ),
     ]
     nodes[1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'x']")

@@ -5,22 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, read_golden
+from onnx_files import export, quantised
 from tiny_checkpoint import write_golden_directory
 
 from forge_jax import cli, exporting
 from forge_jax.loading import load
 from forge_jax.onnx_export.writing import write_onnx
-from forge_jax.params import Tree
-from forge_jax.quantization.schemes import Floats, Integers
-from forge_jax.quantization.streams import packed
 from forge_jax.spec import Attention, Latent
-from forge_jax.tensor import QTensor
 
 TOLERANCE = 1e-5  # of the largest logit
 KINDS = (
@@ -72,13 +68,6 @@ class Session:
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     """Compare, relative to the largest value expected."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * float(np.abs(expected).max()))
-
-
-def export(golden: Golden, path: Path, dtype: str = "float32", **options: int) -> Path:
-    """Write a golden as a graph."""
-    options = {"opset": 18} | options
-    write_onnx(path, golden.spec, golden.params, dtype=np.dtype(dtype), metadata={"config": golden.config}, **options)
-    return path
 
 
 def whole_only(golden: Golden) -> bool:
@@ -221,24 +210,6 @@ def test_bfloat16_is_a_sound_file(tmp_path: Path) -> None:
     assert kinds == {onnx.TensorProto.BFLOAT16}
 
 
-def quantised(golden: Golden) -> Tree:
-    """The parameters with one matrix in int8, one in int4 with groups, one in float8."""
-    params = jax.tree.map(np.asarray, golden.params)
-    first = params["layers"]["0"]
-    rows = np.moveaxis(first["attention"]["q"], 0, -1)
-    scale = np.abs(rows).max(-1, keepdims=True) / 127
-    eight = QTensor({"codes": np.round(rows / scale).astype(np.int8), "scale": scale}, Integers(bits=8), trailing=2)
-    rows = first["mlp"]["gate"].T
-    groups = rows.reshape(len(rows), -1, 16)
-    scale = np.abs(groups).max(-1) / 7
-    codes = np.round(groups / scale[..., None] + 8).astype(np.uint8).reshape(rows.shape)
-    four = QTensor({"codes": packed(codes, 4), "scale": scale}, Integers(bits=4, middle=8, group=16), trailing=1)
-    codes = (first["mlp"]["down"].T * 64).astype(ml_dtypes.float8_e4m3fn)
-    small = QTensor({"codes": codes, "scale": np.full((len(codes), 1), 1 / 64, np.float32)}, Floats("fp8"), trailing=1)
-    new = {"attention": first["attention"] | {"q": eight}, "mlp": first["mlp"] | {"gate": four, "down": small}}
-    return params | {"layers": params["layers"] | {"0": first | new}}
-
-
 def test_quantised_leaves_stay_so_if_asked(tmp_path: Path) -> None:
     golden, path, found = read_golden("llama"), tmp_path / "model.onnx", []
     for stay in (False, True):
@@ -246,9 +217,9 @@ def test_quantised_leaves_stay_so_if_asked(tmp_path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
         found.append(Session(path, 2)(golden.tokens, np.ones_like(golden.tokens)))
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
-    assert kinds["layers.0.attention.q.parts.codes"] == onnx.TensorProto.INT8
-    assert kinds["layers.0.mlp.gate.parts.codes"] == onnx.TensorProto.UINT8
-    assert kinds["layers.0.mlp.down.parts.codes"] == onnx.TensorProto.FLOAT8E4M3FN
+    assert kinds["layers.0.attention.q.codes"] == onnx.TensorProto.INT8
+    assert kinds["layers.0.mlp.gate.codes"] == onnx.TensorProto.UINT8
+    assert kinds["layers.0.mlp.down.codes"] == onnx.TensorProto.FLOAT8E4M3FN
     assert_close(*found)
     off = np.abs(found[0][:, list(TOKENS), VOCABULARY] - golden.logits).max() / np.abs(golden.logits).max()
     assert 1e-3 < off < 0.2  # rounded weights, and not others

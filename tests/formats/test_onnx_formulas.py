@@ -196,3 +196,62 @@ def test_operators_and_their_weights(tmp_path: Path, op: str):
     assert sorted(found) == sorted(expected)
     for role, values in expected.items():
         np.testing.assert_array_equal(found[role], values, err_msg=role)
+
+
+UNIT = {"activation_type": "swiglu", "swiglu_fusion": 1, "k": 2, "normalize_routing_weights": 1}
+MATRICES = {"gate_up": (64, 64), "down": (64, 32)}  # of experts of width 32 in a stream of 64
+
+
+def experts(bits: int, block: int, zeros: bool) -> dict[str, np.ndarray]:
+    """The codes, scales and zero points of four quantised experts, and logits of a router for five tokens."""
+    arrays = {"router": R.normal(size=(5, 4)).astype(np.float32)}
+    for name, (rows, columns) in MATRICES.items():
+        shape = (4, rows, columns // block) if block else (4, rows)
+        packed = (*shape[:-1], -(-shape[-1] * bits // 8))
+        arrays[name] = R.integers(0, 256, (4, rows, columns * bits // 8)).astype(np.uint8)
+        arrays[f"{name}_scale"] = R.uniform(0.01, 0.1, shape).astype(np.float32)
+        arrays |= {f"{name}_zero": R.integers(0, 256, packed).astype(np.uint8)} if zeros else {}
+    return arrays
+
+
+def mixture(bits: int, block: int, zeros: bool, **changes: Any) -> onnx.NodeProto:
+    """A node of quantised experts."""
+    inputs = ["x", "router", "gate_up", "gate_up_scale", "", "down", "down_scale", "", "", "", ""]
+    inputs += ["gate_up_zero", "down_zero"] if zeros else []
+    sizes = {"expert_weight_bits": bits} | ({"block_size": block} if block else {})
+    return helper.make_node("QMoE", inputs, ["y"], domain=MICROSOFT, **UNIT | sizes | changes)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("bits", "block"), [(2, 0), (4, 0), (8, 0), (2, 16), (4, 16), (4, 32)])
+def test_quantised_experts_against_onnxruntime(tmp_path: Path, bits: int, block: int, zeros: bool):
+    """QMoE gives what MoE gives of the weights that are decoded here."""
+    arrays, x = experts(bits, block, zeros), R.normal(size=(5, 64)).astype(np.float32)
+    node = mixture(bits, block, zeros)
+    tensors = [numpy_helper.from_array(values, name) for name, values in arrays.items()]
+    model = helper.make_model(helper.make_graph([node], "g", [], [], tensors))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with closing(OnnxSource(tmp_path / "model.onnx")) as source:
+        stored = {name: source.read(name) for name in source.tensors}
+        dense = {name: use.expr.value(stored) for name, use in zip(MATRICES, uses(source.graph), strict=True)}
+    plain = helper.make_node("MoE", ["x", "router", "gate_up", "", "down"], ["y"], domain=MICROSOFT, **UNIT)
+    expected, found = run([node], dict(arrays), x), run([plain], {"router": arrays["router"], **dense}, x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"swiglu_fusion": 2}, "experts with 'swiglu', swiglu_fusion 2, are not read; expected 'swiglu' and 1"),
+        ({"activation_type": "relu"}, "experts with 'relu', swiglu_fusion 1"),
+        ({"quant_type": "fp4"}, "experts of 4 bits, quant_type b'fp4', weights_prepacked 0, are not read"),
+        ({"weights_prepacked": 1}, "weights_prepacked 1, are not read"),
+        ({"expert_weight_bits": 3}, "experts of 3 bits"),
+        ({"expert_weight_bits": 8}, r"scales \[4, 64, 4\] do not fit \[4, 64, 32\]"),
+        ({"block_size": -1}, r"weights \[4, 64, 32\] U8, scales F32, blocks of -1"),
+        ({"block_size": 1 << 62}, r"scales \[4, 64, 4\] do not fit"),
+    ],
+)
+def test_experts_that_are_not_read(tmp_path: Path, changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        decoded([mixture(4, 16, False, **changes)], dict(experts(4, 16, False)), tmp_path)

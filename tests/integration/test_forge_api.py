@@ -249,6 +249,10 @@ def test_a_model_of_our_own_is_a_llama_to_gguf(forge: Forge, tmp_path: Path):
     assert not (tmp_path / "b.gguf").exists()
 
 
+def test_onnx(forge: Forge, tmp_path: Path):
+    assert_same(forge, Forge.from_onnx(forge.export_to_onnx(tmp_path / "m.onnx"), progress=False))
+
+
 @pytest.mark.parametrize("name", ["from_any", "from_pretrained", "from_huggingface", "from_safetensors", "from_gguf"])
 def test_a_file_that_is_not_there(name: str, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -267,7 +271,6 @@ def test_an_unknown_format(tmp_path: Path):
 @pytest.mark.parametrize(
     ("call", "advice"),
     [
-        (lambda forge, here: forge.export_to_onnx("m.onnx"), "export_to_huggingface and convert that"),
         (lambda forge, here: forge.load_lora(here), "merge the adapter before loading"),
         (lambda forge, here: forge.merge_lora(), "no adapter"),
         (lambda forge, here: forge.unmerge_lora(), "no adapter"),
