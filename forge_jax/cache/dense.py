@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from forge_jax.cache.memory import Slab, memories, place_key, window
-from forge_jax.spec import ModelSpec, Op
+from forge_jax.cache.memory import memories, place_key, window
+from forge_jax.cache.policy import Policy, codecs, policy
+from forge_jax.cache.stored import empty
+from forge_jax.spec import ModelSpec
 
 T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 
@@ -20,16 +22,21 @@ T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Places:
-    """What sits in each slot: the token's order (-1: empty) and its span (0: none), both [B, S] int32."""
+    """What sits in each slot: the token's order (-1: empty) and its span (0: none), both [B, S] int32.
+
+    table_BQ: where slabs are paged, the page of each run of slots.
+    """
 
     order_BS: Array
     span_BS: Array
+    table_BQ: Array | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """`places` by key (see `place_key`); `layers[i][branch][name]` are the arrays of each `memory.Slab`.
+    """`places` by key (see `place_key`); `layers[i][branch][name]` is what is kept for each `memory.Slab`: a `Stored`
+    if it has slots, else an array.
 
     Beside stacked parameters, `layers` is stacked as they are (`forge_jax.stacking`).
     """
@@ -61,27 +68,32 @@ class Slots:
     after: Places
 
 
-def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
+def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike | Policy = jnp.float32) -> Cache:
     """An empty cache for `batch` sequences of up to `length` tokens.
 
     Layers with a window get window + slack slots, the others `length`. `slack` is how many tokens may be rewound.
+    `dtype`: of what is kept a token, or the policy that says how each slab is kept.
+
+    Raises:
+        ValueError: the policy does not fit the model.
     """
     places: dict[str, Places] = {}
-    layers: tuple[dict[str, dict[str, Array]], ...] = tuple({} for _ in spec.layers)
-
-    def empty(op: Op, slab: Slab) -> Array:
-        if not slab.slots:
-            return jnp.zeros((batch, *slab.shape), jnp.float32)
-        if slab.every is not None:
-            return jnp.zeros((batch, *slab.shape[:-1], -(-length // slab.every), slab.shape[-1]), dtype)
+    layers: tuple[dict[str, dict[str, Any]], ...] = tuple({} for _ in spec.layers)
+    kept = codecs(spec, policy(dtype))
+    for i, branch, op, slabs in memories(spec):
         size = window(op)
         slots = length if size is None else min(length, size + slack)
-        nowhere = jnp.full((batch, slots), -1, jnp.int32)
-        places[place_key(op)] = Places(nowhere, jnp.zeros_like(nowhere))
-        return jnp.zeros((batch, *slab.shape[:-1], slots, slab.shape[-1]), dtype)
-
-    for i, branch, op, slabs in memories(spec):
-        layers[i][branch] = {name: empty(op, slab) for name, slab in slabs.items()}
+        layers[i][branch] = {}
+        for name, slab in slabs.items():
+            if not slab.slots:
+                layers[i][branch][name] = jnp.zeros((batch, *slab.shape), jnp.float32)
+                continue
+            if slab.every is None:
+                nowhere = jnp.full((batch, slots), -1, jnp.int32)
+                places[place_key(op)] = Places(nowhere, jnp.zeros_like(nowhere))
+            count = slots if slab.every is None else -(-length // slab.every)
+            shape = (batch, *slab.shape[:-1], count, slab.shape[-1])
+            layers[i][branch][name] = empty(kept[i, branch, name], shape)
     return Cache(places, layers)
 
 
@@ -94,34 +106,12 @@ def assign(places: Places, order_BT: Array, span_BT: Array) -> Slots:
     lasting = order_BT > order_BT.max(1, keepdims=True) - size
     slot_BT = jnp.where((order_BT >= 0) & lasting, order_BT % size, size)
     rows = jnp.arange(order_BT.shape[0])[:, None]
-    after = Places(
-        places.order_BS.at[rows, slot_BT].set(order_BT, mode="drop"),
-        places.span_BS.at[rows, slot_BT].set(span_BT, mode="drop"),
+    after = replace(
+        places,
+        order_BS=places.order_BS.at[rows, slot_BT].set(order_BT, mode="drop"),
+        span_BS=places.span_BS.at[rows, slot_BT].set(span_BT, mode="drop"),
     )
     return Slots(slot_BT, places, after)
-
-
-def put(slab_BKSH: Array, slot_BT: Array, new_BKTH: Array, *, fresh: bool = False) -> Array:
-    """Write new tokens into their slots; a slot out of range is dropped.
-
-    `fresh`: the slab is empty and token t of every row has order t (or is padding at the end): one block copy.
-    """
-    size = slab_BKSH.shape[2]
-    new_BKTH = new_BKTH.astype(slab_BKSH.dtype)
-    batch, _, tokens, _ = new_BKTH.shape
-    if fresh and tokens <= size:
-        return jax.lax.dynamic_update_slice(slab_BKSH, new_BKTH, (0, 0, 0, 0))
-    if tokens > 1 or batch > 16:
-        rows = jnp.arange(batch)[:, None]
-        return slab_BKSH.at[rows, :, slot_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
-    # decoding: XLA turns a scatter into a loop that copies the slab, but updates these slices in place
-    for row in range(batch):
-        slot = slot_BT[row, 0]
-        at = (row, 0, jnp.minimum(slot, size - 1), 0)
-        old = jax.lax.dynamic_slice(slab_BKSH, at, (1, *new_BKTH.shape[1:]))
-        new = jnp.where(slot < size, new_BKTH[row : row + 1], old)
-        slab_BKSH = jax.lax.dynamic_update_slice(slab_BKSH, new, at)
-    return slab_BKSH
 
 
 def widen(tree: T, empty: T) -> T:

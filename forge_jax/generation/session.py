@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
 from forge_jax import stacking
@@ -103,7 +102,7 @@ class Session:
         stop_ids: Sequence[int] = (),
         n: int = 1,
         seed: int = 0,
-        cache_dtype: DTypeLike | None = None,
+        cache_dtype: Any = None,
         known_ids: int | None = None,
         programs: Programs = LOCAL,
     ) -> None:
@@ -116,7 +115,8 @@ class Session:
             stop_ids: ids that end a row.
             n: continuations of each prompt, in neighbouring rows; the prompt is read once.
             seed: for rows whose sampling has none.
-            cache_dtype: of the keys and values; None: that of the parameters.
+            cache_dtype: how keys and values are kept: a dtype, the name of a codec ("int8"), or rules by layer (see
+                `forge_jax.cache.policy`); None: in the dtype of the parameters.
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
 
         Raises:
@@ -132,9 +132,7 @@ class Session:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
         self.stop_ids = frozenset(int(i) for i in stop_ids)
-        self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
-        if not jnp.issubdtype(self.cache_dtype, jnp.floating):
-            raise ValueError(f"cache_dtype {self.cache_dtype}: keys and values are floats; expected float32")
+        self.kept = caches.policy(cache_dtype, compute_dtype(params))
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
         cache = self.empty_cache(len(rows), size)
         logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
@@ -144,7 +142,7 @@ class Session:
 
     def empty_cache(self, rows: int, size: int) -> caches.Cache:
         """A cache for `rows` texts of up to `size` tokens, stacked if the parameters are."""
-        cache = self.programs.new_cache(self.spec, rows, size, slack=BURST, dtype=self.cache_dtype)
+        cache = self.programs.new_cache(self.spec, rows, size, slack=BURST, dtype=self.kept)
         return stacking.stack_cache(self.spec, cache) if stacking.stacked(self.params) else cache
 
     def room(self, rows: list[list[int]], max_new_tokens: int | Sequence[int] | None) -> tuple[int, list[int]]:

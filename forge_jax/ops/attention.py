@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from forge_jax.cache import Slots, place_key, put
+from forge_jax.cache import Places, Slots, Stored, keep, place_key, put, view
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
@@ -64,10 +64,9 @@ class Tokens(NamedTuple):
     then kept unrotated.
     """
 
-    k_BKSH: Array
-    v_BKSH: Array
-    order_BS: Array
-    span_BS: Array
+    k: Stored
+    v: Stored
+    places: Places
 
 
 @dataclass(frozen=True)
@@ -182,14 +181,20 @@ def triangle(
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
 
 
-def remember(state: Tree, slots: Slots, new: dict[str, Array], done_BT: Array, ctx: Context) -> Tree:
+def kept(state: Tree | None, name: str, x_BTKH: Array) -> Stored:
+    """New tokens as the slab of this name will hold them; without a cache, as they are."""
+    return keep(x_BTKH.transpose(0, 2, 1, 3), None if state is None else state[name].codec)
+
+
+def remember(state: Tree, slots: Slots, new: dict[str, Stored], done_BT: Array, ctx: Context) -> Tree:
     """The state with the tokens of this call in their slots.
 
     done_BT is any number that follows from what was read of the state. The slots wait for it, or XLA would copy the
     slab to read and write it at the same time.
     """
     slot_BT = slots.slot_BT + (done_BT.astype(jnp.float32) > jnp.inf).astype(jnp.int32)
-    return {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
+    table_BQ = slots.past.table_BQ
+    return {name: put(state[name], slot_BT, x, fresh=ctx.fresh, table_BQ=table_BQ) for name, x in new.items()}
 
 
 def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
@@ -209,7 +214,7 @@ def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, ca
     k, v = part("k"), part("v")
     if op.rope is None or not op.rope.varies:
         k = turned(op, params, "k", k, call.coords_BTC[..., 0], None, kvs, ctx)
-    return (Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT),), tails
+    return (Tokens(kept(state, "k", k), kept(state, "v", v), call.places),), tails
 
 
 def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
@@ -288,16 +293,17 @@ def attended(
     mix_BTNR = None if op.relative is None else mixes(op, params, x_BTD, call)
 
     def keys(tokens: Tokens) -> Keys:
-        k_BKSH, v_BKSH = tokens.k_BKSH.astype(q.dtype), tokens.v_BKSH.astype(q.dtype)
+        places = tokens.places
+        k_BKSH, v_BKSH = (view(slab, q.dtype, places.table_BQ) for slab in (tokens.k, tokens.v))
         if length_B is not None:  # keys are kept unrotated
-            unrotated, position_BS = k_BKSH.transpose(0, 2, 1, 3), jnp.maximum(tokens.order_BS, 0)
+            unrotated, position_BS = basis.turn(k_BKSH).transpose(0, 2, 1, 3), jnp.maximum(places.order_BS, 0)
             k_BSKH = turned(op, params, "k", unrotated, position_BS, length_B, heads.kvs, ctx)
             k_BKSH = k_BSKH.transpose(0, 2, 1, 3)
-        seen = visible(call.order_BT, call.span_BT, tokens.order_BS, tokens.span_BS, op.window, op.chunk)
-        bias = alibi_bias(op.alibi, tokens.order_BS, heads.queries, ctx) if op.alibi else None
+        seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.window, op.chunk)
+        bias = alibi_bias(op.alibi, places.order_BS, heads.queries, ctx) if op.alibi else None
         if mix_BTNR is None:
             return Keys(k_BKSH, v_BKSH, seen, bias)
-        profiles_RE, distance_BTS = dense(params["profiles"]), call.order_BT[:, :, None] - tokens.order_BS[:, None]
+        profiles_RE, distance_BTS = dense(params["profiles"]), call.order_BT[:, :, None] - places.order_BS[:, None]
         return Keys(k_BKSH, v_BKSH, seen, bias, Mix(mix_BTNR, profiles_RE.astype(mix_BTNR.dtype), distance_BTS))
 
     slots = call.slots[place_key(op)] if state is not None and op.reads is None else None
@@ -306,22 +312,26 @@ def attended(
     else:
         parts = new
         if state is not None and slots is not None and not ctx.fresh:
-            parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
+            parts = (Tokens(state["k"], state["v"], slots.past), *parts)
+    basis = parts[-1].k.codec
+    q = q if length_B is not None else basis.turn(q)
     look = functools.partial(
         attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks is True else None
     )
     seen, index = [keys(part) for part in parts], {}
     if op.blocks is not None:
         chosen, index = pick_blocks(op.blocks, params["index"], x_BTD, state, slots, call, ctx)
-        seen = [narrowed(op, part, chosen(tokens.order_BS), ctx) for part, tokens in zip(seen, parts, strict=True)]
+        orders = [tokens.places.order_BS for tokens in parts]
+        seen = [narrowed(op, part, chosen(order_BS), ctx) for part, order_BS in zip(seen, orders, strict=True)]
     beside = [] if op.sinks != "token" else [sink(params, x_BTD, q, seen[0])]
     y = triangle(look, q, seen[0], op.window, op.chunk, beside) if ctx.fresh else look(q, [*seen, *beside])
+    y = parts[-1].v.codec.turn(y)
 
     if state is not None and slots is not None:
-        written = {"k": parts[-1].k_BKSH, "v": parts[-1].v_BKSH}
+        written = {"k": parts[-1].k, "v": parts[-1].v}
         state = remember(state, slots, written, y[:, :, 0, 0], ctx) | index
         if q.shape[1] == 1 and not ctx.fresh:
-            parts = (Tokens(state["k"], state["v"], slots.after.order_BS, slots.after.span_BS),)
+            parts = (Tokens(state["k"], state["v"], slots.after),)
     if op.publish is not None:
         call.bus[op.publish] = parts
     return y, state
