@@ -9,17 +9,33 @@ What a slot holds is a codec's business (`codecs`), and which slab has which cod
 """
 
 from forge_jax.cache.codecs import Codec, codec
-from forge_jax.cache.dense import Cache, Places, Slots, assign, init, repeat, rewind, widen
+from forge_jax.cache.dense import (
+    Cache,
+    Paging,
+    Places,
+    Slots,
+    assign,
+    copy_pages,
+    init,
+    repeat,
+    rewind,
+    slots_of,
+    widen,
+)
 from forge_jax.cache.memory import Slab, memories, memory, place_key, recurrent, smooth_name
-from forge_jax.cache.policy import Policy, codecs, policy
+from forge_jax.cache.pages import Pages, Rows
+from forge_jax.cache.policy import Policy, codecs, policy, slabs
 from forge_jax.cache.sizes import bytes_per_token, slot_bytes, state_bytes
 from forge_jax.cache.stored import Stored, keep, put, view, write
 
 __all__ = [
     "Cache",
     "Codec",
+    "Pages",
+    "Paging",
     "Places",
     "Policy",
+    "Rows",
     "Slab",
     "Slots",
     "Stored",
@@ -27,6 +43,7 @@ __all__ = [
     "bytes_per_token",
     "codec",
     "codecs",
+    "copy_pages",
     "init",
     "keep",
     "memories",
@@ -37,7 +54,9 @@ __all__ = [
     "recurrent",
     "repeat",
     "rewind",
+    "slabs",
     "slot_bytes",
+    "slots_of",
     "smooth_name",
     "state_bytes",
     "view",

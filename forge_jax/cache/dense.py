@@ -1,9 +1,13 @@
-"""Dense and ring layouts: token with order p lives in slot p % S, so a ring is a dense slab with few slots.
+"""Dense, ring and paged layouts: token with order p lives in slot p % S, so a ring is a dense slab with few slots.
+
+Where slabs are paged, a row's slots are cut into runs of a page, and a table says which page of a common pool each run
+is on. Tables are data: who owns which page is decided on the host (`forge_jax.cache.pages`).
 
 Knows positions and slabs; what the slabs mean is the op's business.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -12,9 +16,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax.cache.memory import memories, place_key, window
-from forge_jax.cache.policy import Policy, codecs, policy
-from forge_jax.cache.stored import empty
-from forge_jax.spec import ModelSpec
+from forge_jax.cache.policy import Policy, codecs, policy, slabs
+from forge_jax.cache.stored import Stored, empty
+from forge_jax.spec import ModelSpec, Op
 
 T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 
@@ -30,6 +34,14 @@ class Places:
     order_BS: Array
     span_BS: Array
     table_BQ: Array | None = None
+
+
+@dataclass(frozen=True)
+class Paging:
+    """How slabs are paged: the tokens of a page, and by key of places how many pages the pool has."""
+
+    page: int
+    pools: tuple[tuple[str, int], ...]
 
 
 @jax.tree_util.register_dataclass
@@ -68,11 +80,20 @@ class Slots:
     after: Places
 
 
-def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike | Policy = jnp.float32) -> Cache:
+def init(
+    spec: ModelSpec,
+    batch: int,
+    length: int,
+    *,
+    slack: int = 0,
+    dtype: DTypeLike | Policy = jnp.float32,
+    paging: Paging | None = None,
+) -> Cache:
     """An empty cache for `batch` sequences of up to `length` tokens.
 
     Layers with a window get window + slack slots, the others `length`. `slack` is how many tokens may be rewound.
-    `dtype`: of what is kept a token, or the policy that says how each slab is kept.
+    `dtype`: of what is kept a token, or the policy that says how each slab is kept. `paging`: the slabs are pools of
+    pages, and all entries of the tables page 0.
 
     Raises:
         ValueError: the policy does not fit the model.
@@ -80,21 +101,32 @@ def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTy
     places: dict[str, Places] = {}
     layers: tuple[dict[str, dict[str, Any]], ...] = tuple({} for _ in spec.layers)
     kept = codecs(spec, policy(dtype))
-    for i, branch, op, slabs in memories(spec):
-        size = window(op)
-        slots = length if size is None else min(length, size + slack)
+    for i, branch, op, held in memories(spec):
+        slots, key = slots_of(op, length, slack, paging), place_key(op)
         layers[i][branch] = {}
-        for name, slab in slabs.items():
+        for name, slab in held.items():
             if not slab.slots:
                 layers[i][branch][name] = jnp.zeros((batch, *slab.shape), jnp.float32)
                 continue
+            rows, count, pool = batch, slots, paging is not None and slab.every is None
+            if slab.every is not None:
+                count = -(-length // slab.every)
+            elif paging is not None:
+                rows, count = dict(paging.pools)[key], paging.page
             if slab.every is None:
                 nowhere = jnp.full((batch, slots), -1, jnp.int32)
-                places[place_key(op)] = Places(nowhere, jnp.zeros_like(nowhere))
-            count = slots if slab.every is None else -(-length // slab.every)
-            shape = (batch, *slab.shape[:-1], count, slab.shape[-1])
-            layers[i][branch][name] = empty(kept[i, branch, name], shape)
+                table = None if paging is None else jnp.zeros((batch, slots // paging.page), jnp.int32)
+                places[key] = Places(nowhere, jnp.zeros_like(nowhere), table)
+            shape = (rows, *slab.shape[:-1], count, slab.shape[-1])
+            layers[i][branch][name] = empty(kept[i, branch, name], shape, paged=pool)
     return Cache(places, layers)
+
+
+def slots_of(op: Op, length: int, slack: int, paging: Paging | None) -> int:
+    """The slots a row of an op in a cache for `length` tokens; of pages, whole ones."""
+    size = window(op)
+    slots = length if size is None else min(length, size + slack)
+    return slots if paging is None else -(-slots // paging.page) * paging.page
 
 
 def assign(places: Places, order_BT: Array, span_BT: Array) -> Slots:
@@ -127,10 +159,31 @@ def widen(tree: T, empty: T) -> T:
     return jax.tree.map(copy, empty, tree)
 
 
+def paged(leaf: Any) -> bool:
+    """Whether it is a pool of pages, which belong to no row."""
+    return isinstance(leaf, Stored) and leaf.paged
+
+
 def repeat(cache: Cache, times: int) -> Cache:
-    """Every row `times` times, one after another."""
-    rows = lambda tree, axis: jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis), tree)  # noqa: E731
+    """Every row `times` times, one after another. Of pages, their tables: the rows then share them."""
+
+    def rows(tree: Any, axis: int) -> Any:
+        more = partial(jax.tree.map, lambda x: jnp.repeat(x, times, axis))
+        return jax.tree.map(lambda leaf: leaf if paged(leaf) else more(leaf), tree, is_leaf=paged)
+
     return Cache(rows(cache.places, 0), rows(cache.layers, int(cache.stacked)))
+
+
+def copy_pages(spec: ModelSpec, cache: Cache, copies: dict[str, Array]) -> Cache:
+    """Copy pages of the pools of a key: [2, C], from and to; a page out of range is dropped."""
+    layers: list[Any] = [{branch: dict(held) for branch, held in layer.items()} for layer in cache.layers]
+    for place in slabs(spec):
+        slab = layers[place.layer][place.branch][place.name]
+        if paged(slab) and place.key in copies:
+            source, target = copies[place.key]
+            parts = {name: part.at[target].set(part[source], mode="drop") for name, part in slab.parts.items()}
+            layers[place.layer][place.branch][place.name] = replace(slab, parts=parts)
+    return replace(cache, layers=tuple(layers))
 
 
 def rewind(cache: Cache, length_B: Array) -> Cache:

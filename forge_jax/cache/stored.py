@@ -48,12 +48,25 @@ def empty(codec: Codec, shape: tuple[int, ...], *, paged: bool = False) -> Store
     return Stored({name: jnp.zeros(part.shape, part.dtype) for name, part in parts.items()}, codec, paged)
 
 
-def view(slab: Stored, dtype: DTypeLike, table_BQ: Array | None = None) -> Array:
-    """What a slab holds [B, K, S, H], in the basis of its codec; of pages, those of each row, one after another."""
+def view(slab: Stored, dtype: DTypeLike, table_BQ: Array | None = None, *, after: Array | None = None) -> Array:
+    """What a slab holds [B, K, S, H], in the basis of its codec; of pages, those of each row, one after another.
+
+    `after`: floats that it waits for. A slab that has to be opened would otherwise be as soon as a program begins, and
+    those of all layers be open at once.
+    """
     parts = slab.parts
     if slab.paged and table_BQ is not None:
+        table_BQ = table_BQ if after is None else table_BQ + nothing(after)
         parts = {name: gathered(part, table_BQ) for name, part in parts.items()}
+    elif after is not None and not (isinstance(slab.codec, Float) and slab.codec.name == jnp.dtype(dtype).name):
+        small = min(parts, key=lambda name: parts[name].size)
+        parts = parts | {small: parts[small] + nothing(after).astype(parts[small].dtype)}
     return slab.codec.decode(parts, dtype)
+
+
+def nothing(x: Array) -> Array:
+    """0, which a compiler does not know before it knows x."""
+    return (x[(0,) * x.ndim].astype(jnp.float32) > jnp.inf).astype(jnp.int32)
 
 
 def gathered(pages_PKSX: Array, table_BQ: Array) -> Array:

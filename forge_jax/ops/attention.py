@@ -294,7 +294,7 @@ def attended(
 
     def keys(tokens: Tokens) -> Keys:
         places = tokens.places
-        k_BKSH, v_BKSH = (view(slab, q.dtype, places.table_BQ) for slab in (tokens.k, tokens.v))
+        k_BKSH, v_BKSH = (view(slab, q.dtype, places.table_BQ, after=q) for slab in (tokens.k, tokens.v))
         if length_B is not None:  # keys are kept unrotated
             unrotated, position_BS = basis.turn(k_BKSH).transpose(0, 2, 1, 3), jnp.maximum(places.order_BS, 0)
             k_BSKH = turned(op, params, "k", unrotated, position_BS, length_B, heads.kvs, ctx)

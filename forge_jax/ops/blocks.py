@@ -37,7 +37,7 @@ def pick_blocks(
         new, table_BQ = keep(k_B1TH, state["index"].codec), slots.past.table_BQ
         index = {"index": put(state["index"], slots.slot_BT, new, fresh=ctx.fresh, table_BQ=table_BQ)}
     if slots is not None and not ctx.fresh:
-        key_BSH = view(index["index"], x_BTD.dtype, slots.past.table_BQ)[:, 0]
+        key_BSH = view(index["index"], x_BTD.dtype, slots.past.table_BQ, after=x_BTD)[:, 0]
         order_BS, span_BS = slots.after.order_BS, slots.after.span_BS
         first_B = jnp.zeros(order_BS.shape[0], jnp.int32)
     else:

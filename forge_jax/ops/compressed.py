@@ -30,7 +30,7 @@ def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, c
 
     def keys(kv: Stored, places: Places) -> Keys:
         seen_BTS = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.window)
-        kv_B1SH = kv.codec.turn(view(kv, x_BTD.dtype, places.table_BQ))
+        kv_B1SH = kv.codec.turn(view(kv, x_BTD.dtype, places.table_BQ, after=x_BTD))
         return Keys(kv_B1SH, kv_B1SH, seen_BTS)
 
     near = [keys(kv, call.places)]
@@ -77,7 +77,7 @@ def entries(
         seen, which_BS = slab, jnp.broadcast_to(jnp.arange(size)[None], (x_BTD.shape[0], size))
         if ctx.fresh:
             seen, which_BS = entry, made.which_BW
-        return slab.codec.turn(view(seen, x_BTD.dtype)), which_BS
+        return slab.codec.turn(view(seen, x_BTD.dtype, after=x_BTD)), which_BS
 
     made = compress(op.compression, op.norm, op.rope, params["compression"], x_BTD, ring("entry"), call)
     entry_B1SH, which_BS = all_of("entry", made)

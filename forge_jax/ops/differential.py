@@ -52,7 +52,7 @@ def differential(op: Differential, params: Tree, x_BTD: Array, state: Tree | Non
 
     def keys(k: Stored, v: Stored, places: Places) -> Keys:
         seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.attention.window)
-        k_BKSH, v_BKSW = (view(slab, q.dtype, places.table_BQ) for slab in (k, v))
+        k_BKSH, v_BKSW = (view(slab, q.dtype, places.table_BQ, after=q) for slab in (k, v))
         return Keys(k_BKSH, jnp.repeat(v_BKSW, 2, axis=1), seen)
 
     present = keys(k, v, call.places)

@@ -91,7 +91,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
         new = kept(state, name, bare_BT1R if late else turn(bare_BT1R, position_BT, length_B))
         held = [(view(new, bare_BT1R.dtype), position_BT)]
         if past is not None and state is not None:
-            old = view(state[name], bare_BT1R.dtype, past.table_BQ)
+            old = view(state[name], bare_BT1R.dtype, past.table_BQ, after=bare_BT1R)
             held.insert(0, (old, jnp.maximum(past.order_BS, 0)))
         if not late:
             return [entry for entry, _ in held], new

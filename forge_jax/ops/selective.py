@@ -55,7 +55,7 @@ def selective(op: Selective, params: Tree, x_BTD: Array, state: Tree | None, cal
 
     def keys(held: Tree, places: Places) -> Keys:
         seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, base.window)
-        k_BKSH, v_BKSH = (view(held[name], q.dtype, places.table_BQ) for name in "kv")
+        k_BKSH, v_BKSH = (view(held[name], q.dtype, places.table_BQ, after=q) for name in "kv")
         merit_BKS1 = view(held["merit"], jnp.float32, places.table_BQ)
         merit_BN1S = jnp.repeat(merit_BKS1, base.heads // base.kv_heads, axis=1).swapaxes(2, 3)
         return Keys(k_BKSH, v_BKSH, seen, merit_BN1S)

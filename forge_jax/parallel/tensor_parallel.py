@@ -120,11 +120,12 @@ def init_cache(
     mesh: Mesh,
     slack: int = 0,
     dtype: DTypeLike | caches.Policy = jnp.float32,
+    paging: caches.Paging | None = None,
     axis: str = "model",
 ) -> Cache:
     """An empty cache (see `forge_jax.cache.init`) for prepared parameters; each device makes its own kv heads."""
     wide = widened(spec, shards_of(mesh, axis))
-    make = partial(caches.init, wide, batch, length, slack=slack, dtype=dtype)
+    make = partial(caches.init, wide, batch, length, slack=slack, dtype=dtype, paging=paging)
     specs = split_caches(spec, jax.eval_shape(make), axis)
     return jax.jit(make, out_shardings=jax.tree.map(partial(NamedSharding, mesh), specs))()
 
