@@ -22,7 +22,7 @@ from forge_jax.cache.dense import (
     slots_of,
     widen,
 )
-from forge_jax.cache.memory import Slab, memories, memory, place_key, recurrent, smooth_name
+from forge_jax.cache.memory import Slab, anchors, memories, memory, place_key, recurrent, smooth_name
 from forge_jax.cache.pages import Pages, Rows
 from forge_jax.cache.policy import Policy, codecs, policy, slabs
 from forge_jax.cache.sizes import bytes_per_token, slot_bytes, state_bytes
@@ -39,6 +39,7 @@ __all__ = [
     "Slab",
     "Slots",
     "Stored",
+    "anchors",
     "assign",
     "bytes_per_token",
     "codec",

@@ -1,4 +1,5 @@
 """Dense, ring and paged layouts: token with order p lives in slot p % S, so a ring is a dense slab with few slots.
+Where the first tokens stay in sight (`anchors`), they have the first slots, and the ring begins after them.
 
 Where slabs are paged, a row's slots are cut into runs of a page, and a table says which page of a common pool each run
 is on. Tables are data: who owns which page is decided on the host (`forge_jax.cache.pages`).
@@ -6,7 +7,7 @@ is on. Tables are data: who owns which page is decided on the host (`forge_jax.c
 Knows positions and slabs; what the slabs mean is the op's business.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from forge_jax.cache.memory import memories, place_key, window
+from forge_jax.cache.memory import anchors, memories, place_key, window
 from forge_jax.cache.policy import Policy, codecs, policy, slabs
 from forge_jax.cache.stored import Stored, empty
 from forge_jax.spec import ModelSpec, Op
@@ -28,12 +29,13 @@ T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 class Places:
     """What sits in each slot: the token's order (-1: empty) and its span (0: none), both [B, S] int32.
 
-    table_BQ: where slabs are paged, the page of each run of slots.
+    table_BQ: where slabs are paged, the page of each run of slots. anchors: the first tokens, which keep their slots.
     """
 
     order_BS: Array
     span_BS: Array
     table_BQ: Array | None = None
+    anchors: int = field(metadata={"static": True}, default=0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def init(
             if slab.every is None:
                 nowhere = jnp.full((batch, slots), -1, jnp.int32)
                 table = None if paging is None else jnp.zeros((batch, slots // paging.page), jnp.int32)
-                places[key] = Places(nowhere, jnp.zeros_like(nowhere), table)
+                places[key] = Places(nowhere, jnp.zeros_like(nowhere), table, anchors(op))
             shape = (rows, *slab.shape[:-1], count, slab.shape[-1])
             layers[i][branch][name] = empty(kept[i, branch, name], shape, paged=pool)
     return Cache(places, layers)
@@ -125,7 +127,7 @@ def init(
 def slots_of(op: Op, length: int, slack: int, paging: Paging | None) -> int:
     """The slots a row of an op in a cache for `length` tokens; of pages, whole ones."""
     size = window(op)
-    slots = length if size is None else min(length, size + slack)
+    slots = length if size is None else min(length, anchors(op) + size + slack)
     return slots if paging is None else -(-slots // paging.page) * paging.page
 
 
@@ -134,9 +136,11 @@ def assign(places: Places, order_BT: Array, span_BT: Array) -> Slots:
 
     Padding (order -1) gets no slot, nor does a token that a later one of the same call would overwrite.
     """
-    size = places.order_BS.shape[1]
-    lasting = order_BT > order_BT.max(1, keepdims=True) - size
-    slot_BT = jnp.where((order_BT >= 0) & lasting, order_BT % size, size)
+    size, first = places.order_BS.shape[1], places.anchors
+    lasting = (order_BT > order_BT.max(1, keepdims=True) - (size - first)) | (order_BT < first)
+    slot_BT = order_BT % size if not first else first + (order_BT - first) % (size - first)
+    slot_BT = jnp.where(order_BT < first, order_BT, slot_BT) if first else slot_BT
+    slot_BT = jnp.where((order_BT >= 0) & lasting, slot_BT, size)
     rows = jnp.arange(order_BT.shape[0])[:, None]
     after = replace(
         places,

@@ -217,10 +217,16 @@ def window(op: Op) -> int | None:
     return min((size for size in sizes if size is not None), default=None)
 
 
+def anchors(op: Op) -> int:
+    """How many first tokens an op with slots sees besides those in its window."""
+    inner = attention_of(op)
+    return 0 if inner is None else inner.anchors
+
+
 def place_key(op: Op) -> str:
     """Layers with the same key have equally many slots."""
-    size = window(op)
-    return "full" if size is None else f"window{size}"
+    size, first = window(op), anchors(op)
+    return "full" if size is None else f"window{size}+{first}" if first else f"window{size}"
 
 
 def smooth_name(branch: Branch) -> str:

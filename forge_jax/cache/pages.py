@@ -108,18 +108,20 @@ class Pages:
 
 @dataclass
 class Rows:
-    """The tables of all rows that share a pool. Token p is in entry p // page % width of its row's table.
+    """The tables of all rows that share a pool. The token in slot s is in entry s // page of its row's table.
 
     Args:
         page: tokens a page.
         width: entries a row; a table that comes round is a ring.
         ring: whether tables may come round, so that no page is the same text for good.
+        anchors: first tokens that stay where they are when it does.
     """
 
     pool: Pages
     page: int
     width: int
     ring: bool = False
+    anchors: int = 0
     tables: list[list[int]] = field(default_factory=list)
 
     def admit(self, tokens: Sequence[int]) -> int:
@@ -142,6 +144,16 @@ class Rows:
         self.own(len(self.tables) - 1, len(every) * self.page, len(tokens))
         return len(self.tables) - 1
 
+    def slot(self, token: int) -> int:
+        """Where a token of a row is, as `forge_jax.cache.dense.assign` says it."""
+        first = self.anchors
+        return token if token < first else first + (token - first) % (self.width * self.page - first)
+
+    def lasting(self, start: int, stop: int) -> list[int]:
+        """Of tokens start..stop those that no later one of them would overwrite."""
+        since = stop - (self.width * self.page - self.anchors)
+        return [*range(start, min(stop, self.anchors)), *range(max(start, since, self.anchors), stop)]
+
     def own(self, row: int, start: int, stop: int) -> list[tuple[int, int]]:
         """Make the pages of tokens start..stop the row's own, so that they can be written.
 
@@ -151,8 +163,7 @@ class Rows:
             ValueError: too few pages are free; nothing has changed then.
         """
         table, users = self.tables[row], self.pool.users
-        first, last = start // self.page, -(-stop // self.page)
-        written = sorted({at % self.width for at in range(max(first, last - self.width), last)})
+        written = sorted({self.slot(token) // self.page for token in self.lasting(start, stop)})
         new = max(written, default=-1) + 1 - len(table)
         others = [entry for entry in written if entry < len(table) and users[table[entry]] > 1]
         self.pool.check(max(new, 0) + len(others))

@@ -82,7 +82,7 @@ class Paged(Dense):
         self.size = size
         for key in self.ops:
             width = self.width(key, size)
-            self.rows[key] = Rows(Pages(rows * width), PAGE, width, ring=key != "full")
+            self.rows[key] = Rows(Pages(rows * width), PAGE, width, key != "full", caches.anchors(self.ops[key]))
         return self.made(rows, size)
 
     def tabled(self, cache: Cache) -> Cache:

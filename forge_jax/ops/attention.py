@@ -90,7 +90,7 @@ class Mix:
 class Keys:
     """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
 
-    What is seen may differ by kv head: [B, K, T, S].
+    What is seen may differ by kv head: [B, K, T, S]. `q_BTNH`: the queries that meet them, where they are others.
     """
 
     k_BKSH: Array
@@ -98,13 +98,15 @@ class Keys:
     seen_BTS: Array
     bias_BN1S: Array | None = None
     mix: Mix | None = None
+    q_BTNH: Array | None = None
 
     def cut(self, rows: slice, near: slice) -> "Keys":
         """Those in `near`, as the queries in `rows` see them."""
         bias = None if self.bias_BN1S is None else self.bias_BN1S[..., near]
         bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
         mix = self.mix and Mix(self.mix.mix_BTNR[:, rows], self.mix.profiles_RE, self.mix.distance_BTS[:, rows, near])
-        return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix)
+        q_BTNH = None if self.q_BTNH is None else self.q_BTNH[:, rows]
+        return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix, q_BTNH)
 
 
 def attend(
@@ -117,11 +119,14 @@ def attend(
     b, t, n, h = q_BTNH.shape
     heads = parts[0].k_BKSH.shape[1]
     group = n // heads
-    # one matrix product a kv head: rows are (group, token), so that decoding has G rows and not 1
-    q_BKQH = q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
+
+    def rows(q_BTNH: Array) -> Array:
+        # one matrix product a kv head: rows are (group, token), so that decoding has G rows and not 1
+        return q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
 
     def score(part: Keys) -> Array:
         s = part.k_BKSH.shape[2]
+        q_BKQH = rows(q_BTNH if part.q_BTNH is None else part.q_BTNH)
         z = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, part.k_BKSH, preferred_element_type=jnp.float32) * scale
         z = z.reshape(b, heads, group, t, s)
         if part.bias_BN1S is not None:
@@ -237,6 +242,16 @@ def growth(scaling: QueryScaling | PowerScaling | LogScaling, position_BT: Array
             return jnp.exp(power * jnp.log1p((position_BT + 1).astype(jnp.float32) / original_len))
 
 
+def anchored(op: Attention, near: Keys, places: Places, q_BTNH: Array, call: Call, ctx: Context) -> tuple[Keys, Keys]:
+    """Some tokens without the anchors, and the anchors among them, which meet queries that come no further."""
+    seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS)
+    far_BS = (places.order_BS < op.anchors)[:, None]
+    # in a cache, and in a prompt from its beginning, they are in front
+    some = slice(op.anchors if places.anchors or ctx.fresh else None)
+    far = replace(near, seen_BTS=seen & far_BS, q_BTNH=q_BTNH).cut(slice(None), some)
+    return replace(near, seen_BTS=near.seen_BTS & ~far_BS), far
+
+
 def narrowed(op: Attention, keys: Keys, chosen_BITS: Array, ctx: Context) -> Keys:
     """The keys, of which each kv head sees only what the index query chose that picks for it."""
     kvs = np.maximum(np.asarray(ctx.heads(op).kvs), 0)
@@ -281,10 +296,11 @@ def attended(
     state: Tree | None,
     call: Call,
     ctx: Context,
+    far: Array | None = None,
 ) -> tuple[Array, Tree | None]:
     """What queries find [B, T, N, H], and the state with the new tokens; N is any multiple of the kv heads.
 
-    `new`: the tokens of this call, none where the layer reads others'.
+    `new`: the tokens of this call, none where the layer reads others'. `far`: the queries as they meet anchors.
 
     The past is read from the cache and the present from the call, then the present is written. A layer that reads the
     keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
@@ -324,6 +340,9 @@ def attended(
         orders = [tokens.places.order_BS for tokens in parts]
         seen = [narrowed(op, part, chosen(order_BS), ctx) for part, order_BS in zip(seen, orders, strict=True)]
     beside = [] if op.sinks != "token" else [sink(params, x_BTD, q, seen[0])]
+    if far is not None:
+        pairs = [anchored(op, k, part.places, basis.turn(far), call, ctx) for k, part in zip(seen, parts, strict=True)]
+        seen, beside = [near for near, _ in pairs], [*beside, *(first for _, first in pairs)]
     y = triangle(look, q, seen[0], op.window, op.chunk, beside) if ctx.fresh else look(q, [*seen, *beside])
     y = parts[-1].v.codec.turn(y)
 
@@ -351,5 +370,11 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
     new, tails = ((), {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
     x_BTD = entering(op, params, "q", x_BTD)
     q_BTNH = queries(op, params, x_BTD, call, query_length(op, call), ctx)
-    y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx)
+    far = queries(op, params, x_BTD, bounded(op, call), None, ctx) if op.anchors else None
+    y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx, far)
     return left(op, params, x_BTD, y_BTNH, ctx), None if state is None else state | tails
+
+
+def bounded(op: Attention, call: Call) -> Call:
+    """The call with every token at most as far from the beginning as a window right after the anchors reaches."""
+    return replace(call, coords_BTC=jnp.minimum(call.coords_BTC, op.anchors + (op.window or 0) - 1))

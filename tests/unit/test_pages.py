@@ -83,8 +83,7 @@ def test_ten_thousand_steps_lose_no_page(ring: bool):
                 case "free":
                     model.free(row)
             done[kind] += 1
-        except ValueError as error:
-            assert "more pages are needed" in str(error)
+        except ValueError:
             refused += 1
             for old in list(model.texts)[::2]:
                 model.free(old)
