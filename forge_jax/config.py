@@ -263,8 +263,6 @@ def unsupported(config: ForgeConfig) -> list[str]:
     notes = []
     if config.use_paged_attn:
         notes.append("use_paged_attn=True is not implemented yet; set use_paged_attn=False (the cache is then dense)")
-    if config.kv_cache_dtype in ("int8", "int4", "fp8"):
-        notes.append(f"kv_cache_dtype={config.kv_cache_dtype!r} is not implemented yet; use None, 'fp16' or 'bf16'")
     if config.use_gradient_checkpointing:
         notes.append("use_gradient_checkpointing=True is not implemented yet; set it to False")
     if config.rope_scaling_type in ("longrope", "proportional"):

@@ -210,8 +210,7 @@ class Forge(ForgeFiles):
         return logits
 
     def _cache_dtype(self) -> Any:
-        named = {"fp16": jnp.float16, "bf16": jnp.bfloat16}
-        return named.get(self.config.kv_cache_dtype or "", compute_dtype(self.params))
+        return caches.policy(self.config.kv_cache_dtype, compute_dtype(self.params))
 
     def _ids(self, ids: Any) -> Array:
         array = np.asarray(ids)
@@ -269,6 +268,7 @@ class Forge(ForgeFiles):
         stream: bool = False,
         seed: int = 0,
         pad_token: int = 0,
+        cache_dtype: Any = None,
     ) -> Any:
         """Continue ids [B, T]; rows that end early are filled with `pad_token`.
 
@@ -277,6 +277,7 @@ class Forge(ForgeFiles):
             stop_tokens: ids that end a row; None: those of the tokenizer, []: none.
             return_logits: also give the logits [B, new, V] that each new token was drawn from, before any processing.
             stream: give an iterator over new ids instead, as `generate_stream`.
+            cache_dtype: how keys and values are kept, as for `Session`; None: as the config says.
 
         Returns:
             ids [B, T + new] with the prompt, int32 (NumPy); with `return_logits` a pair.
@@ -285,7 +286,8 @@ class Forge(ForgeFiles):
             ValueError: more tokens than the context holds, or sampling values out of range.
         """
         ids = np.asarray(self._ids(input_ids))
-        session = self._session(ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, stop_tokens, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
+        session = self._session(ids, max_new_tokens, sampling, stop_tokens, seed, cache_dtype)
         if stream:
             return self._tokens(session)
         session.advance()
@@ -310,25 +312,22 @@ class Forge(ForgeFiles):
         stop_tokens: Sequence[int] | None = None,
         *,
         seed: int = 0,
+        cache_dtype: Any = None,
     ) -> Iterator[int | list[int | None]]:
         """Yield new ids one by one: an id for a single row, a list (None: ended) for several. As `generate` gives."""
         ids = np.asarray(self._ids(input_ids))
-        return self._tokens(
-            self._session(ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, stop_tokens, seed)
-        )
+        sampling = SamplingParams(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
+        return self._tokens(self._session(ids, max_new_tokens, sampling, stop_tokens, seed, cache_dtype))
 
     def _session(
         self,
         ids: np.ndarray,
         max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
-        repetition_penalty: float,
+        sampling: SamplingParams,
         stop_tokens: Sequence[int] | None,
         seed: int,
+        cache_dtype: Any,
     ) -> Session:
-        sampling = SamplingParams(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
         stops = text.stop_ids(self.model) if stop_tokens is None else stop_tokens
         self.session = Session(
             self.spec,
@@ -338,7 +337,7 @@ class Forge(ForgeFiles):
             sampling=sampling,
             stop_ids=stops,
             seed=seed,
-            cache_dtype=self._cache_dtype(),
+            cache_dtype=self._cache_dtype() if cache_dtype is None else cache_dtype,
             programs=self.model.programs,
         )
         return self.session

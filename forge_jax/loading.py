@@ -25,7 +25,7 @@ from forge_jax.generation.session import LOCAL, Programs
 from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
-from forge_jax.spec import ModelSpec, Positions
+from forge_jax.spec import ModelSpec, Positions, windowed
 from forge_jax.tensor import QTensor, unpacked
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -77,6 +77,8 @@ def load(
     file: str | None = None,
     allow: Iterable[str] = (),
     max_seq_len: int | None = None,
+    window: int | None = None,
+    sinks: int = 4,
     packed: bool = True,
     mesh: Mesh | None = None,
     progress: bool = True,
@@ -94,6 +96,8 @@ def load(
         allow: config keys that may stay unread, if an error named them and they do not matter.
         max_seq_len: look at more (or fewer) tokens than the config names. Rotary positions allow it; how well the
             model does beyond what it was trained for is another matter.
+        window, sinks: every layer that looks back on all tokens sees only the last `window` and the first `sinks`, so
+            that texts have no end (see `forge_jax.spec.windowed`).
         packed: weights that are packed in the checkpoint stay so, as `QTensor` leaves; False decodes them all.
         mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
             goes straight to its shards.
@@ -112,6 +116,7 @@ def load(
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
         model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress, packed)
         model = model if max_seq_len is None else replace(model, spec=with_context(model.spec, max_seq_len))
+        model = model if window is None else replace(model, spec=windowed(model.spec, window, sinks))
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()

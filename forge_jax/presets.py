@@ -6,7 +6,7 @@ Knows no arrays: nothing here imports jax, so sizes can be listed and compared b
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from math import ceil
+from math import ceil, gcd
 from types import MappingProxyType
 from typing import Any
 
@@ -168,7 +168,16 @@ def matrix_bytes(inputs: int, outputs: int, quantization: QuantizationConfig, qu
 
 
 def kv_cache_bytes(config: ForgeConfig) -> int:
-    """Bytes of keys and values of one row of full length; scales of quantised caches are not counted."""
-    bits = {None: 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}[config.kv_cache_dtype]
+    """Bytes of keys and values of one row of full length, with the scales of quantised ones, which have two bytes."""
+    size = config.head_dim
+    match config.kv_cache_dtype:
+        case "fp16" | "bf16":
+            head = 2 * size
+        case "int8" | "fp8":
+            head = size + 2
+        case "int4":
+            head = size // 2 + 2 * (size // gcd(size, 32))
+        case _:
+            head = 4 * size
     length = min(config.max_seq_len, config.sliding_window or config.max_seq_len)
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * length * bits // 8
+    return 2 * config.n_layers * config.n_kv_heads * head * length

@@ -81,7 +81,20 @@ def unstack(spec: ModelSpec, params: Tree) -> Tree:
 
 
 def stack_cache(spec: ModelSpec, cache: Cache) -> Cache:
-    """A cache for stacked parameters."""
+    """A cache for stacked parameters.
+
+    Raises:
+        ValueError: layers that would be stacked keep what they remember in different ways.
+    """
+    for run in segments(spec.layers):
+        for j in range(len(run.period)):
+            width = len(run.period)
+            same = cache.layers[run.start + j : run.start + width * run.repeats : width]
+            if len({jax.tree.structure(layer) for layer in same}) > 1:
+                raise ValueError(
+                    f"cache: layers {run.start + j}, {run.start + j + width}, ... are equal and stacked, so they keep "
+                    "keys and values alike; give a codec for all of them, or unstack the parameters"
+                )
     return replace(cache, layers=gather(spec, lambda layer: cache.layers[layer]))
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jax.typing import DTypeLike
-
 from converters.tokenizer import StopStrings, StreamDecoder, Tokenizer
 from forge_jax.generation import Session
 from forge_jax.generation.session import FinishReason, Output
@@ -182,7 +180,7 @@ def stream(
     sampling: SamplingParams = GREEDY,
     stop: Sequence[str] = (),
     seed: int = 0,
-    cache_dtype: DTypeLike | None = None,
+    cache_dtype: Any = None,
 ) -> TextStream:
     """Complete one prompt (a text, a chat, or ids) piece by piece. Options as in `complete`."""
     start = time.perf_counter()
@@ -211,7 +209,7 @@ def complete(
     stop: Sequence[str] = (),
     n: int = 1,
     seed: int = 0,
-    cache_dtype: DTypeLike | None = None,
+    cache_dtype: Any = None,
 ) -> tuple[list[Reply], Stats]:
     """Complete a batch of prompts of any lengths: texts, chats or ids.
 
@@ -221,6 +219,7 @@ def complete(
         stop: strings that end a row; they are not part of the text.
         n: replies for each prompt, next to each other in the result.
         seed: for rows whose sampling has none.
+        cache_dtype: how keys and values are kept: "int8", for example (see `Session`).
 
     Raises:
         ValueError: an empty prompt, or more tokens than the context holds.

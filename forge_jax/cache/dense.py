@@ -1,9 +1,14 @@
-"""Dense and ring layouts: token with order p lives in slot p % S, so a ring is a dense slab with few slots.
+"""Dense, ring and paged layouts: token with order p lives in slot p % S, so a ring is a dense slab with few slots.
+Where the first tokens stay in sight (`anchors`), they have the first slots, and the ring begins after them.
+
+Where slabs are paged, a row's slots are cut into runs of a page, and a table says which page of a common pool each run
+is on. Tables are data: who owns which page is decided on the host (`forge_jax.cache.pages`).
 
 Knows positions and slabs; what the slabs mean is the op's business.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -11,7 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from forge_jax.cache.memory import Slab, memories, place_key, window
+from forge_jax.cache.memory import anchors, memories, place_key, window
+from forge_jax.cache.policy import Policy, codecs, policy, slabs
+from forge_jax.cache.stored import Stored, empty
 from forge_jax.spec import ModelSpec, Op
 
 T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
@@ -20,16 +27,30 @@ T = TypeVar("T")  # the package runs on Python 3.11, which has no def f[T]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Places:
-    """What sits in each slot: the token's order (-1: empty) and its span (0: none), both [B, S] int32."""
+    """What sits in each slot: the token's order (-1: empty) and its span (0: none), both [B, S] int32.
+
+    table_BQ: where slabs are paged, the page of each run of slots. anchors: the first tokens, which keep their slots.
+    """
 
     order_BS: Array
     span_BS: Array
+    table_BQ: Array | None = None
+    anchors: int = field(metadata={"static": True}, default=0)
+
+
+@dataclass(frozen=True)
+class Paging:
+    """How slabs are paged: the tokens of a page, and by key of places how many pages the pool has."""
+
+    page: int
+    pools: tuple[tuple[str, int], ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """`places` by key (see `place_key`); `layers[i][branch][name]` are the arrays of each `memory.Slab`.
+    """`places` by key (see `place_key`); `layers[i][branch][name]` is what is kept for each `memory.Slab`: a `Stored`
+    if it has slots, else an array.
 
     Beside stacked parameters, `layers` is stacked as they are (`forge_jax.stacking`).
     """
@@ -61,28 +82,53 @@ class Slots:
     after: Places
 
 
-def init(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
+def init(
+    spec: ModelSpec,
+    batch: int,
+    length: int,
+    *,
+    slack: int = 0,
+    dtype: DTypeLike | Policy = jnp.float32,
+    paging: Paging | None = None,
+) -> Cache:
     """An empty cache for `batch` sequences of up to `length` tokens.
 
     Layers with a window get window + slack slots, the others `length`. `slack` is how many tokens may be rewound.
+    `dtype`: of what is kept a token, or the policy that says how each slab is kept. `paging`: the slabs are pools of
+    pages, and all entries of the tables page 0.
+
+    Raises:
+        ValueError: the policy does not fit the model.
     """
     places: dict[str, Places] = {}
-    layers: tuple[dict[str, dict[str, Array]], ...] = tuple({} for _ in spec.layers)
-
-    def empty(op: Op, slab: Slab) -> Array:
-        if not slab.slots:
-            return jnp.zeros((batch, *slab.shape), jnp.float32)
-        if slab.every is not None:
-            return jnp.zeros((batch, *slab.shape[:-1], -(-length // slab.every), slab.shape[-1]), dtype)
-        size = window(op)
-        slots = length if size is None else min(length, size + slack)
-        nowhere = jnp.full((batch, slots), -1, jnp.int32)
-        places[place_key(op)] = Places(nowhere, jnp.zeros_like(nowhere))
-        return jnp.zeros((batch, *slab.shape[:-1], slots, slab.shape[-1]), dtype)
-
-    for i, branch, op, slabs in memories(spec):
-        layers[i][branch] = {name: empty(op, slab) for name, slab in slabs.items()}
+    layers: tuple[dict[str, dict[str, Any]], ...] = tuple({} for _ in spec.layers)
+    kept = codecs(spec, policy(dtype))
+    for i, branch, op, held in memories(spec):
+        slots, key = slots_of(op, length, slack, paging), place_key(op)
+        layers[i][branch] = {}
+        for name, slab in held.items():
+            if not slab.slots:
+                layers[i][branch][name] = jnp.zeros((batch, *slab.shape), jnp.float32)
+                continue
+            rows, count, pool = batch, slots, paging is not None and slab.every is None
+            if slab.every is not None:
+                count = -(-length // slab.every)
+            elif paging is not None:
+                rows, count = dict(paging.pools)[key], paging.page
+            if slab.every is None:
+                nowhere = jnp.full((batch, slots), -1, jnp.int32)
+                table = None if paging is None else jnp.zeros((batch, slots // paging.page), jnp.int32)
+                places[key] = Places(nowhere, jnp.zeros_like(nowhere), table, anchors(op))
+            shape = (rows, *slab.shape[:-1], count, slab.shape[-1])
+            layers[i][branch][name] = empty(kept[i, branch, name], shape, paged=pool)
     return Cache(places, layers)
+
+
+def slots_of(op: Op, length: int, slack: int, paging: Paging | None) -> int:
+    """The slots a row of an op in a cache for `length` tokens; of pages, whole ones."""
+    size = window(op)
+    slots = length if size is None else min(length, anchors(op) + size + slack)
+    return slots if paging is None else -(-slots // paging.page) * paging.page
 
 
 def assign(places: Places, order_BT: Array, span_BT: Array) -> Slots:
@@ -90,38 +136,18 @@ def assign(places: Places, order_BT: Array, span_BT: Array) -> Slots:
 
     Padding (order -1) gets no slot, nor does a token that a later one of the same call would overwrite.
     """
-    size = places.order_BS.shape[1]
-    lasting = order_BT > order_BT.max(1, keepdims=True) - size
-    slot_BT = jnp.where((order_BT >= 0) & lasting, order_BT % size, size)
+    size, first = places.order_BS.shape[1], places.anchors
+    lasting = (order_BT > order_BT.max(1, keepdims=True) - (size - first)) | (order_BT < first)
+    slot_BT = order_BT % size if not first else first + (order_BT - first) % (size - first)
+    slot_BT = jnp.where(order_BT < first, order_BT, slot_BT) if first else slot_BT
+    slot_BT = jnp.where((order_BT >= 0) & lasting, slot_BT, size)
     rows = jnp.arange(order_BT.shape[0])[:, None]
-    after = Places(
-        places.order_BS.at[rows, slot_BT].set(order_BT, mode="drop"),
-        places.span_BS.at[rows, slot_BT].set(span_BT, mode="drop"),
+    after = replace(
+        places,
+        order_BS=places.order_BS.at[rows, slot_BT].set(order_BT, mode="drop"),
+        span_BS=places.span_BS.at[rows, slot_BT].set(span_BT, mode="drop"),
     )
     return Slots(slot_BT, places, after)
-
-
-def put(slab_BKSH: Array, slot_BT: Array, new_BKTH: Array, *, fresh: bool = False) -> Array:
-    """Write new tokens into their slots; a slot out of range is dropped.
-
-    `fresh`: the slab is empty and token t of every row has order t (or is padding at the end): one block copy.
-    """
-    size = slab_BKSH.shape[2]
-    new_BKTH = new_BKTH.astype(slab_BKSH.dtype)
-    batch, _, tokens, _ = new_BKTH.shape
-    if fresh and tokens <= size:
-        return jax.lax.dynamic_update_slice(slab_BKSH, new_BKTH, (0, 0, 0, 0))
-    if tokens > 1 or batch > 16:
-        rows = jnp.arange(batch)[:, None]
-        return slab_BKSH.at[rows, :, slot_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
-    # decoding: XLA turns a scatter into a loop that copies the slab, but updates these slices in place
-    for row in range(batch):
-        slot = slot_BT[row, 0]
-        at = (row, 0, jnp.minimum(slot, size - 1), 0)
-        old = jax.lax.dynamic_slice(slab_BKSH, at, (1, *new_BKTH.shape[1:]))
-        new = jnp.where(slot < size, new_BKTH[row : row + 1], old)
-        slab_BKSH = jax.lax.dynamic_update_slice(slab_BKSH, new, at)
-    return slab_BKSH
 
 
 def widen(tree: T, empty: T) -> T:
@@ -137,10 +163,31 @@ def widen(tree: T, empty: T) -> T:
     return jax.tree.map(copy, empty, tree)
 
 
+def paged(leaf: Any) -> bool:
+    """Whether it is a pool of pages, which belong to no row."""
+    return isinstance(leaf, Stored) and leaf.paged
+
+
 def repeat(cache: Cache, times: int) -> Cache:
-    """Every row `times` times, one after another."""
-    rows = lambda tree, axis: jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis), tree)  # noqa: E731
+    """Every row `times` times, one after another. Of pages, their tables: the rows then share them."""
+
+    def rows(tree: Any, axis: int) -> Any:
+        more = partial(jax.tree.map, lambda x: jnp.repeat(x, times, axis))
+        return jax.tree.map(lambda leaf: leaf if paged(leaf) else more(leaf), tree, is_leaf=paged)
+
     return Cache(rows(cache.places, 0), rows(cache.layers, int(cache.stacked)))
+
+
+def copy_pages(spec: ModelSpec, cache: Cache, copies: dict[str, Array]) -> Cache:
+    """Copy pages of the pools of a key: [2, C], from and to; a page out of range is dropped."""
+    layers: list[Any] = [{branch: dict(held) for branch, held in layer.items()} for layer in cache.layers]
+    for place in slabs(spec):
+        slab = layers[place.layer][place.branch][place.name]
+        if paged(slab) and place.key in copies:
+            source, target = copies[place.key]
+            parts = {name: part.at[target].set(part[source], mode="drop") for name, part in slab.parts.items()}
+            layers[place.layer][place.branch][place.name] = replace(slab, parts=parts)
+    return replace(cache, layers=tuple(layers))
 
 
 def rewind(cache: Cache, length_B: Array) -> Cache:

@@ -42,13 +42,14 @@ class Slab:
 
     `slots`: [B, *shape[:-1], S, shape[-1]] in the dtype of the cache, a token in each slot, or in order what stands for
     `every` tokens. Otherwise a running state [B, *shape] in float32. `axes` are the logical axes of `shape`, as in
-    `Param`.
+    `Param`. `exact`: tokens are chosen by it, so that it is kept in floats (see `forge_jax.cache.policy`).
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     slots: bool = True
     every: int | None = None
+    exact: bool = False
 
 
 def attention_memory(op: Attention) -> dict[str, Slab]:
@@ -59,7 +60,7 @@ def attention_memory(op: Attention) -> dict[str, Slab]:
     shapes = {"k": (op.kv_heads, op.head_dim), "v": (op.kv_heads, op.value_size)}
     out = {name: Slab(shape, axes) for name, shape in shapes.items()}
     if op.blocks is not None:
-        out["index"] = Slab((1, op.blocks.dim), (None, None))
+        out["index"] = Slab((1, op.blocks.dim), (None, None), exact=True)
     if op.smooth is not None:
         past = op.smooth.taps - 1
         out |= {f"{name}_tail": Slab((*shape, past), (*axes, None), slots=False) for name, shape in shapes.items()}
@@ -89,7 +90,7 @@ def mamba2_memory(op: Mamba2) -> dict[str, Slab]:
 def latent_memory(op: Latent) -> dict[str, Slab]:
     """One entry for all heads: the latent and the shared key; and an indexer's key. Every device has all of them."""
     sizes = {"entry": op.rank + op.rope_dim} | ({"index": op.indexer.dim} if isinstance(op.indexer, Indexer) else {})
-    return {name: Slab((1, size), (None, None)) for name, size in sizes.items()}
+    return {name: Slab((1, size), (None, None), exact=name == "index") for name, size in sizes.items()}
 
 
 def differential_memory(op: Differential) -> dict[str, Slab]:
@@ -105,7 +106,7 @@ def compressed_memory(op: Compressed) -> dict[str, Slab]:
         return out
     every, twice, indexer = op.compression.every, 2 if op.compression.overlap else 1, op.compression.indexer
     for name, size in {"entry": op.head_dim, **({"index": indexer.dim} if indexer else {})}.items():
-        out[name] = Slab((1, size), (None, None), every=every)
+        out[name] = Slab((1, size), (None, None), every=every, exact=name == "index")
         # a key and a weight for each time that a token takes part
         out[f"{name}_ring"] = Slab((every * twice, 2 * twice * size), (None, None), slots=False)
     return out
@@ -167,7 +168,7 @@ def selective_memory(op: Selective) -> dict[str, Slab]:
     """Keys, values and merits, whole on every device."""
     heads, dim = op.attention.kv_heads, op.attention.head_dim
     slab = Slab((heads, dim), (None, None))
-    return {"k": slab, "v": slab, "merit": Slab((heads, 1), (None, None))}
+    return {"k": slab, "v": slab, "merit": Slab((heads, 1), (None, None), exact=True)}
 
 
 def conv_attention_memory(op: ConvAttention) -> dict[str, Slab]:
@@ -216,10 +217,16 @@ def window(op: Op) -> int | None:
     return min((size for size in sizes if size is not None), default=None)
 
 
+def anchors(op: Op) -> int:
+    """How many first tokens an op with slots sees besides those in its window."""
+    inner = attention_of(op)
+    return 0 if inner is None else inner.anchors
+
+
 def place_key(op: Op) -> str:
     """Layers with the same key have equally many slots."""
-    size = window(op)
-    return "full" if size is None else f"window{size}"
+    size, first = window(op), anchors(op)
+    return "full" if size is None else f"window{size}+{first}" if first else f"window{size}"
 
 
 def smooth_name(branch: Branch) -> str:

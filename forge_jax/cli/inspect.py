@@ -19,6 +19,7 @@ def add(commands: options.Commands) -> None:
     parser.add_argument("--context", type=int, metavar="N", help="tokens a row to count memory for (all that it can)")
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="rows to count memory for (1)")
     parser.add_argument("--dtype", choices=options.DTYPES, default="auto", help="of the weights once loaded")
+    parser.add_argument("--cache", metavar="CODEC", help=options.CACHE_HELP)
     parser.add_argument("--json", action="store_true", help="as JSON")
     options.add_source(parser)
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         batch=args.batch,
         dtype=args.dtype,
+        cache_dtype=args.cache,
         revision=args.revision,
         subfolder=args.subfolder,
         file=args.file,

@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
-from forge_jax import stacking
 from forge_jax.decoder import forward
 from forge_jax.generation import loop
+from forge_jax.generation.layouts import Layout, laid_out
 from forge_jax.generation.loop import Record, State
 from forge_jax.generation.sizes import capacity, chunks
 from forge_jax.ops import Context
@@ -74,7 +73,7 @@ def local_programs(options: dict[str, str] | None = None) -> Programs:
         advance=jax.jit(
             loop.advance, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",), compiler_options=options
         ),
-        new_cache=jax.jit(caches.init, static_argnames=("spec", "batch", "length", "slack", "dtype")),
+        new_cache=jax.jit(caches.init, static_argnames=("spec", "batch", "length", "slack", "dtype", "paging")),
     )
 
 
@@ -103,7 +102,8 @@ class Session:
         stop_ids: Sequence[int] = (),
         n: int = 1,
         seed: int = 0,
-        cache_dtype: DTypeLike | None = None,
+        cache_dtype: Any = None,
+        layout: Layout = "dense",
         known_ids: int | None = None,
         programs: Programs = LOCAL,
     ) -> None:
@@ -116,7 +116,9 @@ class Session:
             stop_ids: ids that end a row.
             n: continuations of each prompt, in neighbouring rows; the prompt is read once.
             seed: for rows whose sampling has none.
-            cache_dtype: of the keys and values; None: that of the parameters.
+            cache_dtype: how keys and values are kept: a dtype, the name of a codec ("int8"), or rules by layer (see
+                `forge_jax.cache.policy`); None: in the dtype of the parameters.
+            layout: "paged" for rows that share what they begin with (see `forge_jax.generation.layouts`).
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
 
         Raises:
@@ -132,20 +134,14 @@ class Session:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
         self.stop_ids = frozenset(int(i) for i in stop_ids)
-        self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype(params))
-        if not jnp.issubdtype(self.cache_dtype, jnp.floating):
-            raise ValueError(f"cache_dtype {self.cache_dtype}: keys and values are floats; expected float32")
+        kept = caches.policy(cache_dtype, compute_dtype(params))
+        self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": BURST, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
-        cache = self.empty_cache(len(rows), size)
+        cache = self.layout.empty(len(rows), size)
         logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
         if n > 1:
-            logits, cache = jnp.repeat(logits, n, axis=0), caches.repeat(cache, n)
+            logits, cache = jnp.repeat(logits, n, axis=0), self.layout.repeat(cache, n)
         self.begin(cache, size, [row for row in rows for _ in range(n)], new_tokens, logits)
-
-    def empty_cache(self, rows: int, size: int) -> caches.Cache:
-        """A cache for `rows` texts of up to `size` tokens, stacked if the parameters are."""
-        cache = self.programs.new_cache(self.spec, rows, size, slack=BURST, dtype=self.cache_dtype)
-        return stacking.stack_cache(self.spec, cache) if stacking.stacked(self.params) else cache
 
     def room(self, rows: list[list[int]], max_new_tokens: int | Sequence[int] | None) -> tuple[int, list[int]]:
         """The cache size to begin with, and the new tokens of each row. More room is made when it is needed."""
@@ -179,6 +175,8 @@ class Session:
         No piece is longer than `size`, the tokens that the cache is for.
         """
         logits = jnp.zeros((len(rows), self.spec.logits), jnp.float32)
+        stops = [start + len(row) for start, row in zip(starts, rows, strict=True)]
+        cache = self.layout.admit(cache, rows) if fresh else self.layout.room(cache, starts, stops)
         at = 0
         for width in chunks(max(map(len, rows)), size):
             tokens, order = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
@@ -218,15 +216,19 @@ class Session:
         need = int(np.minimum(unfinished + count, limit).max())
         if need > size:
             self.widen(capacity(need, self.spec.max_seq_len))
+        starts = np.maximum(unfinished - 1, 0)  # the last token is pending
+        stops = np.maximum(np.minimum(unfinished + count, limit) - 1, starts)
+        cache = self.layout.room(self.state.cache, starts.tolist(), np.where(unfinished, stops, 0).tolist())
+        self.state = replace(self.state, cache=cache)
 
     def widen(self, size: int) -> None:
         """Copy the state into a larger one."""
         old = self.state
-        cache = self.empty_cache(self.batch, size)
+        cache = self.layout.widen(old.cache, self.batch, size)
         empty = np.zeros((self.batch, size), np.int32)
         history = replace(old.history, tokens_BS=jnp.asarray(empty))
         wider = replace(old, cache=cache, history=history, record=new_record(self.plan, self.batch, size))
-        self.state = caches.widen(old, wider)
+        self.state = caches.widen(replace(old, cache=cache), wider)
 
     @property
     def done(self) -> bool:
@@ -315,7 +317,7 @@ class Session:
             starts = np.zeros_like(lengths) if self.stale else lengths - 1
             cache = self.state.cache
             if self.stale:
-                cache = self.empty_cache(self.batch, size)
+                cache = self.layout.empty(self.batch, size)
             pending = [text[start:] for text, start in zip(whole, starts, strict=True)]
             logits, cache = self.read(cache, size, pending, starts.tolist(), fresh=self.stale)
             self.stale = False

@@ -6,6 +6,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from converters.checkpoint import open_checkpoint
 from forge_jax.inspection.facts import Inspection, Memory, gather
@@ -20,6 +21,7 @@ def inspect(
     context: int | None = None,
     batch: int = 1,
     dtype: str = "auto",
+    cache_dtype: Any = None,
     revision: str | None = None,
     subfolder: str | None = None,
     file: str | None = None,
@@ -31,6 +33,7 @@ def inspect(
         name: a directory, a file, a hub id or "smollm2". Of a hub id, headers, configs and tokenizer are fetched.
         context, batch: the tokens a row and the rows that memory is counted for; None: the model's whole context.
         dtype: of the parameters once loaded, as for `forge_jax.load`.
+        cache_dtype: how keys and values are kept, as for `Session`.
         revision, subfolder, file, allow: as for `forge_jax.load`.
 
     Returns:
@@ -45,6 +48,6 @@ def inspect(
     with locate(name, revision, subfolder, file) as path:
         checkpoint = open_checkpoint(path, allow=allow)
         try:
-            return gather(str(name), checkpoint, context, batch, dtype)
+            return gather(str(name), checkpoint, context, batch, dtype, cache_dtype)
         finally:
             checkpoint.source.close()

@@ -155,13 +155,15 @@ class Inspection:
         return report.page(self)
 
 
-def gather(name: str, checkpoint: Checkpoint, context: int | None, batch: int, dtype: str) -> Inspection:
+def gather(
+    name: str, checkpoint: Checkpoint, context: int | None, batch: int, dtype: str, cache_dtype: Any
+) -> Inspection:
     """Collect the facts of an opened checkpoint. Errors as in `inspect`."""
     spec = checkpoint.spec
     length = spec.max_seq_len if context is None else context
     if batch < 1 or length < 1:
         raise ValueError(f"inspect: context {length} and batch {batch}; both must be at least 1")
-    memory = measure(checkpoint, length, batch, dtype)
+    memory = measure(checkpoint, length, batch, dtype, cache_dtype)
     tokenizer, _ = read_text_side(checkpoint)
     check_vocabulary(checkpoint, tokenizer)
     ropes = find_ropes(spec)
@@ -203,11 +205,12 @@ def stored(checkpoint: Checkpoint) -> tuple[Storage, ...]:
     return tuple(sorted(rows.values(), key=lambda row: -row.nbytes))
 
 
-def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Memory:
+def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str, cache_dtype: Any = None) -> Memory:
     """Count what loading and a session would allocate.
 
     Raises:
-        ValueError: a context that is longer than the model's, or an unknown dtype.
+        ValueError: a context that is longer than the model's, an unknown dtype, or a codec that the model has no use
+            for.
     """
     spec, cast = checkpoint.spec, caster(dtype, checkpoint.half)
     params = dict(flatten(abstract(spec)))
@@ -224,12 +227,13 @@ def measure(checkpoint: Checkpoint, context: int, batch: int, dtype: str) -> Mem
         kinds.add(str(wide) if plain else info.dtype)
         embedding = wide if "embed" in instance.paths else embedding
     size = capacity(context, spec.max_seq_len)
-    cache = jax.eval_shape(partial(caches.init, spec, batch, size, slack=BURST, dtype=embedding))
+    kept = caches.policy(cache_dtype, embedding)
+    cache = jax.eval_shape(partial(caches.init, spec, batch, size, slack=BURST, dtype=kept))
     return Memory(
         context,
         batch,
         ", ".join(sorted(kinds)),
-        str(embedding),
+        str(kept),
         weights,
         sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)),
         batch * spec.logits * np.dtype(np.float32).itemsize,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, export
 from jax.extend.core import ClosedJaxpr
 
-from forge_jax.cache import Cache, Places, Slab, memories, place_key
+from forge_jax.cache import Cache, Places, Slab, keep, memories, place_key
 from forge_jax.decoder import Inputs, forward
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
@@ -98,14 +98,17 @@ def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
         order_BT = jnp.where(new_BT > 0, count_B1 + jnp.cumsum(new_BT, 1, dtype=jnp.int32) - 1, -1)
         order_BS = jnp.where(slot_1S < count_B1, slot_1S, -1)
         places = {state.key: Places(order_BS, jnp.zeros_like(order_BS)) for state in memory if state.key is not None}
-        layers: tuple[dict[str, dict[str, Array]], ...] = tuple({} for _ in spec.layers)
+        layers: tuple[dict[str, dict[str, Any]], ...] = tuple({} for _ in spec.layers)
         for state, x in zip(memory, before, strict=True):
             more = [(0, new - old) for new, old in zip(state.after.shape, state.before.shape, strict=True)]
-            layers[state.layer].setdefault(state.branch, {})[state.name] = jnp.pad(x, more)
+            whole = jnp.pad(x, more)
+            layers[state.layer].setdefault(state.branch, {})[state.name] = keep(whole) if state.slab.slots else whole
         call = Inputs(ids_BT, order_BT, coords_BTC=position_BT[..., None])
         logits_BTV, cache = forward(spec, params, call, Cache(places, layers))
         after = () if cache is None else cache.layers
-        return logits_BTV, tuple(after[state.layer][state.branch][state.name] for state in memory)
+        held = [after[state.layer][state.branch][state.name] for state in memory]
+        values = [x.parts["values"] if state.slab.slots else x for state, x in zip(memory, held, strict=True)]
+        return logits_BTV, tuple(values)
 
     before = tuple(state.before for state in memory)
     jaxpr, (logits, _) = jax.make_jaxpr(run, return_shape=True)(params, *inputs.values(), before)

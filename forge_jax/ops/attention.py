@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from forge_jax.cache import Slots, place_key, put
+from forge_jax.cache import Places, Slots, Stored, keep, place_key, put, view
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
@@ -64,10 +64,9 @@ class Tokens(NamedTuple):
     then kept unrotated.
     """
 
-    k_BKSH: Array
-    v_BKSH: Array
-    order_BS: Array
-    span_BS: Array
+    k: Stored
+    v: Stored
+    places: Places
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Mix:
 class Keys:
     """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
 
-    What is seen may differ by kv head: [B, K, T, S].
+    What is seen may differ by kv head: [B, K, T, S]. `q_BTNH`: the queries that meet them, where they are others.
     """
 
     k_BKSH: Array
@@ -99,13 +98,15 @@ class Keys:
     seen_BTS: Array
     bias_BN1S: Array | None = None
     mix: Mix | None = None
+    q_BTNH: Array | None = None
 
     def cut(self, rows: slice, near: slice) -> "Keys":
         """Those in `near`, as the queries in `rows` see them."""
         bias = None if self.bias_BN1S is None else self.bias_BN1S[..., near]
         bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
         mix = self.mix and Mix(self.mix.mix_BTNR[:, rows], self.mix.profiles_RE, self.mix.distance_BTS[:, rows, near])
-        return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix)
+        q_BTNH = None if self.q_BTNH is None else self.q_BTNH[:, rows]
+        return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix, q_BTNH)
 
 
 def attend(
@@ -118,11 +119,14 @@ def attend(
     b, t, n, h = q_BTNH.shape
     heads = parts[0].k_BKSH.shape[1]
     group = n // heads
-    # one matrix product a kv head: rows are (group, token), so that decoding has G rows and not 1
-    q_BKQH = q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
+
+    def rows(q_BTNH: Array) -> Array:
+        # one matrix product a kv head: rows are (group, token), so that decoding has G rows and not 1
+        return q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
 
     def score(part: Keys) -> Array:
         s = part.k_BKSH.shape[2]
+        q_BKQH = rows(q_BTNH if part.q_BTNH is None else part.q_BTNH)
         z = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, part.k_BKSH, preferred_element_type=jnp.float32) * scale
         z = z.reshape(b, heads, group, t, s)
         if part.bias_BN1S is not None:
@@ -182,14 +186,20 @@ def triangle(
     return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
 
 
-def remember(state: Tree, slots: Slots, new: dict[str, Array], done_BT: Array, ctx: Context) -> Tree:
+def kept(state: Tree | None, name: str, x_BTKH: Array) -> Stored:
+    """New tokens as the slab of this name will hold them; without a cache, as they are."""
+    return keep(x_BTKH.transpose(0, 2, 1, 3), None if state is None else state[name].codec)
+
+
+def remember(state: Tree, slots: Slots, new: dict[str, Stored], done_BT: Array, ctx: Context) -> Tree:
     """The state with the tokens of this call in their slots.
 
     done_BT is any number that follows from what was read of the state. The slots wait for it, or XLA would copy the
     slab to read and write it at the same time.
     """
     slot_BT = slots.slot_BT + (done_BT.astype(jnp.float32) > jnp.inf).astype(jnp.int32)
-    return {name: put(state[name], slot_BT, x, fresh=ctx.fresh) for name, x in new.items()}
+    table_BQ = slots.past.table_BQ
+    return {name: put(state[name], slot_BT, x, fresh=ctx.fresh, table_BQ=table_BQ) for name, x in new.items()}
 
 
 def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
@@ -209,7 +219,7 @@ def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, ca
     k, v = part("k"), part("v")
     if op.rope is None or not op.rope.varies:
         k = turned(op, params, "k", k, call.coords_BTC[..., 0], None, kvs, ctx)
-    return (Tokens(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), call.order_BT, call.span_BT),), tails
+    return (Tokens(kept(state, "k", k), kept(state, "v", v), call.places),), tails
 
 
 def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
@@ -230,6 +240,16 @@ def growth(scaling: QueryScaling | PowerScaling | LogScaling, position_BT: Array
             return 1 + alpha * jnp.log(jnp.maximum((position_BT + 1).astype(jnp.float32) / original_len, 1.0))
         case PowerScaling(power, original_len):
             return jnp.exp(power * jnp.log1p((position_BT + 1).astype(jnp.float32) / original_len))
+
+
+def anchored(op: Attention, near: Keys, places: Places, q_BTNH: Array, call: Call, ctx: Context) -> tuple[Keys, Keys]:
+    """Some tokens without the anchors, and the anchors among them, which meet queries that come no further."""
+    seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS)
+    far_BS = (places.order_BS < op.anchors)[:, None]
+    # in a cache, and in a prompt from its beginning, they are in front
+    some = slice(op.anchors if places.anchors or ctx.fresh else None)
+    far = replace(near, seen_BTS=seen & far_BS, q_BTNH=q_BTNH).cut(slice(None), some)
+    return replace(near, seen_BTS=near.seen_BTS & ~far_BS), far
 
 
 def narrowed(op: Attention, keys: Keys, chosen_BITS: Array, ctx: Context) -> Keys:
@@ -276,10 +296,11 @@ def attended(
     state: Tree | None,
     call: Call,
     ctx: Context,
+    far: Array | None = None,
 ) -> tuple[Array, Tree | None]:
     """What queries find [B, T, N, H], and the state with the new tokens; N is any multiple of the kv heads.
 
-    `new`: the tokens of this call, none where the layer reads others'.
+    `new`: the tokens of this call, none where the layer reads others'. `far`: the queries as they meet anchors.
 
     The past is read from the cache and the present from the call, then the present is written. A layer that reads the
     keys of another gets them over the bus: past and present, or of a single new token the slab that it is in already.
@@ -288,16 +309,17 @@ def attended(
     mix_BTNR = None if op.relative is None else mixes(op, params, x_BTD, call)
 
     def keys(tokens: Tokens) -> Keys:
-        k_BKSH, v_BKSH = tokens.k_BKSH.astype(q.dtype), tokens.v_BKSH.astype(q.dtype)
+        places = tokens.places
+        k_BKSH, v_BKSH = (view(slab, q.dtype, places.table_BQ, after=q) for slab in (tokens.k, tokens.v))
         if length_B is not None:  # keys are kept unrotated
-            unrotated, position_BS = k_BKSH.transpose(0, 2, 1, 3), jnp.maximum(tokens.order_BS, 0)
+            unrotated, position_BS = basis.turn(k_BKSH).transpose(0, 2, 1, 3), jnp.maximum(places.order_BS, 0)
             k_BSKH = turned(op, params, "k", unrotated, position_BS, length_B, heads.kvs, ctx)
             k_BKSH = k_BSKH.transpose(0, 2, 1, 3)
-        seen = visible(call.order_BT, call.span_BT, tokens.order_BS, tokens.span_BS, op.window, op.chunk)
-        bias = alibi_bias(op.alibi, tokens.order_BS, heads.queries, ctx) if op.alibi else None
+        seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.window, op.chunk)
+        bias = alibi_bias(op.alibi, places.order_BS, heads.queries, ctx) if op.alibi else None
         if mix_BTNR is None:
             return Keys(k_BKSH, v_BKSH, seen, bias)
-        profiles_RE, distance_BTS = dense(params["profiles"]), call.order_BT[:, :, None] - tokens.order_BS[:, None]
+        profiles_RE, distance_BTS = dense(params["profiles"]), call.order_BT[:, :, None] - places.order_BS[:, None]
         return Keys(k_BKSH, v_BKSH, seen, bias, Mix(mix_BTNR, profiles_RE.astype(mix_BTNR.dtype), distance_BTS))
 
     slots = call.slots[place_key(op)] if state is not None and op.reads is None else None
@@ -306,22 +328,29 @@ def attended(
     else:
         parts = new
         if state is not None and slots is not None and not ctx.fresh:
-            parts = (Tokens(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), *parts)
+            parts = (Tokens(state["k"], state["v"], slots.past), *parts)
+    basis = parts[-1].k.codec
+    q = q if length_B is not None else basis.turn(q)
     look = functools.partial(
         attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks is True else None
     )
     seen, index = [keys(part) for part in parts], {}
     if op.blocks is not None:
         chosen, index = pick_blocks(op.blocks, params["index"], x_BTD, state, slots, call, ctx)
-        seen = [narrowed(op, part, chosen(tokens.order_BS), ctx) for part, tokens in zip(seen, parts, strict=True)]
+        orders = [tokens.places.order_BS for tokens in parts]
+        seen = [narrowed(op, part, chosen(order_BS), ctx) for part, order_BS in zip(seen, orders, strict=True)]
     beside = [] if op.sinks != "token" else [sink(params, x_BTD, q, seen[0])]
+    if far is not None:
+        pairs = [anchored(op, k, part.places, basis.turn(far), call, ctx) for k, part in zip(seen, parts, strict=True)]
+        seen, beside = [near for near, _ in pairs], [*beside, *(first for _, first in pairs)]
     y = triangle(look, q, seen[0], op.window, op.chunk, beside) if ctx.fresh else look(q, [*seen, *beside])
+    y = parts[-1].v.codec.turn(y)
 
     if state is not None and slots is not None:
-        written = {"k": parts[-1].k_BKSH, "v": parts[-1].v_BKSH}
+        written = {"k": parts[-1].k, "v": parts[-1].v}
         state = remember(state, slots, written, y[:, :, 0, 0], ctx) | index
         if q.shape[1] == 1 and not ctx.fresh:
-            parts = (Tokens(state["k"], state["v"], slots.after.order_BS, slots.after.span_BS),)
+            parts = (Tokens(state["k"], state["v"], slots.after),)
     if op.publish is not None:
         call.bus[op.publish] = parts
     return y, state
@@ -341,5 +370,11 @@ def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, cal
     new, tails = ((), {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
     x_BTD = entering(op, params, "q", x_BTD)
     q_BTNH = queries(op, params, x_BTD, call, query_length(op, call), ctx)
-    y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx)
+    far = queries(op, params, x_BTD, bounded(op, call), None, ctx) if op.anchors else None
+    y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx, far)
     return left(op, params, x_BTD, y_BTNH, ctx), None if state is None else state | tails
+
+
+def bounded(op: Attention, call: Call) -> Call:
+    """The call with every token at most as far from the beginning as a window right after the anchors reaches."""
+    return replace(call, coords_BTC=jnp.minimum(call.coords_BTC, op.anchors + (op.window or 0) - 1))

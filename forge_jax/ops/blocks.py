@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import Slots, put
+from forge_jax.cache import Slots, keep, put, view, write
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.chunks import pieces
 from forge_jax.ops.indexer import BLOCK, UNSEEN, top
@@ -34,9 +34,11 @@ def pick_blocks(
         k_BT1H = rotate(op.rope, norm(op.norm, params["k_norm"], k_BT1H), call.coords_BTC[..., 0], None)
     k_B1TH, index = k_BT1H.transpose(0, 2, 1, 3), {}
     if state is not None and slots is not None:
-        index = {"index": put(state["index"], slots.slot_BT, k_B1TH, fresh=ctx.fresh)}
+        new, table_BQ = keep(k_B1TH, state["index"].codec), slots.past.table_BQ
+        index = {"index": put(state["index"], slots.slot_BT, new, fresh=ctx.fresh, table_BQ=table_BQ)}
     if slots is not None and not ctx.fresh:
-        key_BSH, order_BS, span_BS = index["index"][:, 0].astype(x_BTD.dtype), slots.after.order_BS, slots.after.span_BS
+        key_BSH = view(index["index"], x_BTD.dtype, slots.past.table_BQ, after=x_BTD)[:, 0]
+        order_BS, span_BS = slots.after.order_BS, slots.after.span_BS
         first_B = jnp.zeros(order_BS.shape[0], jnp.int32)
     else:
         key_BSH, order_BS, span_BS, first_B = in_order(op, k_B1TH, call)
@@ -57,7 +59,7 @@ def in_order(op: Blocks, k_B1TH: Array, call: Call) -> tuple[Array, Array, Array
     at_BT = jnp.where(order_BT < 0, size, order_BT - first_B[:, None] * op.size)
     rows = jnp.arange(order_BT.shape[0])[:, None]
     place = lambda fill, new_BT: jnp.full((len(rows), size), fill).at[rows, at_BT].set(new_BT, mode="drop")  # noqa: E731
-    keys = put(jnp.zeros((*k_B1TH.shape[:2], size, k_B1TH.shape[3]), k_B1TH.dtype), at_BT, k_B1TH)
+    keys = write(jnp.zeros((*k_B1TH.shape[:2], size, k_B1TH.shape[3]), k_B1TH.dtype), at_BT, k_B1TH)
     return keys[:, 0], place(-1, order_BT), place(0, call.span_BT), first_B
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import Slots
+from forge_jax.cache import Places, Slots
 from forge_jax.spec import Attention
 
 
@@ -84,6 +84,11 @@ class Call:
     tokens_BT: Array | None = None
     own: Any = None
     bus: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def places(self) -> Places:
+        """Where the tokens of the call stand, as a cache says it of those that it holds."""
+        return Places(self.order_BT, self.span_BT)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from forge_jax.cache import place_key, put
-from forge_jax.ops.attention import BLOCK, Keys, attend, earliest, remember, visible
+from forge_jax.cache import Places, Stored, keep, place_key, put, view
+from forge_jax.ops.attention import BLOCK, Keys, attend, earliest, kept, remember, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.compression import Entries, compress
 from forge_jax.ops.indexer import pick
@@ -26,16 +26,17 @@ def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, c
     q_BTNH = norm(replace(op.norm, scale=False), {}, contract("BTQ,QNH->BTNH", latent_BTQ, params["q"]))
     q_BTNH = rotate_last(op.rope, q_BTNH, position_BT)
     kv_BTH = norm(op.norm, params.get("kv_norm", {}), contract("BTD,DH->BTH", x_BTD, params["kv"]))
-    kv_B1TH = rotate_last(op.rope, kv_BTH[:, :, None], position_BT).transpose(0, 2, 1, 3)
+    kv = kept(state, "kv", rotate_last(op.rope, kv_BTH[:, :, None], position_BT))
 
-    def keys(kv_B1SH: Array, order_BS: Array, span_BS: Array) -> Keys:
-        seen_BTS = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.window)
-        return Keys(kv_B1SH.astype(x_BTD.dtype), kv_B1SH.astype(x_BTD.dtype), seen_BTS)
+    def keys(kv: Stored, places: Places) -> Keys:
+        seen_BTS = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.window)
+        kv_B1SH = kv.codec.turn(view(kv, x_BTD.dtype, places.table_BQ, after=x_BTD))
+        return Keys(kv_B1SH, kv_B1SH, seen_BTS)
 
-    near = [keys(kv_B1TH, call.order_BT, call.span_BT)]
+    near = [keys(kv, call.places)]
     slots = call.slots[place_key(op)] if state is not None else None
     if state is not None and slots is not None and not ctx.fresh:
-        near.insert(0, keys(state["kv"], slots.past.order_BS, slots.past.span_BS))
+        near.insert(0, keys(state["kv"], slots.past))
     far, new = entries(op, params, x_BTD, latent_BTQ, state, call, ctx)
 
     look = functools.partial(attend, scale=op.scale, sinks_N=params["sinks"])
@@ -45,7 +46,7 @@ def compressed(op: Compressed, params: Tree, x_BTD: Array, state: Tree | None, c
     y_BTGR = jnp.einsum("BTNR,NG->BTGR", y_BTNR, membership(op, ctx, y_BTNR.shape[2]).astype(x_BTD.dtype))
     out_BTD = ctx.psum(contract("BTGR,GRD->BTD", y_BTGR, params["o_b"]))
     if state is not None and slots is not None:
-        state = remember(state, slots, {"kv": kv_B1TH}, out_BTD[:, :, 0], ctx) | new
+        state = remember(state, slots, {"kv": kv}, out_BTD[:, :, 0], ctx) | new
     return out_BTD, state
 
 
@@ -64,21 +65,22 @@ def entries(
     new: Tree = {}
     ring = lambda name: None if state is None or ctx.fresh else state[f"{name}_ring"]  # noqa: E731
 
-    def kept(name: str, made: Entries) -> tuple[Array, Array]:
+    def all_of(name: str, made: Entries) -> tuple[Array, Array]:
         """All entries [B, 1, S, H] and which each is [B, S]."""
         entry_B1WH = made.entry_BWH[:, None]
         if state is None:
             return entry_B1WH, made.which_BW
-        slab_B1SH, size = state[name], state[name].shape[2]
-        slab_B1SH = put(slab_B1SH, jnp.where(made.which_BW < 0, size, made.which_BW), entry_B1WH)
-        new[name], new[f"{name}_ring"] = slab_B1SH, made.ring_BRC
+        slab, entry = state[name], keep(entry_B1WH, state[name].codec)
+        size = slab.shape[2]
+        new[name] = slab = put(slab, jnp.where(made.which_BW < 0, size, made.which_BW), entry)
+        new[f"{name}_ring"] = made.ring_BRC
+        seen, which_BS = slab, jnp.broadcast_to(jnp.arange(size)[None], (x_BTD.shape[0], size))
         if ctx.fresh:
-            return entry_B1WH, made.which_BW
-        which_BS = jnp.broadcast_to(jnp.arange(size)[None], (x_BTD.shape[0], size))
-        return slab_B1SH.astype(x_BTD.dtype), which_BS
+            seen, which_BS = entry, made.which_BW
+        return slab.codec.turn(view(seen, x_BTD.dtype, after=x_BTD)), which_BS
 
     made = compress(op.compression, op.norm, op.rope, params["compression"], x_BTD, ring("entry"), call)
-    entry_B1SH, which_BS = kept("entry", made)
+    entry_B1SH, which_BS = all_of("entry", made)
     # an entry is whole when its last token is there
     seen_BTS = which_BS[:, None] < ((call.order_BT + 1) // op.compression.every)[..., None]
     seen_BTS &= which_BS[:, None] >= 0
@@ -86,7 +88,7 @@ def entries(
         p = params["index"]
         made = compress(op.compression, indexer.norm, indexer.rope, p, x_BTD, ring("index"), call)
         q_BTNH = rotate_last(indexer.rope, contract("BTQ,QNH->BTNH", latent_BTQ, p["q"]), call.coords_BTC[..., 0])
-        (seen_BTS,) = pick(indexer, p, q_BTNH, x_BTD, [kept("index", made)[0]], [seen_BTS])
+        (seen_BTS,) = pick(indexer, p, q_BTNH, x_BTD, [all_of("index", made)[0]], [seen_BTS])
     return [Keys(entry_B1SH, entry_B1SH, seen_BTS)], new
 
 

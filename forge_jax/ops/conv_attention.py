@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.ops.attention import Tokens, attended, left
+from forge_jax.ops.attention import Tokens, attended, kept, left
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import history
 from forge_jax.ops.heads import turned
@@ -73,15 +73,15 @@ def sized(x_BTNH: Array) -> Array:
 
 def conv_attention(op: ConvAttention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state)."""
-    base, memory, kept = op.attention, state or {}, {}
+    base, memory, tails = op.attention, state or {}, {}
     plain, past = {}, {}
     for name in "qk":
         y = contract("BTD,DNH->BTNH", x_BTD, params[name])
         y = y + params[f"{name}_bias"].astype(y.dtype)[None, None] if base.qkv_bias else y
         plain[name] = y.astype(jnp.float32)
         tail = memory.get(f"{name}_tail")
-        past[name], kept[f"{name}_tail"] = mixed(op, params, name, y, tail, call.order_BT)
-    v_BTKH, kept["v_tail"] = values(op, params, x_BTD, memory.get("v_tail"), call, ctx)
+        past[name], tails[f"{name}_tail"] = mixed(op, params, name, y, tail, call.order_BT)
+    v_BTKH, tails["v_tail"] = values(op, params, x_BTD, memory.get("v_tail"), call, ctx)
     share = plain["q"].shape[2] // plain["k"].shape[2]
     q_BTNH = past["q"] + (plain["q"] + jnp.repeat(plain["k"], share, axis=2)) / 2
     k_BTKH = past["k"] + (mean_queries(op, plain["q"], ctx) + plain["k"]) / 2
@@ -91,6 +91,6 @@ def conv_attention(op: ConvAttention, params: Tree, x_BTD: Array, state: Tree | 
         turned(base, params, name, y.astype(x_BTD.dtype), position_BT, None, slots, ctx)
         for name, y, slots in (("q", sized(q_BTNH), heads.queries), ("k", k_BTKH, heads.kvs))
     )
-    new = Tokens(k.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3), call.order_BT, call.span_BT)
+    new = Tokens(kept(state, "k", k), kept(state, "v", v_BTKH), call.places)
     y_BTNH, state = attended(base, params, x_BTD, q, (new,), state, call, ctx)
-    return left(base, params, x_BTD, y_BTNH, ctx), None if state is None else state | kept
+    return left(base, params, x_BTD, y_BTNH, ctx), None if state is None else state | tails

@@ -8,8 +8,8 @@ import functools
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import place_key
-from forge_jax.ops.attention import Keys, attend, remember, triangle, visible
+from forge_jax.cache import Places, Stored, place_key, view
+from forge_jax.ops.attention import Keys, attend, kept, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
@@ -47,24 +47,25 @@ def differential(op: Differential, params: Tree, x_BTD: Array, state: Tree | Non
     kv = k_BTKPH.shape[2]
     # queries in the order of the keys that they meet: (K, P), then the queries of each
     q = q_BTNPH.reshape(b, t, kv, n // kv, 2, h).swapaxes(3, 4).reshape(b, t, 2 * n, h)
-    k_BKTH = k_BTKPH.reshape(b, t, 2 * kv, h).transpose(0, 2, 1, 3)
-    v_BKTW = project(op, params, "v", x_BTD).reshape(b, t, kv, 2 * h).transpose(0, 2, 1, 3)
+    k = kept(state, "k", k_BTKPH.reshape(b, t, 2 * kv, h))
+    v = kept(state, "v", project(op, params, "v", x_BTD).reshape(b, t, kv, 2 * h))
 
-    def keys(k_BKSH: Array, v_BKSW: Array, order_BS: Array, span_BS: Array) -> Keys:
-        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, op.attention.window)
-        return Keys(k_BKSH.astype(q.dtype), jnp.repeat(v_BKSW.astype(q.dtype), 2, axis=1), seen)
+    def keys(k: Stored, v: Stored, places: Places) -> Keys:
+        seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.attention.window)
+        k_BKSH, v_BKSW = (view(slab, q.dtype, places.table_BQ, after=q) for slab in (k, v))
+        return Keys(k_BKSH, jnp.repeat(v_BKSW, 2, axis=1), seen)
 
-    present = keys(k_BKTH, v_BKTW, call.order_BT, call.span_BT)
+    present = keys(k, v, call.places)
     parts = [present]
     slots = call.slots[place_key(op)] if state is not None else None
     if state is not None and slots is not None and not ctx.fresh:
-        parts = [keys(state["k"], state["v"], slots.past.order_BS, slots.past.span_BS), present]
-    look = functools.partial(attend, scale=op.attention.scale)
+        parts = [keys(state["k"], state["v"], slots.past), present]
+    q, look = k.codec.turn(q), functools.partial(attend, scale=op.attention.scale)
     y = triangle(look, q, present, op.attention.window) if ctx.fresh else look(q, parts)
 
     if state is not None and slots is not None:
-        state = remember(state, slots, {"k": k_BKTH, "v": v_BKTW}, y[:, :, 0, 0], ctx)
-    y = y.reshape(b, t, kv, 2, n // kv, 2 * h)
+        state = remember(state, slots, {"k": k, "v": v}, y[:, :, 0, 0], ctx)
+    y = v.codec.turn(y).reshape(b, t, kv, 2, n // kv, 2 * h)
     y = subtracted(op, params, y[:, :, :, 0], y[:, :, :, 1]).reshape(b, t, n, 2, h)
     out = ctx.psum(contract("BTNPH,NPHD->BTD", y, params["o"]))
     return (out + params["o_bias"].astype(out.dtype)[None, None] if op.attention.o_bias else out), state

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import place_key
-from forge_jax.ops.attention import Keys, attend, remember, triangle, visible
+from forge_jax.cache import Stored, place_key, view
+from forge_jax.ops.attention import Keys, attend, kept, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.gate import gated
 from forge_jax.ops.indexer import index_keys, pick, turn_of
@@ -82,22 +82,27 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     slots = call.slots[place_key(op)] if state is not None else None
     past = slots.past if slots is not None and not ctx.fresh else None
 
-    def parts(name: str, bare_BT1R: Array, turn: Callable[..., Array]) -> tuple[list[Array], Array]:
-        """[B, 1, S, R] of the past, if there is one, and of the present, both rotated; and the present to be kept."""
-        present = turn(bare_BT1R, call.coords_BTC[..., 0], length_B)
-        kept = (bare_BT1R if late else present).transpose(0, 2, 1, 3)
-        found = [present.transpose(0, 2, 1, 3)]
+    def parts(name: str, bare_BT1R: Array, turn: Callable[..., Array]) -> tuple[list[Array], Stored]:
+        """[B, 1, S, R] of the past, if there is one, and of the present, both rotated; and the present to be kept.
+
+        They are in the basis of the slab's codec, except where keys turn late.
+        """
+        position_BT = call.coords_BTC[..., 0]
+        new = kept(state, name, bare_BT1R if late else turn(bare_BT1R, position_BT, length_B))
+        held = [(view(new, bare_BT1R.dtype), position_BT)]
         if past is not None and state is not None:
-            old = state[name].astype(bare_BT1R.dtype)
-            if late:
-                old = turn(old.transpose(0, 2, 1, 3), jnp.maximum(past.order_BS, 0), length_B).transpose(0, 2, 1, 3)
-            found.insert(0, old)
-        return found, kept
+            old = view(state[name], bare_BT1R.dtype, past.table_BQ, after=bare_BT1R)
+            held.insert(0, (old, jnp.maximum(past.order_BS, 0)))
+        if not late:
+            return [entry for entry, _ in held], new
+        plain = [(new.codec.turn(entry).transpose(0, 2, 1, 3), position_BS) for entry, position_BS in held]
+        return [turn(entry, position_BS, length_B).transpose(0, 2, 1, 3) for entry, position_BS in plain], new
 
     index_source, source = query_source(op, params, x_BTD)
     q = turned(op, contract("BTQ,QNH->BTNH", source, params["q"]), call.coords_BTC[..., 0], length_B)
-    entry, kept = parts("entry", entries(op, params, x_BTD)[:, :, None], functools.partial(turned, op))
-    new = {"entry": kept}
+    entry, new_entry = parts("entry", entries(op, params, x_BTD)[:, :, None], functools.partial(turned, op))
+    new = {"entry": new_entry}
+    into_basis = (lambda x: x) if late else new_entry.codec.turn
     seen = [visible(call.order_BT, call.span_BT, call.order_BT, call.span_BT, op.window)]
     if past is not None:
         seen.insert(0, visible(call.order_BT, call.span_BT, past.order_BS, past.span_BS, op.window))
@@ -111,12 +116,12 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
 
     look = functools.partial(attend, scale=op.scale, sinks_N=params["sinks"] if op.sinks else None)
     if past is None:
-        expansion = Keys(*expanded(op, params, entry[0][:, 0]), seen[0])
+        expansion = Keys(*expanded(op, params, into_basis(entry[0][:, 0])), seen[0])
         y = triangle(look, q, expansion, op.window) if ctx.fresh else look(q, [expansion])
     else:
         # the whole entry serves as the value: cutting the shared key off would copy the cache
         views = [Keys(part, part, mask) for part, mask in zip(entry, seen, strict=True)]
-        y = look(absorbed(op, params, q), views)[..., : op.rank]
+        y = into_basis(look(into_basis(absorbed(op, params, q)), views))[..., : op.rank]
         y = contract("BTNR,RNH->BTNH", y, dense(params["v"]))
 
     y = gated(op.gate, params, source if op.q_raw else x_BTD, y)

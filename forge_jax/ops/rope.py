@@ -107,11 +107,26 @@ def frequencies(rope: Rope, length_B: Array | None = None) -> np.ndarray | Array
             return 1.0 / theta[:, None] ** exponent[None]
 
 
+def angles(rope: Rope, position_BT: Array, length_B: Array | None = None) -> Array:
+    """By what each feature pair turns at each position, float32.
+
+    Raises:
+        ValueError: an endless rope whose frequencies depend on the length.
+    """
+    freq = frequencies(rope, length_B)
+    if rope.endless:
+        if not isinstance(freq, np.ndarray):
+            raise ValueError("rope: the frequencies depend on the length of the sequence, so it cannot be endless")
+        turn_F = np.rint(freq.astype(np.float64) / (2 * math.pi) * 2.0**32).astype(np.uint32)
+        turns_BTF = position_BT.astype(jnp.uint32)[:, :, None] * turn_F[None, None]  # whole turns fall off the end
+        return turns_BTF.astype(jnp.int32).astype(jnp.float32) * np.float32(2 * math.pi / 2.0**32)
+    freq_B1F = jnp.asarray(freq)[:, None, :] if freq.ndim == 2 else jnp.asarray(freq)[None, None, :]
+    return position_BT[:, :, None].astype(jnp.float32) * freq_B1F
+
+
 def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None = None) -> Array:
     """Turn each feature pair of `x` by position times frequency. Angles and products are float32."""
-    freq = jnp.asarray(frequencies(rope, length_B))
-    freq_B1F = freq[:, None, :] if freq.ndim == 2 else freq[None, None, :]
-    angle_BTF = position_BT[:, :, None].astype(jnp.float32) * freq_B1F
+    angle_BTF = angles(rope, position_BT, length_B)
     factor_B11 = jnp.asarray(attention_factor(rope, length_B), jnp.float32).reshape(-1, 1, 1)
     cos, sin = (jnp.cos(angle_BTF) * factor_B11)[:, :, None], (jnp.sin(angle_BTF) * factor_B11)[:, :, None]
     sin = -sin if rope.backwards else sin

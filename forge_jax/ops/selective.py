@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import place_key
-from forge_jax.ops.attention import HIDDEN, Keys, attend, remember, triangle, visible
+from forge_jax.cache import Places, place_key, view
+from forge_jax.ops.attention import HIDDEN, Keys, attend, kept, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.heads import project, turned
 from forge_jax.ops.indexer import put_last
@@ -19,12 +19,12 @@ from forge_jax.tensor import contract, dense
 
 
 def merits(op: Selective, params: Tree, v_BTKH: Array) -> Array:
-    """How much each token matters to each kv head, float32: [B, K, T, 1]."""
+    """How much each token matters to each kv head, float32: [B, T, K, 1]."""
     z_BTJ = contract("BTKH,KHJ->BTJ", v_BTKH, params["merit"]).astype(jnp.float32)
     if op.bias:
         z_BTJ = z_BTJ + dense(params["merit_bias"]).astype(jnp.float32)[None, None]
     rate_J = dense(params["rate"]).astype(jnp.float32)
-    return jnp.exp(rate_J[None, None] * jax.nn.softplus(z_BTJ)).transpose(0, 2, 1)[..., None]
+    return jnp.exp(rate_J[None, None] * jax.nn.softplus(z_BTJ))[..., None]
 
 
 def selected(parts: Sequence[Keys], keep: int) -> Sequence[Keys]:
@@ -50,21 +50,25 @@ def selective(op: Selective, params: Tree, x_BTD: Array, state: Tree | None, cal
     )
     q = turned(base, params, "q", q, position_BT, None, heads.queries, whole)
     k = turned(base, params, "k", k, position_BT, None, heads.kvs, whole)
-    new = {"k": k.transpose(0, 2, 1, 3), "v": v_BTKH.transpose(0, 2, 1, 3), "merit": merits(op, params, v_BTKH)}
+    brought = {"k": k, "v": v_BTKH, "merit": merits(op, params, v_BTKH)}
+    new = {name: kept(state, name, x) for name, x in brought.items()}
 
-    def keys(held: Tree, order_BS: Array, span_BS: Array) -> Keys:
-        seen = visible(call.order_BT, call.span_BT, order_BS, span_BS, base.window)
-        merit_BN1S = jnp.repeat(held["merit"].astype(jnp.float32), base.heads // base.kv_heads, axis=1).swapaxes(2, 3)
-        return Keys(held["k"].astype(q.dtype), held["v"].astype(q.dtype), seen, merit_BN1S)
+    def keys(held: Tree, places: Places) -> Keys:
+        seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, base.window)
+        k_BKSH, v_BKSH = (view(held[name], q.dtype, places.table_BQ, after=q) for name in "kv")
+        merit_BKS1 = view(held["merit"], jnp.float32, places.table_BQ)
+        merit_BN1S = jnp.repeat(merit_BKS1, base.heads // base.kv_heads, axis=1).swapaxes(2, 3)
+        return Keys(k_BKSH, v_BKSH, seen, merit_BN1S)
 
-    present = keys(new, call.order_BT, call.span_BT)
+    present = keys(new, call.places)
     parts = [present]
     slots = call.slots[place_key(op)] if state is not None else None
     if state is not None and slots is not None and not ctx.fresh:
-        parts = [keys(state, slots.past.order_BS, slots.past.span_BS), present]
+        parts = [keys(state, slots.past), present]
 
     def look(q_BTNH: Array, parts: Sequence[Keys]) -> Array:
-        return attend(q_BTNH, selected(parts, op.keep), scale=base.scale)
+        y_BTNH = attend(new["k"].codec.turn(q_BTNH), selected(parts, op.keep), scale=base.scale)
+        return new["v"].codec.turn(y_BTNH)
 
     y = triangle(look, q, present, base.window) if ctx.fresh else look(q, parts)
     if state is not None and slots is not None:

@@ -119,12 +119,13 @@ def init_cache(
     *,
     mesh: Mesh,
     slack: int = 0,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | caches.Policy = jnp.float32,
+    paging: caches.Paging | None = None,
     axis: str = "model",
 ) -> Cache:
     """An empty cache (see `forge_jax.cache.init`) for prepared parameters; each device makes its own kv heads."""
     wide = widened(spec, shards_of(mesh, axis))
-    make = partial(caches.init, wide, batch, length, slack=slack, dtype=dtype)
+    make = partial(caches.init, wide, batch, length, slack=slack, dtype=dtype, paging=paging)
     specs = split_caches(spec, jax.eval_shape(make), axis)
     return jax.jit(make, out_shardings=jax.tree.map(partial(NamedSharding, mesh), specs))()
 
@@ -142,12 +143,19 @@ def split_caches(spec: ModelSpec, tree: Any, axis: str) -> Any:
         (i, branch): {name: array(s) for name, s in slabs.items()} for i, branch, _, slabs in caches.memories(spec)
     }
 
+    whole = partial(jax.tree.map, lambda _: REPLICATED)
+
+    def alike(spec: PartitionSpec, held: Any) -> Any:
+        return jax.tree.map(lambda _: spec, held)  # the parts of a slab have the axes that the slab has
+
+    def branch_specs(named: dict[str, PartitionSpec] | None, held: Any) -> Any:
+        return whole(held) if named is None else {name: alike(named[name], slab) for name, slab in held.items()}
+
     def specs(node: Any) -> Any:
         if not isinstance(node, Cache):
             return REPLICATED
-        whole = partial(jax.tree.map, lambda _: REPLICATED)
         layers = tuple(
-            {branch: split.get((i, branch)) or whole(held) for branch, held in layer.items()}
+            {branch: branch_specs(split.get((i, branch)), held) for branch, held in layer.items()}
             for i, layer in enumerate(node.layers)
         )
         return replace(node, places=whole(node.places), layers=layers)

@@ -58,6 +58,7 @@ from forge_jax.spec.recurrent import RgLru
 from forge_jax.spec.selective import Selective
 from forge_jax.spec.ssm import ChannelMix, Mamba, Mamba2, Wkv
 from forge_jax.spec.streams import GatedStreams, Hyper
+from forge_jax.spec.windows import windowed
 
 __all__ = [
     "Activation",
@@ -131,4 +132,5 @@ __all__ = [
     "Yarn",
     "attention_of",
     "segments",
+    "windowed",
 ]

@@ -118,6 +118,8 @@ class Attention:
     this layer looks at, having none of its own.
     `blocks`: a query sees only the tokens of those that it picks.
     `q_gain`: queries, turned, are multiplied by the square of learned numbers, one a feature of a head, times this one.
+    `anchors`: besides a window, so many first tokens stay in sight; they never lie further back than the window would
+    reach if it began right after them (arXiv:2309.17453).
     """
 
     heads: int
@@ -150,9 +152,12 @@ class Attention:
     smooth: Smoothing | None = None
     relative: Relative | None = None
     q_gain: float | None = None
+    anchors: int = 0
 
     def __post_init__(self) -> None:
-        """Check that what is smoothed is there."""
+        """Check that what is smoothed is there, and that anchors have a window."""
+        if self.anchors and self.window is None:
+            raise ValueError(f"attention: {self.anchors} anchors without a window; all tokens are in sight anyway")
         if self.smooth is not None and (self.reads is not None or self.values != "own"):
             raise ValueError("attention: only keys and values that a layer projects on their own can be smoothed")
 

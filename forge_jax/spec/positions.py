@@ -73,7 +73,8 @@ class Rope:
     """Rotary positions (arXiv:2104.09864) on the first `dim` features of a head.
 
     `interleaved` pairs features (0, 1), (2, 3), ...; otherwise (0, dim/2), (1, dim/2 + 1), ... `backwards` turns the
-    other way.
+    other way. `endless` counts angles in 2^-32 of a turn, which is as exact between any two tokens however far from the
+    beginning they are; otherwise they are float32, whose rounding grows with the position.
     """
 
     dim: int
@@ -81,6 +82,7 @@ class Rope:
     interleaved: bool = False
     scaling: Scaling | None = None
     backwards: bool = False
+    endless: bool = False
 
     @property
     def varies(self) -> bool:

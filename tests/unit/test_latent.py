@@ -119,7 +119,7 @@ def test_scores_and_values_of_the_two_forms_agree() -> None:
 
 def test_a_cache_holds_one_entry_for_all_heads() -> None:
     cache = caches.init(model(OP), 2, 16, dtype=jnp.bfloat16)
-    assert {name: (x.shape, x.dtype) for name, x in cache.layers[0]["attention"].items()} == {
+    assert {name: (x.shape, x.parts["values"].dtype) for name, x in cache.layers[0]["attention"].items()} == {
         "entry": ((2, 1, 16, 14), jnp.bfloat16)
     }
 

@@ -305,7 +305,7 @@ def test_other_meshes(kind: jax.sharding.AxisType) -> None:
     expected, _ = jax.jit(forward, static_argnums=0)(spec, params, inputs(IDS))
     assert distance(logits, expected) < 1e-5
     assert logits.sharding.is_fully_replicated
-    assert cache.layers[0]["attention"]["k"].sharding.spec[1] == "tensor"
+    assert cache.layers[0]["attention"]["k"].parts["values"].sharding.spec[1] == "tensor"
     assert cache.places["full"].order_BS.sharding.is_fully_replicated
 
 

@@ -67,6 +67,6 @@ def test_tokens_of_a_session(shards: int) -> None:
     whole, _ = plain.programs.forward(spec, params, inputs(texts), None)
     logits, _ = mapped.programs.forward(spec, mapped.params, inputs(texts), None)
     np.testing.assert_allclose(logits, whole, atol=1e-4)
-    slab = mapped.state.cache.layers[0]["attention"]["k"]
+    slab = mapped.state.cache.layers[0]["attention"]["k"].parts["values"]
     assert slab.sharding.spec[1] == "model"
     assert slab.addressable_shards[0].data.shape[1] == 1  # of 2 kv heads on 2 devices, of 6 and 2 of padding on 8

@@ -1,0 +1,179 @@
+"""How the numbers of a slab are kept: a codec turns [..., T, H] into named parts [..., T, *] and back.
+
+A codec knows one token and head at a time and nothing of slots, pages and masks. Every formula is below; scales are
+bfloat16, which has the range of float32, and codes are chosen with the scale as it is kept.
+
+    float     x in another dtype
+    int8      scale = max |x| / 127, codes = round(x / scale)
+    fp8       scale = max |x| / 448, codes = x / scale in E4M3
+    int4      y = x turned by Hadamard matrices; a group of up to 32 features has scale = max |y| / 7.5 and
+              codes = round(y / scale + 7.5), two a byte
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+Parts = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way to keep numbers. `lossless(dtype)`: whether numbers of a dtype come back as they were."""
+
+    name: str
+
+    def problem(self, size: int) -> str | None:
+        """Why it cannot keep heads of `size` features, or None."""
+        return None
+
+    def lossless(self, dtype: DTypeLike) -> bool:
+        """Whether numbers of this dtype come back bit for bit."""
+        return False
+
+    def encode(self, x: Array) -> Parts:
+        """The parts of [..., T, H], each [..., T, *]."""
+        raise NotImplementedError
+
+    def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
+        """[..., T, H] in the basis in which they are kept: `turn` gives the numbers themselves."""
+        raise NotImplementedError
+
+    def turn(self, x: Array) -> Array:
+        """The last axis carried into the basis in which numbers are kept, or back: the turn is its own inverse.
+
+        It keeps products: turned queries meet turned keys as the plain ones would, and what is summed up of turned
+        values is turned back once.
+        """
+        return x
+
+
+@dataclass(frozen=True)
+class Float(Codec):
+    """Numbers in the floating-point dtype of this name."""
+
+    def lossless(self, dtype: DTypeLike) -> bool:
+        """Whether every number of the dtype is one of this one too."""
+        theirs, ours = jnp.finfo(dtype), jnp.finfo(self.name)
+        return theirs.nmant <= ours.nmant and theirs.nexp <= ours.nexp
+
+    def encode(self, x: Array) -> Parts:
+        """Rounded to the nearest."""
+        return {"values": x.astype(self.name)}
+
+    def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
+        """In another dtype."""
+        return parts["values"].astype(dtype)
+
+
+@dataclass(frozen=True)
+class Scaled(Codec):
+    """Codes of one byte, of which the largest is `largest`, and a scale for each token and head."""
+
+    dtype: str
+    largest: float
+
+    def encode(self, x: Array) -> Parts:
+        """Codes [..., T, H] and scale [..., T, 1]."""
+        x, scale = scaled(x, self.largest)
+        y = jnp.clip(x, -self.largest, self.largest)
+        y = jnp.round(y) if jnp.issubdtype(self.dtype, jnp.integer) else y
+        return {"codes": y.astype(self.dtype), "scale": scale}
+
+    def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
+        """Codes times scale, in float32."""
+        return (parts["codes"].astype(jnp.float32) * parts["scale"].astype(jnp.float32)).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Rotated(Codec):
+    """Four bits a number, of numbers turned so that none of a group is much larger than the others."""
+
+    group: int = 32
+
+    def problem(self, size: int) -> str | None:
+        """Two numbers share a byte."""
+        return f"{self.name} packs two numbers into a byte, so the size must be even" if size % 2 else None
+
+    def encode(self, x: Array) -> Parts:
+        """Codes [..., T, H/2], the first half of the features in the low bits, and scale [..., T, groups]."""
+        *lead, size = x.shape
+        y = self.turn(x.astype(jnp.float32)).reshape(*lead, -1, math.gcd(size, self.group))
+        y, scale = scaled(y, 7.5)
+        codes = jnp.round(jnp.clip(y + 7.5, 0, 15)).astype(jnp.uint8).reshape(*lead, size)
+        low, high = jnp.split(codes, 2, -1)
+        return {"codes": low | (high << 4), "scale": scale[..., 0]}
+
+    def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
+        """(codes - 7.5) * scale, still turned."""
+        codes = jnp.concatenate([parts["codes"] & 15, parts["codes"] >> 4], -1)
+        *lead, size = codes.shape
+        y = (codes.astype(jnp.float32) - 7.5).reshape(*lead, parts["scale"].shape[-1], -1)
+        return (y * parts["scale"].astype(jnp.float32)[..., None]).reshape(*lead, size).astype(dtype)
+
+    def turn(self, x: Array) -> Array:
+        """By Hadamard matrices of the largest power of two that divides the size, along the diagonal."""
+        return hadamard(x)
+
+
+def scaled(x: Array, largest: float) -> tuple[Array, Array]:
+    """x over its scale, in float32, and the scale in bfloat16: the largest number becomes about `largest`."""
+    x = x.astype(jnp.float32)
+    # not astype alone: a compiler may leave the rounding out
+    scale = jax.lax.reduce_precision(jnp.abs(x).max(-1, keepdims=True) / largest, exponent_bits=8, mantissa_bits=7)
+    return x / jnp.where(scale > 0, scale, 1), scale.astype(jnp.bfloat16)
+
+
+def hadamard(x: Array) -> Array:
+    """x times Sylvester's matrices, scaled to length 1, in sums of two: the same whatever stands beside it."""
+    shape = x.shape
+    size, half = math.gcd(shape[-1], 1 << 30), 1
+    y = x.reshape(*shape[:-1], shape[-1] // size, size)
+    while half < size:
+        y = y.reshape(*y.shape[: len(shape)], size // (2 * half), 2, half)
+        a, b = y[..., 0, :], y[..., 1, :]
+        y = jnp.stack([a + b, a - b], -2).reshape(*y.shape[: len(shape)], size)
+        half *= 2
+    return (y * size**-0.5).reshape(shape)
+
+
+FLOATS: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("float64", "float32", "bfloat16", "float16")},
+        **{"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
+    }
+)
+PACKED: Mapping[str, Codec] = MappingProxyType(
+    {
+        "int8": Scaled("int8", "int8", 127.0),
+        "fp8": Scaled("fp8", "float8_e4m3fn", 448.0),
+        "int4": Rotated("int4"),
+    }
+)
+
+
+def codec(name: Any) -> Codec:
+    """The codec of a name, of a floating-point dtype, or itself.
+
+    Raises:
+        ValueError: there is none; lists the names.
+    """
+    if isinstance(name, Codec):
+        return name
+    if isinstance(name, str) and name in PACKED:
+        return PACKED[name]
+    try:
+        dtype = FLOATS.get(name, "") if isinstance(name, str) else FLOATS.get(jnp.dtype(name).name, "")
+    except TypeError:
+        dtype = ""
+    if not dtype:
+        known = ", ".join((*FLOATS, *PACKED))
+        raise ValueError(f"cache: no codec {name!r} for keys and values, which are floats; expected one of {known}")
+    return Float(dtype)

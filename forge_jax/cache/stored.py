@@ -1,0 +1,111 @@
+"""Slabs with slots as they are kept: parts made by a codec, read by `view` and written by `put`.
+
+What a call brings is kept by the same codec before it is looked at (`keep`), so a token is seen alike by the call
+that it comes with and by all later ones, however a text is cut into calls.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from forge_jax.cache.codecs import Codec, Float, Parts
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stored:
+    """Numbers [B, K, S, H] as parts [B, K, S, *]; or, where `paged`, [P, K, page, *], pages that a table names."""
+
+    parts: Parts
+    codec: Codec = field(metadata={"static": True})
+    paged: bool = field(metadata={"static": True}, default=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one part: rows (or pages), heads, slots, and what it has for each of them."""
+        return next(iter(self.parts.values())).shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size * part.dtype.itemsize for part in self.parts.values())
+
+
+def keep(x_BKTH: Array, codec: Codec | None = None) -> Stored:
+    """New tokens as a slab with this codec will hold them; None: as they are."""
+    codec = Float(x_BKTH.dtype.name) if codec is None else codec
+    parts = codec.encode(x_BKTH)
+    # the barrier: a compiler may take away what rounds numbers and carries them straight back
+    return Stored(parts if codec.lossless(x_BKTH.dtype) else jax.lax.optimization_barrier(parts), codec)
+
+
+def empty(codec: Codec, shape: tuple[int, ...], *, paged: bool = False) -> Stored:
+    """Zeros in the parts that numbers of this shape [B, K, S, H] would have."""
+    parts = jax.eval_shape(codec.encode, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return Stored({name: jnp.zeros(part.shape, part.dtype) for name, part in parts.items()}, codec, paged)
+
+
+def view(slab: Stored, dtype: DTypeLike, table_BQ: Array | None = None, *, after: Array | None = None) -> Array:
+    """What a slab holds [B, K, S, H], in the basis of its codec; of pages, those of each row, one after another.
+
+    `after`: floats that it waits for. A slab that has to be opened would otherwise be as soon as a program begins, and
+    those of all layers be open at once.
+    """
+    parts = slab.parts
+    if slab.paged and table_BQ is not None:
+        table_BQ = table_BQ if after is None else table_BQ + nothing(after)
+        parts = {name: gathered(part, table_BQ) for name, part in parts.items()}
+    elif after is not None and not (isinstance(slab.codec, Float) and slab.codec.name == jnp.dtype(dtype).name):
+        small = min(parts, key=lambda name: parts[name].size)
+        parts = parts | {small: parts[small] + nothing(after).astype(parts[small].dtype)}
+    return slab.codec.decode(parts, dtype)
+
+
+def nothing(x: Array) -> Array:
+    """0, which a compiler does not know before it knows x."""
+    return (x[(0,) * x.ndim].astype(jnp.float32) > jnp.inf).astype(jnp.int32)
+
+
+def gathered(pages_PKSX: Array, table_BQ: Array) -> Array:
+    """The pages of each row in a row: [B, K, Q * page, X]."""
+    found_BKQSX = jnp.take(pages_PKSX, table_BQ, axis=0, mode="clip").swapaxes(1, 2)
+    b, k, q, s, x = found_BKQSX.shape
+    return found_BKQSX.reshape(b, k, q * s, x)
+
+
+def put(slab: Stored, slot_BT: Array, new: Stored, *, fresh: bool = False, table_BQ: Array | None = None) -> Stored:
+    """Write new tokens, kept by the slab's codec, into their slots; a slot out of range is dropped.
+
+    `fresh`: the slab is empty and token t of every row has order t (or is padding at the end).
+    """
+    rows_BT = None
+    if slab.paged and table_BQ is not None:
+        page, count = slab.shape[2], table_BQ.shape[1]
+        rows_BT = jnp.take_along_axis(table_BQ, jnp.minimum(slot_BT // page, count - 1), axis=1)
+        slot_BT = jnp.where(slot_BT < page * count, slot_BT % page, page)
+    parts = {name: write(part, slot_BT, new.parts[name], rows_BT, fresh=fresh) for name, part in slab.parts.items()}
+    return replace(slab, parts=parts)
+
+
+def write(
+    part_BKSX: Array, slot_BT: Array, new_BKTX: Array, rows_BT: Array | None = None, *, fresh: bool = False
+) -> Array:
+    """Write tokens into slots of the rows that they belong to, or of others; a slot out of range is dropped."""
+    size = part_BKSX.shape[2]
+    batch, _, tokens, _ = new_BKTX.shape
+    if fresh and tokens <= size and rows_BT is None:
+        return jax.lax.dynamic_update_slice(part_BKSX, new_BKTX, (0, 0, 0, 0))
+    if tokens > 1 or batch > 16:
+        rows = jnp.arange(batch)[:, None] if rows_BT is None else rows_BT
+        return part_BKSX.at[rows, :, slot_BT].set(new_BKTX.transpose(0, 2, 1, 3), mode="drop")
+    # decoding: XLA turns a scatter into a loop that copies the slab, but updates these slices in place
+    for row in range(batch):
+        slot = slot_BT[row, 0]
+        at = (row if rows_BT is None else rows_BT[row, 0], 0, jnp.minimum(slot, size - 1), 0)
+        old = jax.lax.dynamic_slice(part_BKSX, at, (1, *new_BKTX.shape[1:]))
+        new = jnp.where(slot < size, new_BKTX[row : row + 1], old)
+        part_BKSX = jax.lax.dynamic_update_slice(part_BKSX, new, at)
+    return part_BKSX

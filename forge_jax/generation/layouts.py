@@ -1,0 +1,156 @@
+"""How a session lays out its cache: rows of slots, or pages that rows share. Both answer the same calls.
+
+A layout knows which tokens each row has and is about to get, on the host; programs see arrays only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from forge_jax import cache as caches
+from forge_jax import stacking
+from forge_jax.cache import Cache, Pages, Paging, Rows, slots_of
+from forge_jax.generation.sizes import bucket
+from forge_jax.params import Tree
+from forge_jax.spec import ModelSpec
+
+PAGE = 16  # tokens a page
+
+Layout = Literal["dense", "paged"]
+
+copy_pages = jax.jit(caches.copy_pages, static_argnames=("spec",), donate_argnames=("cache",))
+
+
+class Dense:
+    """A row of slots for each text, of one length for all."""
+
+    def __init__(self, spec: ModelSpec, new_cache: Callable[..., Cache], options: dict[str, Any]) -> None:
+        """`options` are those of `new_cache` that stay as they are."""
+        self.spec, self.new_cache, self.options = spec, new_cache, options
+
+    def empty(self, rows: int, size: int) -> Cache:
+        """A cache for `rows` texts of up to `size` tokens."""
+        return self.new_cache(self.spec, rows, size, **self.options)
+
+    def admit(self, cache: Cache, texts: Sequence[Sequence[int]]) -> Cache:
+        """Prepare an empty cache for the texts that are read first."""
+        return cache
+
+    def room(self, cache: Cache, starts: Sequence[int], stops: Sequence[int]) -> Cache:
+        """Prepare for tokens start..stop of each row, none where they are equal."""
+        return cache
+
+    def repeat(self, cache: Cache, times: int) -> Cache:
+        """Every row `times` times."""
+        return caches.repeat(cache, times)
+
+    def widen(self, cache: Cache, rows: int, size: int) -> Cache:
+        """Room for texts of up to `size` tokens."""
+        return caches.widen(cache, self.empty(rows, size))
+
+
+class Paged(Dense):
+    """Pages of a pool for each kind of place; rows with the same beginning share its pages."""
+
+    def __init__(self, spec: ModelSpec, new_cache: Callable[..., Cache], options: dict[str, Any]) -> None:
+        """As for `Dense`."""
+        super().__init__(spec, new_cache, options)
+        # an op of each kind of place, which says how many slots it has
+        self.ops = {
+            caches.place_key(op): op
+            for _, _, op, held in caches.memories(spec)
+            if any(slab.slots and slab.every is None for slab in held.values())
+        }
+        self.rows: dict[str, Rows] = {}
+        self.size = 0
+
+    def width(self, key: str, size: int) -> int:
+        """Entries of a table for texts of up to `size` tokens."""
+        return slots_of(self.ops[key], size, self.options["slack"], Paging(PAGE, ())) // PAGE
+
+    def made(self, rows: int, size: int) -> Cache:
+        """The arrays for the pools as they are."""
+        pools = tuple((key, len(kept.pool.users)) for key, kept in self.rows.items())
+        return self.new_cache(self.spec, rows, size, paging=Paging(PAGE, pools), **self.options)
+
+    def empty(self, rows: int, size: int) -> Cache:
+        """An empty cache, and no row in it."""
+        self.size = size
+        for key in self.ops:
+            width = self.width(key, size)
+            self.rows[key] = Rows(Pages(rows * width), PAGE, width, key != "full", caches.anchors(self.ops[key]))
+        return self.made(rows, size)
+
+    def tabled(self, cache: Cache) -> Cache:
+        """The cache with the tables as they are by now."""
+        places = dict(cache.places)
+        for key, rows in self.rows.items():
+            table_BQ = np.zeros((len(rows.tables), rows.width), np.int32)
+            for row, pages in zip(table_BQ, rows.tables, strict=True):
+                row[: len(pages)] = pages
+            places[key] = replace(places[key], table_BQ=jnp.asarray(table_BQ))
+        return replace(cache, places=places)
+
+    def admit(self, cache: Cache, texts: Sequence[Sequence[int]]) -> Cache:
+        """Pages for the texts that are read first; what begins alike is on the same ones."""
+        for rows in self.rows.values():
+            for text in texts:
+                rows.admit(text)
+        return self.tabled(cache)
+
+    def room(self, cache: Cache, starts: Sequence[int], stops: Sequence[int]) -> Cache:
+        """Pages of its own for what each row is about to write."""
+        copies: dict[str, Any] = {}
+        for key, rows in self.rows.items():
+            made = [pair for row, (a, b) in enumerate(zip(starts, stops, strict=True)) for pair in rows.own(row, a, b)]
+            if made:
+                padded = np.full((2, bucket(len(made), 1)), len(rows.pool.users), np.int32)
+                padded[:, : len(made)] = np.array(made).T
+                copies[key] = padded
+        return self.tabled(copy_pages(self.spec, cache, copies) if copies else cache)
+
+    def repeat(self, cache: Cache, times: int) -> Cache:
+        """Every row `times` times on the pages that it has, and room to go on by itself."""
+        for rows in self.rows.values():
+            first, count = rows.tables, 0
+            rows.tables = []
+            for table in first:
+                whole = 0 if rows.ring else len(table) - 1  # the last page may be written on
+                count += whole + times * (rows.width - whole)
+                rows.tables += [table, *([rows.pool.share(page) for page in table] for _ in range(times - 1))]
+            rows.pool.grow(count)
+        return self.tabled(caches.widen(caches.repeat(cache, times), self.made(len(rows.tables), self.size)))
+
+    def widen(self, cache: Cache, rows: int, size: int) -> Cache:
+        """More entries in the tables, and more pages in the pools."""
+        self.size = size
+        for key, kept in self.rows.items():
+            more = self.width(key, size) - kept.width
+            kept.width += more
+            kept.pool.grow(len(kept.pool.users) + rows * more)
+        return self.tabled(caches.widen(cache, self.made(rows, size)))
+
+
+def laid_out(
+    layout: Layout, spec: ModelSpec, params: Tree, new_cache: Callable[..., Cache], options: dict[str, Any]
+) -> Dense:
+    """The layout of this name, of caches that are stacked if the parameters are.
+
+    Raises:
+        ValueError: an unknown name, or pages beside stacked parameters.
+    """
+    if not stacking.stacked(params):
+        match layout:
+            case "dense":
+                return Dense(spec, new_cache, options)
+            case "paged":
+                return Paged(spec, new_cache, options)
+    elif layout == "dense":
+        return Dense(spec, lambda *args, **kept: stacking.stack_cache(spec, new_cache(*args, **kept)), options)
+    raise ValueError(
+        f"generation: layout {layout!r}; expected 'dense', or 'paged' where the parameters are not stacked"
+    )
