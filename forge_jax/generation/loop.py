@@ -34,11 +34,12 @@ class Record:
 class Drafting:
     """What drafting carries (`generation.speculation`), and what it counted so far, scalars over all rows.
 
-    memory: what the drafter remembers. passes: of the model. rounds: passes that verified drafts. proposed, accepted:
-    drafts.
+    memory: what the drafter remembers. length: drafts of the next round. passes: of the model. rounds: passes that
+    verified drafts. proposed, accepted: drafts.
     """
 
     memory: Any
+    length: Array
     passes: Array
     rounds: Array
     proposed: Array

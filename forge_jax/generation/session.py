@@ -22,6 +22,7 @@ from forge_jax.generation.loop import Drafting, Record, State
 from forge_jax.generation.programs import FRUGAL, LOCAL, Programs
 from forge_jax.generation.sizes import capacity, chunks
 from forge_jax.generation.speculation import Drafter, Report, rounds
+from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
 from forge_jax.params import Tree, flatten
 from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
@@ -68,6 +69,7 @@ class Session:
         known_ids: int | None = None,
         programs: Programs = LOCAL,
         draft: Drafter | None = None,
+        draft_always: bool = False,
     ) -> None:
         """Read the prompts and choose the first token of each row.
 
@@ -81,6 +83,7 @@ class Session:
             cache_dtype: of the keys and values; None: that of the parameters.
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
             draft: drafts tokens (`generation.speculation`): faster where it guesses well, the same text always.
+            draft_always: go on drafting where the clock says that it does not pay.
 
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
@@ -93,7 +96,7 @@ class Session:
         self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed)
         if known_ids is not None and known_ids < spec.logits:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
-        self.drafter = draft
+        self.drafter, self.pace, self.compiled = draft, Pace(BURST, draft_always), 0
         if draft is not None:
             draft.check(spec, params, spec.logits if known_ids is None else known_ids)
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
@@ -206,14 +209,18 @@ class Session:
 
     def speculate(self, drafter: Drafter, count: int) -> bool:
         """`advance` with drafts."""
-        ends = np.minimum(self.lengths() + count, self.spec.max_seq_len)
+        ends = np.minimum(self.lengths() + count, self.spec.max_seq_len).astype(np.int32)
+
+        def burst(passes: int, drafts: bool) -> State:
+            given = (self.spec, self.plan, self.params, drafter, self.values, self.state, np.int32(passes), ends)
+            return self.programs.speculate(*given, np.bool_(drafts), Context())
+
         while ((self.lengths() < ends) & ~np.asarray(self.state.done_B)).any():
             with uninterrupted():
                 self.make_room(BURST)
-                given = (self.spec, self.plan, self.params, drafter, self.values, self.state)
-                self.state = self.programs.speculate(
-                    *given, np.int32(BURST), ends.astype(np.int32), np.int32(drafter.tokens), Context()
-                )
+                if (size := self.state.history.tokens_BS.shape[1]) != self.compiled:
+                    self.state, self.compiled = burst(0, False), size  # no pass: what is timed is compiled before
+                self.state = self.pace.run(burst, self.state)
             self.check()
         return not self.done
 
@@ -232,7 +239,8 @@ class Session:
         counted = self.state.drafting
         if counted is None:
             return None
-        return Report(int(counted.passes), int(counted.rounds), int(counted.proposed), int(counted.accepted), True)
+        passes, rounds, proposed, accepted = counted.passes, counted.rounds, counted.proposed, counted.accepted
+        return Report(int(passes), int(rounds), int(proposed), int(accepted), self.pace.on)
 
     def make_room(self, count: int) -> None:
         """Double the cache if the next `count` tokens would not fit."""

@@ -27,8 +27,13 @@ class Lookup:
     """
 
     tokens: int = field(default=8, metadata=STATIC)
-    shortest: int = field(default=2, metadata=STATIC)
+    shortest: int = field(default=3, metadata=STATIC)
     longest: int = field(default=8, metadata=STATIC)
+
+    @property
+    def costs(self) -> bool:
+        """No."""
+        return False
 
     def check(self, spec: ModelSpec, params: Tree, known_ids: int) -> None:
         """Raise ValueError for sizes that make no sense."""

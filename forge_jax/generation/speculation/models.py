@@ -47,6 +47,11 @@ class DraftModel:
     params: Tree
     tokens: int = field(default=4, metadata=STATIC)
 
+    @property
+    def costs(self) -> bool:
+        """Yes: a pass of the drafting layers."""
+        return True
+
     def check(self, spec: ModelSpec, params: Tree, known_ids: int) -> None:
         """Raise ValueError for another vocabulary or a shorter context."""
         check_tokens("DraftModel", self.tokens, 31)
@@ -141,6 +146,11 @@ class EarlyExit:
 
     layers: int = field(metadata=STATIC)
     tokens: int = field(default=4, metadata=STATIC)
+
+    @property
+    def costs(self) -> bool:
+        """Yes: a pass of the drafting layers."""
+        return True
 
     def check(self, spec: ModelSpec, params: Tree, known_ids: int) -> None:
         """Raise ValueError for a number of layers that the model does not have, or layers that lie stacked."""

@@ -68,6 +68,11 @@ class Drafter(Protocol):
         """How many tokens it drafts at most; static."""
         ...
 
+    @property
+    def costs(self) -> bool:
+        """Whether every draft takes time: then no more are made than are likely to be accepted. Static."""
+        ...
+
     def check(self, spec: ModelSpec, params: Tree, known_ids: int) -> None:
         """Raise ValueError where it cannot draft for a model, of whose vocabulary the first `known_ids` are used."""
         ...

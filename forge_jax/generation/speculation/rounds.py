@@ -29,7 +29,7 @@ from forge_jax.spec import ModelSpec
 def start(drafter: Drafter, spec: ModelSpec, batch: int, size: int, dtype: DTypeLike) -> Drafting:
     """Nothing remembered, nothing counted."""
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]  # one each: they are donated
-    return Drafting(drafter.memory(spec, batch, size, dtype), *zeros)
+    return Drafting(drafter.memory(spec, batch, size, dtype), jnp.full((), drafter.tokens, jnp.int32), *zeros)
 
 
 def forget(drafting: Drafting, empty: Drafting | None) -> Drafting:
@@ -75,12 +75,12 @@ def advance(
     state: State,
     passes: Array,
     end_B: Array,
-    most: Array,
+    drafts: Array,
     ctx: Context,
 ) -> State:
     """Run up to `passes` passes of the model, or until every row is done or as long as end_B.
 
-    most: drafts a row and round; 0 drafts nothing. The cache has room for one more token of every row.
+    drafts: whether to draft at all; plain steps otherwise. The cache has room for one more token of every row.
     """
     target, sampler = Target(spec, params, ctx), Sampler(plan, values)
     limit_B, first_B = state.limit_B, state.history.length_B
@@ -96,7 +96,7 @@ def advance(
 
     def body(carry: tuple[Array, State]) -> tuple[Array, State]:
         made, state = carry
-        return made + 1, turn(target, sampler, drafter, state, most)
+        return made + 1, turn(target, sampler, drafter, state, drafts)
 
     state = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]
     token_B, _ = pending(state.history)
@@ -105,17 +105,18 @@ def advance(
     return replace(state, limit_B=limit_B, done_B=ended_B)
 
 
-def turn(target: Target, sampler: Sampler, drafter: Drafter, state: State, most: Array) -> State:
+def turn(target: Target, sampler: Sampler, drafter: Drafter, state: State, drafts: Array) -> State:
     """Draft, and verify what was drafted; where no row has a draft, one plain step."""
+    held = drafting(state)
+    most = jnp.where(drafts, held.length if drafter.costs else drafter.tokens, 0)
     room_B = state.limit_B - state.history.length_B - 1
-    most_B = jnp.where(state.done_B, 0, jnp.clip(room_B, 0, jnp.minimum(most, drafter.tokens)))
-    memory = drafting(state).memory
-    drafts, state, memory = drafter.propose(target, sampler, state, memory, most_B)
-    state = replace(state, drafting=replace(drafting(state), memory=memory))
+    most_B = jnp.where(state.done_B, 0, jnp.clip(room_B, 0, most))
+    guess, state, memory = drafter.propose(target, sampler, state, held.memory, most_B)
+    state = replace(state, drafting=replace(held, memory=memory))
     return jax.lax.cond(
-        (drafts.count_B > 0).any(),
-        lambda state: verify(target, sampler, drafter, state, drafts, 1 + drafter.tokens),
-        lambda state: verify(target, sampler, drafter, state, drafts, 1),
+        (guess.count_B > 0).any(),
+        lambda state: verify(target, sampler, drafter, state, guess, 1 + drafter.tokens),
+        lambda state: verify(target, sampler, drafter, state, guess, 1),
         state,
     )
 
@@ -147,8 +148,15 @@ def verify(target: Target, sampler: Sampler, drafter: Drafter, state: State, dra
         rounds=held.rounds + int(width > 1),
         proposed=held.proposed + count_B1.sum(),
         accepted=held.accepted + (kept_BT >= 0)[:, 1:].sum(),
+        length=held.length if width == 1 else longer(held.length, count_B1[:, 0], (kept_BT >= 0).sum(1) - 1, width - 1),
     )
     return replace(state, drafting=counted)
+
+
+def longer(length: Array, proposed_B: Array, accepted_B: Array, most: int) -> Array:
+    """Drafts of the next round: twice as many if a row took all that it got, else one more than the best row took."""
+    all_taken = ((accepted_B == proposed_B) & (proposed_B > 0)).any()
+    return jnp.clip(jnp.where(all_taken, 2 * length, accepted_B.max() + 1), 1, most)
 
 
 def accept(sampler: Sampler, z_BTV: Array, draft_BT: Array, state: State) -> State:
