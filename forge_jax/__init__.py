@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from forge_jax.generation import Session as Session
     from forge_jax.generation import generate as generate
     from forge_jax.generation import stream as stream
+    from forge_jax.generation.speculation import DraftModel as DraftModel
+    from forge_jax.generation.speculation import EarlyExit as EarlyExit
+    from forge_jax.generation.speculation import Lookup as Lookup
     from forge_jax.inspection import Inspection as Inspection
     from forge_jax.inspection import inspect as inspect
     from forge_jax.loading import Model as Model
@@ -57,6 +60,7 @@ HOMES = {
     "evaluation": ("Evaluation", "evaluate"),
     "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),
     "generation": ("Session", "generate", "stream"),
+    "generation.speculation": ("DraftModel", "EarlyExit", "Lookup"),
     "inspection": ("Inspection", "inspect"),
     "loading": ("Model",),
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),

@@ -18,6 +18,7 @@ from jax import Array
 from forge_jax import cache as caches
 from forge_jax import decoder, text
 from forge_jax.config import ForgeConfig, unsupported
+from forge_jax.forge_drafts import ForgeDrafts
 from forge_jax.forge_files import ForgeFiles, Summary
 from forge_jax.generation import Session, capacity
 from forge_jax.generation.session import compute_dtype
@@ -32,7 +33,7 @@ SIZES: Mapping[str, int] = {"dim": 256, "n_layers": 6, "n_heads": 8, "max_seq_le
 """Of a model that nothing was said of; smaller than a bare ForgeConfig, as they always were."""
 
 
-class Forge(ForgeFiles):
+class Forge(ForgeFiles, ForgeDrafts):
     """A language model.
 
     >>> model = Forge(config=ForgeConfig(dim=64, n_layers=2, n_heads=2))      # new, random weights
@@ -339,6 +340,7 @@ class Forge(ForgeFiles):
             seed=seed,
             cache_dtype=self._cache_dtype() if cache_dtype is None else cache_dtype,
             programs=self.model.programs,
+            draft=self.draft,
         )
         return self.session
 
@@ -350,18 +352,21 @@ class Forge(ForgeFiles):
     def complete(self, prompt: Any, **options: Any) -> Any:
         """Complete a text (or a list of texts); gives text (or texts). Options: `forge_jax.text.complete`."""
         several = not isinstance(prompt, str)
-        replies, _ = text.complete(self.model, list(prompt) if several else [prompt], **options)
+        replies, _ = text.complete(self.model, list(prompt) if several else [prompt], **self._drafted(options))
         return [reply.text for reply in replies] if several or len(replies) > 1 else replies[0].text
+
+    def _drafted(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"draft": self.draft} | options
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Answer a message, or a list of {"role", "content"} messages, through the model's chat template."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        replies, _ = text.complete(self.model, [turns], **options)
+        replies, _ = text.complete(self.model, [turns], **self._drafted(options))
         return replies[0].text
 
     def stream(self, prompt: Any, **options: Any) -> text.TextStream:
         """Complete a text, or a chat given as messages, piece by piece. Options: `forge_jax.text.stream`."""
-        return text.stream(self.model, prompt, **options)
+        return text.stream(self.model, prompt, **self._drafted(options))
 
 
 def cross_entropy(logits_BTV: Array, targets_BT: Array, ignore_index: int) -> Array:

@@ -1,6 +1,6 @@
 """The part of `Forge` that reads and writes files and turns weights into other weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -205,17 +205,3 @@ class ForgeFiles:
     def set_adapter(self, adapter_name: str | None) -> None:
         """Choose the active adapter: not implemented yet."""
         raise later("set_adapter", "no adapter can be loaded yet")
-
-    # -------------------------------------------------------------------------------------------- speculation
-    def enable_speculative_decoding(self, draft_model: Any, num_speculative_tokens: int = 4) -> None:
-        """Draft with a smaller model: not implemented yet."""
-        raise later("speculative decoding", "use generate, which gives the same tokens")
-
-    def disable_speculative_decoding(self) -> None:
-        """Stop drafting. Nothing to stop yet."""
-
-    def generate_speculative(
-        self, input_ids: Sequence[Sequence[int]], max_new_tokens: int = 100, **options: Any
-    ) -> Any:
-        """Generate with drafts: not implemented yet."""
-        raise later("speculative decoding", "use generate, which gives the same tokens")

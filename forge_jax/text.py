@@ -10,6 +10,7 @@ from typing import Any
 from converters.tokenizer import StopStrings, StreamDecoder, Tokenizer
 from forge_jax.generation import Session
 from forge_jax.generation.session import FinishReason, Output
+from forge_jax.generation.speculation import Drafter, DraftModel, Report
 from forge_jax.loading import Model
 from forge_jax.sampling import SamplingParams
 
@@ -26,14 +27,16 @@ class Stats:
     prompt_seconds: float
     seconds: float
     peak_bytes: int
+    speculation: Report | None = None
 
     def __str__(self) -> str:
-        """One line: prompt tok/s, generation tok/s, time to first token, peak memory."""
+        """One line: prompt tok/s, generation tok/s, time to first token, peak memory, and what drafts did."""
         decoding = max(self.seconds - self.prompt_seconds, 1e-9)
         return (
             f"prompt {self.prompt_tokens} tokens, {self.prompt_tokens / max(self.prompt_seconds, 1e-9):.1f} tok/s | "
             f"generation {self.new_tokens} tokens, {max(self.new_tokens - 1, 0) / decoding:.1f} tok/s | "
             f"time to first token {self.prompt_seconds:.3f} s | peak memory {self.peak_bytes / 1e9:.2f} GB"
+            + ("" if self.speculation is None else f" | {self.speculation}")
         )
 
 
@@ -82,6 +85,27 @@ def stop_ids(model: Model) -> tuple[int, ...]:
     listed = given if isinstance(given, list) else [] if given is None else [given]
     known = model.tokenizer.eos_ids if model.tokenizer is not None else ()
     return tuple(sorted({i for i in (*known, *listed) if isinstance(i, int) and 0 <= i < model.spec.logits}))
+
+
+def drafter(model: Model, draft: Drafter | Model | None) -> Drafter | None:
+    """What drafts for a model; a loaded model drafts if its tokenizer knows the same tokens.
+
+    Raises:
+        ValueError: it knows others.
+    """
+    if not isinstance(draft, Model):
+        return draft
+    if model.tokenizer and draft.tokenizer and not model.tokenizer.agrees(draft.tokenizer):
+        raise ValueError(
+            f"{draft.path}: its tokenizer knows other tokens than that of {model.path}; "
+            "a draft model must have the same vocabulary as the model that it drafts for"
+        )
+    return DraftModel(draft.spec, draft.params)
+
+
+def known_ids(model: Model) -> int:
+    """How many ids the tokenizer knows; all that have logits where there is none."""
+    return model.spec.logits if model.tokenizer is None else model.tokenizer.vocab_size
 
 
 class Texts:
@@ -158,13 +182,20 @@ class TextStream:
                 yield piece
             if self.session.done:
                 return
-            self.session.advance(1)
+            self.session.advance(self.session.stride)
 
     @property
     def stats(self) -> Stats:
         """The figures so far."""
         made = len(self.session.ids()[0])
-        return Stats(self.prompt_tokens, made, self.first - self.start, self.last - self.start, peak_bytes())
+        return Stats(
+            self.prompt_tokens,
+            made,
+            self.first - self.start,
+            self.last - self.start,
+            peak_bytes(),
+            self.session.speculation,
+        )
 
     @property
     def reply(self) -> Reply:
@@ -181,6 +212,7 @@ def stream(
     stop: Sequence[str] = (),
     seed: int = 0,
     cache_dtype: Any = None,
+    draft: Drafter | Model | None = None,
 ) -> TextStream:
     """Complete one prompt (a text, a chat, or ids) piece by piece. Options as in `complete`."""
     start = time.perf_counter()
@@ -196,6 +228,7 @@ def stream(
         cache_dtype=cache_dtype,
         known_ids=need_tokenizer(model).vocab_size,
         programs=model.programs,
+        draft=drafter(model, draft),
     )
     return TextStream(model, ids, session, stop, start)
 
@@ -210,6 +243,7 @@ def complete(
     n: int = 1,
     seed: int = 0,
     cache_dtype: Any = None,
+    draft: Drafter | Model | None = None,
 ) -> tuple[list[Reply], Stats]:
     """Complete a batch of prompts of any lengths: texts, chats or ids.
 
@@ -220,9 +254,11 @@ def complete(
         n: replies for each prompt, next to each other in the result.
         seed: for rows whose sampling has none.
         cache_dtype: how keys and values are kept: "int8", for example (see `Session`).
+        draft: what drafts tokens, to be faster: `forge.Lookup()`, `forge.EarlyExit(layers=8)`, a smaller model of the
+            same vocabulary (loaded, or as a `forge.DraftModel`). The text is the same.
 
     Raises:
-        ValueError: an empty prompt, or more tokens than the context holds.
+        ValueError: an empty prompt, more tokens than the context holds, or a draft model of another vocabulary.
     """
     start = time.perf_counter()
     rows = [ids_of(model, prompt) for prompt in prompts]
@@ -238,6 +274,7 @@ def complete(
         cache_dtype=cache_dtype,
         known_ids=need_tokenizer(model).vocab_size,
         programs=model.programs,
+        draft=drafter(model, draft),
     )
     first = time.perf_counter()
     texts = Texts(model, session, [row for row in rows for _ in range(n)], stop)
@@ -245,9 +282,11 @@ def complete(
         texts.take()
         if session.done:
             break
-        session.advance(8 if stop else None)
+        session.advance(max(8, session.stride) if stop else None)
     made = sum(map(len, session.ids()))
-    stats = Stats(sum(map(len, rows)), made, first - start, time.perf_counter() - start, peak_bytes())
+    stats = Stats(
+        sum(map(len, rows)), made, first - start, time.perf_counter() - start, peak_bytes(), session.speculation
+    )
     return texts.replies(), stats
 
 

@@ -74,6 +74,10 @@ class Tokenizer(ABC):
         """One more than the largest id. A model's embedding may have more rows (padding), never fewer."""
         return len(self._lexicon.tokens)
 
+    def agrees(self, other: "Tokenizer") -> bool:
+        """Whether every id that both vocabularies have stands for the same bytes."""
+        return all(a == b for a, b in zip(self._lexicon.pieces, other._lexicon.pieces, strict=False))
+
     @property
     def bos_id(self) -> int | None:
         """The id that begins a text, None if the vocabulary has none. `encode` may or may not add it."""

@@ -21,6 +21,7 @@ def add(commands: options.Commands) -> None:
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="the text; or pipe it in; or --prompt-file")
     options.add_model(parser)
     options.add_settings(parser)
+    options.add_drafts(parser)
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file (UTF-8)")
     parser.add_argument("--n", type=int, default=1, help="so many texts for the prompt (with a temperature)")
     parser.add_argument("--cache", metavar="CODEC", help=options.CACHE_HELP)
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     given = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "stop": args.stop, "seed": args.seed}
     given["cache_dtype"] = args.cache
+    given["draft"] = options.drafter(args, model)
     with Watch() as watch:
         if args.n == 1:
             stream = watch.begin(lambda: text.stream(model, turns, **given))

@@ -3,12 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forge_jax.generation.speculation import Drafter
     from forge_jax.loading import Model
     from forge_jax.sampling import SamplingParams
 
@@ -106,6 +107,35 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, setting in SETTINGS.items():
         group.add_argument(f"--{name}", type=setting.read, default=setting.default, metavar="N", help=setting.help)
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+
+
+def add_drafts(parser: argparse.ArgumentParser) -> None:
+    """What drafts tokens."""
+    group = parser.add_argument_group("speculative decoding: the same text, faster where drafts are right")
+    kind = group.add_mutually_exclusive_group()
+    kind.add_argument("--lookup", action="store_true", help="draft what followed earlier: for texts that repeat")
+    kind.add_argument("--draft", metavar="MODEL", help="draft with a smaller model of the same vocabulary")
+    group.add_argument("--draft-tokens", type=int, metavar="N", help="tokens drafted a round (lookup 8, model 4)")
+
+
+def drafter(args: argparse.Namespace, model: "Model") -> "Drafter | None":
+    """What the options ask for.
+
+    Raises:
+        ValueError: a number of drafts without drafts, or a draft model of another vocabulary.
+    """
+    from forge_jax import loading, text
+    from forge_jax.generation.speculation import Lookup
+
+    if not args.lookup and not args.draft:
+        if args.draft_tokens is not None:
+            raise ValueError("--draft-tokens without drafts; add --lookup or --draft MODEL")
+        return None
+    draft: Any = Lookup()
+    if args.draft:
+        loaded = loading.load(args.draft, dtype=args.dtype, progress=sys.stderr.isatty())
+        draft = text.drafter(model, loaded)
+    return draft if args.draft_tokens is None else replace(draft, tokens=args.draft_tokens)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, int | float | None]:

@@ -5,6 +5,7 @@ length. The last token of a row is pending: chosen, in the history, not yet in t
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,23 @@ class Record:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Drafting:
+    """What drafting carries (`generation.speculation`), and what it counted so far, scalars over all rows.
+
+    memory: what the drafter remembers. length: drafts of the next round. passes: of the model. rounds: passes that
+    verified drafts. proposed, accepted: drafts.
+    """
+
+    memory: Any
+    length: Array
+    passes: Array
+    rounds: Array
+    proposed: Array
+    accepted: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class State:
     """Everything that generation carries from token to token.
 
@@ -43,6 +61,7 @@ class State:
     done_B: Array
     nan_B: Array
     record: Record | None = None
+    drafting: Drafting | None = None
 
 
 def prefill(
@@ -60,21 +79,37 @@ def prefill(
     x_BTD, new = hidden(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
     if new is None:
         raise ValueError("prefill needs a cache")
+    return last_logits(spec, params, x_BTD, order_BT, logits_BV, ctx), new
+
+
+def last_logits(spec: ModelSpec, params: Tree, x_BTD: Array, order_BT: Array, logits_BV: Array, ctx: Context) -> Array:
+    """The logits after the last token of each row of a piece; `logits_BV` for a row that has none in it."""
     count_B = (order_BT >= 0).sum(1)
     last_B1 = jnp.maximum(count_B - 1, 0)[:, None]
     logits = readout(spec, params, jnp.take_along_axis(x_BTD, last_B1[:, :, None], axis=1), ctx)[:, 0]
-    return jnp.where((count_B > 0)[:, None], logits, logits_BV), new
+    return jnp.where((count_B > 0)[:, None], logits, logits_BV)
 
 
-def choose(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, state: State) -> State:
-    """Draw the next token of every row that is not done; it becomes the row's pending token."""
+def pending(history: History) -> tuple[Array, Array]:
+    """The last token of every row, and its order."""
+    last_B = jnp.maximum(history.length_B - 1, 0)
+    return jnp.take_along_axis(history.tokens_BS, last_B[:, None], axis=1)[:, 0], last_B
+
+
+def choose(
+    plan: SamplerPlan, values: SamplerValues, logits_BV: Array, state: State, turn_B: Array | None = None
+) -> State:
+    """Draw the next token of every row that is not done; it becomes the row's pending token.
+
+    turn_B: rows that are to have a token; None: all.
+    """
     token_B, info = sample(plan, values, logits_BV, state.history)
-    active_B = ~state.done_B
+    active_B = ~state.done_B if turn_B is None else ~state.done_B & turn_B
     nan_B = state.nan_B | (active_B & info["nan"])
     place_B = jnp.where(active_B, state.history.length_B, state.history.tokens_BS.shape[1])
     history = update_history(state.history, token_B, active_B)
     stopped_B = (values.stop_ids_BE == token_B[:, None]).any(1)
-    done_B = state.done_B | nan_B | stopped_B | (history.length_B >= state.limit_B)
+    done_B = state.done_B | nan_B | active_B & (stopped_B | (history.length_B >= state.limit_B))
     record = state.record
     if record is not None:
         rows = jnp.arange(token_B.shape[0])
@@ -88,11 +123,9 @@ def choose(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, state: St
 
 def step(spec: ModelSpec, plan: SamplerPlan, params: Tree, values: SamplerValues, state: State, ctx: Context) -> State:
     """Put each row's pending token through the model and choose the next one."""
-    history = state.history
-    last_B = jnp.maximum(history.length_B - 1, 0)
-    pending_B1 = jnp.take_along_axis(history.tokens_BS, last_B[:, None], axis=1)
+    token_B, last_B = pending(state.history)
     order_B1 = jnp.where(state.done_B, -1, last_B)[:, None]
-    x_B1D, cache = hidden(spec, params, Inputs(pending_B1, order_B1), state.cache, ctx)
+    x_B1D, cache = hidden(spec, params, Inputs(token_B[:, None], order_B1), state.cache, ctx)
     if cache is None:
         raise ValueError("step needs a cache")
     return choose(plan, values, readout(spec, params, x_B1D, ctx)[:, 0], replace(state, cache=cache))

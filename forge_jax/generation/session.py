@@ -4,10 +4,7 @@ A session holds the only reference to its state, which every call donates, so th
 interrupt never falls between a call and the storing of its result: a session that was interrupted can go on.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,11 +14,14 @@ import numpy as np
 from jax import Array
 
 from forge_jax import cache as caches
-from forge_jax.decoder import forward
-from forge_jax.generation import loop
+from forge_jax.generation.asked import check_prompts, wanted
+from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
-from forge_jax.generation.loop import Record, State
+from forge_jax.generation.loop import Drafting, Record, State
+from forge_jax.generation.programs import FRUGAL, LOCAL, Programs
 from forge_jax.generation.sizes import capacity, chunks
+from forge_jax.generation.speculation import Drafter, Report, rounds
+from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
 from forge_jax.params import Tree, flatten
 from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
@@ -43,44 +43,6 @@ class Output:
     finish_reason: FinishReason | None
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[dict[int, float], ...] | None = None
-
-
-@dataclass(frozen=True)
-class Programs:
-    """The compiled functions that run a model. `LOCAL` is for one device; forge_jax.parallel makes others.
-
-    forward: (spec, params, inputs, cache) to (logits, cache), the cache donated.
-    """
-
-    forward: Callable[..., tuple[Array, caches.Cache | None]]
-    prefill: Callable[..., tuple[Array, caches.Cache]]
-    choose: Callable[..., State]
-    advance: Callable[..., State]
-    new_cache: Callable[..., caches.Cache]
-
-
-def local_programs(options: dict[str, str] | None = None) -> Programs:
-    """The programs for one device; `options` are XLA's, for those that read prompts and make tokens."""
-    return Programs(
-        forward=jax.jit(forward, static_argnames=("spec",), donate_argnames=("cache",)),
-        prefill=jax.jit(
-            loop.prefill,
-            static_argnames=("spec", "ctx"),
-            donate_argnames=("cache", "logits_BV"),
-            compiler_options=options,
-        ),
-        choose=jax.jit(loop.choose, static_argnames=("plan",)),  # hands on what it does not change, without a copy
-        advance=jax.jit(
-            loop.advance, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",), compiler_options=options
-        ),
-        new_cache=jax.jit(caches.init, static_argnames=("spec", "batch", "length", "slack", "dtype", "paging")),
-    )
-
-
-LOCAL = local_programs()
-# XLA for CPUs would open the packed weights of all layers at once, to have work for many threads: a step of SmolLM2 in
-# Q4_1 would take 136 MB beside its weights, not 4, and no less time
-FRUGAL = local_programs({"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})
 
 
 class Session:
@@ -106,6 +68,8 @@ class Session:
         layout: Layout = "dense",
         known_ids: int | None = None,
         programs: Programs = LOCAL,
+        draft: Drafter | None = None,
+        draft_always: bool = False,
     ) -> None:
         """Read the prompts and choose the first token of each row.
 
@@ -120,6 +84,8 @@ class Session:
                 `forge_jax.cache.policy`); None: in the dtype of the parameters.
             layout: "paged" for rows that share what they begin with (see `forge_jax.generation.layouts`).
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
+            draft: drafts tokens (`generation.speculation`): faster where it guesses well, the same text always.
+            draft_always: go on drafting where the clock says that it does not pay.
 
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
@@ -132,16 +98,26 @@ class Session:
         self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed)
         if known_ids is not None and known_ids < spec.logits:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
+        self.drafter, self.pace, self.compiled = draft, Pace(BURST, draft_always), 0
+        if draft is not None:
+            draft.check(spec, params, spec.logits if known_ids is None else known_ids)
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         kept = caches.policy(cache_dtype, compute_dtype(params))
-        self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": BURST, "dtype": kept})
+        slack = BURST + (draft.tokens if draft else 0)
+        self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": slack, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
-        cache = self.layout.empty(len(rows), size)
-        logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
+        cache, drafting = self.layout.empty(len(rows), size), self.no_drafts(len(rows), size)
+        logits, cache, drafting = self.read(cache, drafting, size, rows, [0] * len(rows), fresh=True)
         if n > 1:
             logits, cache = jnp.repeat(logits, n, axis=0), self.layout.repeat(cache, n)
-        self.begin(cache, size, [row for row in rows for _ in range(n)], new_tokens, logits)
+            drafting = drafting and rounds.repeat(drafting, n)
+        self.begin(cache, drafting, size, [row for row in rows for _ in range(n)], new_tokens, logits)
+
+    def no_drafts(self, rows: int, size: int) -> Drafting | None:
+        """What drafting carries before the first token; None without a drafter."""
+        drafter = self.drafter
+        return None if drafter is None else rounds.start(drafter, self.spec, rows, size, compute_dtype(self.params))
 
     def room(self, rows: list[list[int]], max_new_tokens: int | Sequence[int] | None) -> tuple[int, list[int]]:
         """The cache size to begin with, and the new tokens of each row. More room is made when it is needed."""
@@ -152,7 +128,13 @@ class Session:
         return capacity(first, self.spec.max_seq_len), new_tokens
 
     def begin(
-        self, cache: caches.Cache, size: int, rows: list[list[int]], new_tokens: list[int], logits: Array
+        self,
+        cache: caches.Cache,
+        drafting: Drafting | None,
+        size: int,
+        rows: list[list[int]],
+        new_tokens: list[int],
+        logits: Array,
     ) -> None:
         """Start the history after the prompts `rows`, with room for `size` tokens; choose the first token of each."""
         tokens = np.zeros((self.batch, size), np.int32)
@@ -162,14 +144,22 @@ class Session:
         history = start_history(self.plan, jnp.asarray(tokens), jnp.asarray(self.start_lengths), self.spec.logits)
         limit = jnp.asarray(self.start_lengths + np.array(new_tokens, np.int32))
         done = limit <= history.length_B
-        state = State(cache, history, limit, done, jnp.zeros_like(done), new_record(self.plan, self.batch, size))
+        record = new_record(self.plan, self.batch, size)
+        state = State(cache, history, limit, done, jnp.zeros_like(done), record, drafting)
         self.state = self.programs.choose(self.plan, self.values, logits, state)
         self.check()
 
     # -------------------------------------------------------------------------------------------- reading
     def read(
-        self, cache: caches.Cache, size: int, rows: list[list[int]], starts: Sequence[int], *, fresh: bool
-    ) -> tuple[Array, caches.Cache]:
+        self,
+        cache: caches.Cache,
+        drafting: Drafting | None,
+        size: int,
+        rows: list[list[int]],
+        starts: Sequence[int],
+        *,
+        fresh: bool,
+    ) -> tuple[Array, caches.Cache, Drafting | None]:
         """Put tokens of every row through the model, from the order `starts` on. Returns the last logits, the cache.
 
         No piece is longer than `size`, the tokens that the cache is for.
@@ -185,9 +175,14 @@ class Session:
                 tokens[i, : len(piece)] = piece
                 order[i, : len(piece)] = np.arange(len(piece)) + starts[i] + at
             ctx = Context(fresh=fresh and at == 0)
-            logits, cache = self.programs.prefill(self.spec, self.params, cache, tokens, order, logits, ctx)
+            piece = (cache, tokens, order, logits, ctx)
+            if self.drafter is None or drafting is None:
+                logits, cache = self.programs.prefill(self.spec, self.params, *piece)
+            else:
+                held = (self.drafter, drafting)
+                logits, cache, drafting = self.programs.learn(self.spec, self.params, *held, *piece)
             at += width
-        return logits, cache
+        return logits, cache, drafting
 
     # -------------------------------------------------------------------------------------------- decoding
     def advance(self, count: int | None = None) -> bool:
@@ -197,6 +192,8 @@ class Session:
             ValueError: the logits of a row are not numbers.
         """
         left = self.spec.max_seq_len if count is None else count
+        if self.drafter is not None:
+            return self.speculate(self.drafter, left)
         while left > 0 and not self.done:
             burst = min(left, BURST)
             with uninterrupted():
@@ -207,6 +204,42 @@ class Session:
             self.check()
             left -= burst
         return not self.done
+
+    def speculate(self, drafter: Drafter, count: int) -> bool:
+        """`advance` with drafts."""
+        ends = np.minimum(self.lengths() + count, self.spec.max_seq_len).astype(np.int32)
+
+        def burst(passes: int, drafts: bool) -> State:
+            near = np.minimum(ends, self.lengths() + BURST).astype(np.int32)  # what `make_room` has made room for
+            given = (self.spec, self.plan, self.params, drafter, self.values, self.state, np.int32(passes), near)
+            return self.programs.speculate(*given, np.bool_(drafts), Context())
+
+        while ((self.lengths() < ends) & ~np.asarray(self.state.done_B)).any():
+            with uninterrupted():
+                self.make_room(BURST)
+                if (size := self.state.history.tokens_BS.shape[1]) != self.compiled:
+                    self.state, self.compiled = burst(0, False), size  # no pass: what is timed is compiled before
+                self.state = self.pace.run(burst, self.state)
+            self.check()
+        return not self.done
+
+    def lengths(self) -> np.ndarray:
+        """The tokens of every row."""
+        return np.asarray(self.state.history.length_B)
+
+    @property
+    def stride(self) -> int:
+        """How many tokens a row one pass of the model may give."""
+        return 1 if self.drafter is None else 1 + self.drafter.tokens
+
+    @property
+    def speculation(self) -> Report | None:
+        """What drafts did so far; None without a drafter."""
+        counted = self.state.drafting
+        if counted is None:
+            return None
+        passes, rounds, proposed, accepted = counted.passes, counted.rounds, counted.proposed, counted.accepted
+        return Report(int(passes), int(rounds), int(proposed), int(accepted), self.pace.on)
 
     def make_room(self, count: int) -> None:
         """Double the cache if the next `count` tokens would not fit."""
@@ -227,7 +260,8 @@ class Session:
         cache = self.layout.widen(old.cache, self.batch, size)
         empty = np.zeros((self.batch, size), np.int32)
         history = replace(old.history, tokens_BS=jnp.asarray(empty))
-        wider = replace(old, cache=cache, history=history, record=new_record(self.plan, self.batch, size))
+        record, drafting = new_record(self.plan, self.batch, size), self.no_drafts(self.batch, size)
+        wider = replace(old, cache=cache, history=history, record=record, drafting=drafting)
         self.state = caches.widen(replace(old, cache=cache), wider)
 
     @property
@@ -281,7 +315,7 @@ class Session:
             given = max(map(len, rows))
             if self.done:
                 return
-            self.advance(1)
+            self.advance(self.stride)
 
     # -------------------------------------------------------------------------------------------- editing
     def finish(self, row: int, count: int) -> None:
@@ -293,8 +327,11 @@ class Session:
         self.stale |= caches.recurrent(self.spec) and length[row] < int(self.state.history.length_B[row])
         with uninterrupted():
             history = replace(self.state.history, length_B=jnp.asarray(length))
-            cache = caches.rewind(self.state.cache, jnp.asarray(length - 1))
-            self.state = replace(self.state, cache=cache, history=history, done_B=jnp.asarray(done))
+            cache, drafting = caches.rewind(self.state.cache, jnp.asarray(length - 1)), self.state.drafting
+            if self.drafter is not None and drafting is not None:
+                drafting = replace(drafting, memory=self.drafter.rewind(drafting.memory, jnp.asarray(length - 1)))
+            done_B = jnp.asarray(done)
+            self.state = replace(self.state, cache=cache, history=history, done_B=done_B, drafting=drafting)
 
     def extend(self, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int] | None = None) -> None:
         """Append more prompt tokens to every row and make it unfinished again; the cache is kept.
@@ -315,47 +352,17 @@ class Session:
             size = max(size, tokens.shape[1])
             # the last token was pending: it is read together with what follows
             starts = np.zeros_like(lengths) if self.stale else lengths - 1
-            cache = self.state.cache
+            cache, drafting = self.state.cache, self.state.drafting
             if self.stale:
                 cache = self.layout.empty(self.batch, size)
+                drafting = drafting and rounds.forget(drafting, self.no_drafts(self.batch, size))
             pending = [text[start:] for text, start in zip(whole, starts, strict=True)]
-            logits, cache = self.read(cache, size, pending, starts.tolist(), fresh=self.stale)
+            logits, cache, drafting = self.read(cache, drafting, size, pending, starts.tolist(), fresh=self.stale)
             self.stale = False
-            self.begin(cache, size, whole, new_tokens, logits)
+            self.begin(cache, drafting, size, whole, new_tokens, logits)
 
 
 # ------------------------------------------------------------------------------------------------ helpers
-def check_prompts(rows: list[list[int]], vocab_size: int, n: int) -> None:
-    """Raise ValueError for no prompts, an empty one, or ids outside the vocabulary."""
-    if not rows or n < 1:
-        raise ValueError(f"generation: {len(rows)} prompts and n = {n}; both must be at least 1")
-    for i, row in enumerate(rows):
-        if not row:
-            raise ValueError(f"generation: prompt {i} is empty; give at least one token, for example the bos id")
-        if min(row) < 0 or max(row) >= vocab_size:
-            odd = next(t for t in row if not 0 <= t < vocab_size)
-            raise ValueError(
-                f"generation: prompt {i} has the id {odd}, outside the model's vocabulary of {vocab_size}; "
-                "the tokenizer belongs to another model"
-            )
-
-
-def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit: int) -> list[int]:
-    """New tokens of each row: as asked, or as many as the context still holds.
-
-    Raises:
-        ValueError: a prompt that fills the context, a negative number, or too few numbers.
-    """
-    if over := [length for length in lengths if length > limit]:
-        raise ValueError(f"generation: a prompt of {over[0]} tokens is longer than the model's context of {limit}")
-    if max_new_tokens is None:
-        return [limit - length for length in lengths]
-    new = [int(max_new_tokens)] * len(lengths) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if len(new) != len(lengths) or min(new) < 0:
-        raise ValueError(f"generation: max_new_tokens = {max_new_tokens!r} for {len(lengths)} rows; expected 0 or more")
-    return new
-
-
 def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
     """An empty record, if the plan reports log-probabilities."""
     if plan.logprobs is None:
@@ -367,23 +374,6 @@ def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
 def compute_dtype(params: Tree) -> Any:
     """The dtype that activations have: that of a row of the embedding."""
     return jax.eval_shape(lambda table: take(table, jnp.zeros((), jnp.int32)), params["embed"]).dtype
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done. None arrives outside the main thread, or where it is ignored."""
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield
-        return
-    caught: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
 
 
 def generate(spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any) -> list[Output]:

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FRONT = {
     "forge",
+    "forge_drafts",
     "forge_files",
     "loading",
     "text",
