@@ -32,3 +32,23 @@ def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit
     if len(new) != len(lengths) or min(new) < 0:
         raise ValueError(f"generation: max_new_tokens = {max_new_tokens!r} for {len(lengths)} rows; expected 0 or more")
     return new
+
+
+def check_invariant(room: int | None, layout: str, draft: object) -> None:
+    """Raise ValueError where rows cannot be computed apart: from pages that they share, or with drafts, of which there
+    are more or fewer as the other rows take theirs."""
+    if room is not None and layout != "dense":
+        raise ValueError(f"generation: invariant={room} needs layout='dense', whose rows share nothing; not {layout!r}")
+    if room is not None and draft is not None:
+        raise ValueError(
+            f"generation: invariant={room} beside a drafter: passes would differ with the other rows; leave one out"
+        )
+
+
+def check_room(length: int, room: int | None) -> None:
+    """Raise ValueError for a text that is longer than what every cache of an invariant session has room for."""
+    if room is not None and length > room:
+        raise ValueError(
+            f"generation: {length} tokens (prompt and what is to be generated) in a session with invariant={room}; "
+            "ask for fewer, or give all sessions that are compared a larger number"
+        )

@@ -14,12 +14,12 @@ import numpy as np
 from jax import Array
 
 from forge_jax import cache as caches
-from forge_jax.generation.asked import check_prompts, wanted
+from forge_jax.generation.asked import check_invariant, check_prompts, check_room, wanted
 from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
 from forge_jax.generation.loop import Drafting, Record, State
 from forge_jax.generation.programs import FRUGAL, LOCAL, Programs
-from forge_jax.generation.sizes import capacity, chunks
+from forge_jax.generation.sizes import capacity, chunks, equal_chunks
 from forge_jax.generation.speculation import Drafter, Report, rounds
 from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
@@ -70,6 +70,7 @@ class Session:
         programs: Programs = LOCAL,
         draft: Drafter | None = None,
         draft_always: bool = False,
+        invariant: int | None = None,
     ) -> None:
         """Read the prompts and choose the first token of each row.
 
@@ -86,6 +87,8 @@ class Session:
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
             draft: drafts tokens (`generation.speculation`): faster where it guesses well, the same text always.
             draft_always: go on drafting where the clock says that it does not pay.
+            invariant: compute rows one after another (`forge_jax.rowwise`), with room for so many tokens whatever is
+                asked: in sessions with the same number, a row has the same bits alone and in any batch.
 
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
@@ -105,6 +108,8 @@ class Session:
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         kept = caches.policy(cache_dtype, compute_dtype(params))
         slack = BURST + (draft.tokens if draft else 0)
+        check_invariant(invariant, layout, draft)
+        self.invariant, self.ctx = invariant, Context(apart=invariant is not None)
         self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": slack, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
         cache, drafting = self.layout.empty(len(rows), size), self.no_drafts(len(rows), size)
@@ -124,6 +129,9 @@ class Session:
         new_tokens = wanted(max_new_tokens, list(map(len, rows)), self.spec.max_seq_len)
         for row, new in zip(rows, new_tokens, strict=True):
             capacity(len(row) + new, self.spec.max_seq_len)  # all of it must fit the context in the end
+            check_room(len(row) + new, self.invariant)
+        if self.invariant is not None:
+            return capacity(self.invariant, self.spec.max_seq_len), new_tokens
         first = min(max(map(len, rows)) + FIRST, self.spec.max_seq_len)  # whatever is asked: one program for all
         return capacity(first, self.spec.max_seq_len), new_tokens
 
@@ -168,13 +176,13 @@ class Session:
         stops = [start + len(row) for start, row in zip(starts, rows, strict=True)]
         cache = self.layout.admit(cache, rows) if fresh else self.layout.room(cache, starts, stops)
         at = 0
-        for width in chunks(max(map(len, rows)), size):
+        for width in (chunks if self.invariant is None else equal_chunks)(max(map(len, rows)), size):
             tokens, order = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
             for i, row in enumerate(rows):
                 piece = row[at : at + width]
                 tokens[i, : len(piece)] = piece
                 order[i, : len(piece)] = np.arange(len(piece)) + starts[i] + at
-            ctx = Context(fresh=fresh and at == 0)
+            ctx = replace(self.ctx, fresh=fresh and at == 0)
             piece = (cache, tokens, order, logits, ctx)
             if self.drafter is None or drafting is None:
                 logits, cache = self.programs.prefill(self.spec, self.params, *piece)
@@ -199,7 +207,7 @@ class Session:
             with uninterrupted():
                 self.make_room(burst)
                 self.state = self.programs.advance(
-                    self.spec, self.plan, self.params, self.values, self.state, np.int32(burst), Context()
+                    self.spec, self.plan, self.params, self.values, self.state, np.int32(burst), self.ctx
                 )
             self.check()
             left -= burst
@@ -212,7 +220,7 @@ class Session:
         def burst(passes: int, drafts: bool) -> State:
             near = np.minimum(ends, self.lengths() + BURST).astype(np.int32)  # what `make_room` has made room for
             given = (self.spec, self.plan, self.params, drafter, self.values, self.state, np.int32(passes), near)
-            return self.programs.speculate(*given, np.bool_(drafts), Context())
+            return self.programs.speculate(*given, np.bool_(drafts), self.ctx)
 
         while ((self.lengths() < ends) & ~np.asarray(self.state.done_B)).any():
             with uninterrupted():

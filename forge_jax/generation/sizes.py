@@ -1,6 +1,7 @@
 """The few sizes that programs are compiled for, so that no length of a prompt or a text compiles again."""
 
 CHUNK = 512  # prompts longer than this are read in pieces of this length
+EQUAL = 64  # tokens of a piece where all must be alike
 
 
 def bucket(length: int, smallest: int = 16) -> int:
@@ -13,6 +14,12 @@ def chunks(length: int, limit: int) -> list[int]:
     whole, rest = divmod(length, CHUNK)
     sizes = [CHUNK] * whole + ([bucket(rest)] if rest else [])
     return [min(size, limit) for size in sizes]
+
+
+def equal_chunks(length: int, limit: int) -> list[int]:
+    """Pieces that are of one size however long the prompt is."""
+    size = min(EQUAL, limit)
+    return [size] * -(-length // size)
 
 
 def capacity(length: int, limit: int) -> int:

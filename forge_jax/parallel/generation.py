@@ -67,4 +67,4 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
     ) -> Cache:
         return init_cache(spec, batch, length, mesh=mesh, slack=slack, dtype=dtype, paging=paging, axis=axis)
 
-    return Programs(whole, prefill, LOCAL.choose, advance, new_cache)
+    return Programs(whole, prefill, LOCAL.choose, advance, new_cache, LOCAL.learn, LOCAL.speculate)

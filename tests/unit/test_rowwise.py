@@ -1,5 +1,6 @@
 """Rows computed apart: the same bits alone and in any batch, with a cache and without, loops and stacked layers."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -7,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from forge_jax import SamplingParams, Session, stack
 from forge_jax import cache as caches
-from forge_jax import stack
 from forge_jax.decoder import Inputs, forward
+from forge_jax.generation.speculation import Lookup
 from forge_jax.ops import Context
 from forge_jax.params import init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope, ShortConv
@@ -63,3 +65,35 @@ def test_without_a_cache_too() -> None:
     logits = partial(run, SPEC, params, ctx=APART)
     whole = logits(Inputs(ids, order))[0]
     np.testing.assert_array_equal(whole[3], logits(Inputs(ids[3:4], order[:1]))[0][0])
+
+
+def test_a_session_gives_the_same_text_and_the_same_bits_in_any_batch() -> None:
+    """Other rows are longer, so that without `invariant` there would be other pieces and a larger cache."""
+    params = init(SPEC, jax.random.key(2))
+    rng = np.random.default_rng(2)
+    rows = [rng.integers(0, 300, length).tolist() for length in (5, 11, 3)]
+    spec = replace(SPEC, max_seq_len=600)
+    long = rng.integers(0, 300, 300).tolist()
+    sampling = [SamplingParams(seed=i, logprobs=3, temperature=0.0 if i == 0 else 0.9) for i in range(4)]
+
+    def outputs(which: list[int], *more: list[int]) -> list[Any]:
+        chosen = [sampling[i] for i in which] + [sampling[3] for _ in more]
+        prompts = [rows[i] for i in which] + list(more)
+        session = Session(spec, params, prompts, max_new_tokens=20, sampling=chosen, invariant=400)
+        session.advance()
+        return session.outputs()
+
+    alone = [outputs([i])[0] for i in range(3)]
+    assert outputs([0, 1, 2]) == alone  # log-probabilities too, every bit
+    assert outputs([2, 0], long)[:2] == [alone[2], alone[0]]
+
+
+def test_what_cannot_be_invariant_is_an_error() -> None:
+    params = init(SPEC, jax.random.key(3))
+    for asked, words in (
+        ({"layout": "paged"}, "layout='dense'"),
+        ({"draft": Lookup()}, "beside a drafter"),
+        ({"max_new_tokens": 40}, "42 tokens .* invariant=32"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Session(SPEC, params, [[1, 2]], **{"invariant": 32, "max_new_tokens": 4, **asked})
