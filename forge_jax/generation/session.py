@@ -4,9 +4,6 @@ A session holds the only reference to its state, which every call donates, so th
 interrupt never falls between a call and the storing of its result: a session that was interrupted can go on.
 """
 
-import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,6 +16,8 @@ from jax import Array
 from forge_jax import cache as caches
 from forge_jax.decoder import forward
 from forge_jax.generation import loop
+from forge_jax.generation.held import Held, begun, left
+from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
 from forge_jax.generation.loop import Record, State
 from forge_jax.generation.sizes import capacity, chunks
@@ -104,6 +103,7 @@ class Session:
         seed: int = 0,
         cache_dtype: Any = None,
         layout: Layout = "dense",
+        held: Held | None = None,
         known_ids: int | None = None,
         programs: Programs = LOCAL,
     ) -> None:
@@ -119,6 +119,7 @@ class Session:
             cache_dtype: how keys and values are kept: a dtype, the name of a codec ("int8"), or rules by layer (see
                 `forge_jax.cache.policy`); None: in the dtype of the parameters.
             layout: "paged" for rows that share what they begin with (see `forge_jax.generation.layouts`).
+            held: what another session has read and left: the beginning of each prompt, which is not read again.
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
 
         Raises:
@@ -137,8 +138,12 @@ class Session:
         kept = caches.policy(cache_dtype, compute_dtype(params))
         self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": BURST, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
-        cache = self.layout.empty(len(rows), size)
-        logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
+        if held is None:
+            cache, starts = self.layout.empty(len(rows), size), [0] * len(rows)
+        else:
+            cache, size, starts = begun(spec, held, self.layout, rows, size)
+        pending = [row[start:] for row, start in zip(rows, starts, strict=True)]
+        logits, cache = self.read(cache, size, pending, starts, fresh=held is None)
         if n > 1:
             logits, cache = jnp.repeat(logits, n, axis=0), self.layout.repeat(cache, n)
         self.begin(cache, size, [row for row in rows for _ in range(n)], new_tokens, logits)
@@ -283,6 +288,13 @@ class Session:
                 return
             self.advance(1)
 
+    def held(self) -> Held:
+        """What has been read so far, to begin other sessions with: everything but the pending token of each row."""
+        if self.stale:
+            raise ValueError("generation: tokens were taken back from a running state; extend the session first")
+        tokens, lengths = np.asarray(self.state.history.tokens_BS), np.asarray(self.state.history.length_B)
+        return left(self.state.cache, [row[: n - 1].tolist() for row, n in zip(tokens, lengths, strict=True)])
+
     # -------------------------------------------------------------------------------------------- editing
     def finish(self, row: int, count: int) -> None:
         """End a row after its first `count` new tokens; what came later is forgotten, in the cache too."""
@@ -367,23 +379,6 @@ def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
 def compute_dtype(params: Tree) -> Any:
     """The dtype that activations have: that of a row of the embedding."""
     return jax.eval_shape(lambda table: take(table, jnp.zeros((), jnp.int32)), params["embed"]).dtype
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done. None arrives outside the main thread, or where it is ignored."""
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield
-        return
-    caught: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
 
 
 def generate(spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any) -> list[Output]:

@@ -10,6 +10,7 @@ FRONT = {
     "forge",
     "forge_files",
     "loading",
+    "prompt_cache",
     "text",
     "exporting",
     "exporting_packed",
