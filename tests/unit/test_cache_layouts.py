@@ -14,9 +14,10 @@ from parallel_check import QUICK
 
 from forge_jax import cache as caches
 from forge_jax import parallel
-from forge_jax.cache import Cache, Pages, Paging, Rows
 from forge_jax.decoder import Inputs, forward
 from forge_jax.generation import Session
+from forge_jax.generation.layouts import Dense, Paged
+from forge_jax.generation.session import local_programs
 from forge_jax.params import Tree, init
 from forge_jax.sampling import SamplingParams
 from forge_jax.spec import Attention, Block, Branch, Latent, Mlp, ModelSpec, Norm, Rope
@@ -35,7 +36,8 @@ PARAMS = init(SPEC, jax.random.key(0))
 LENGTHS = (29, 17, 29)
 IDS = np.random.default_rng(0).integers(0, 64, (3, 29))
 IDS[2, :16] = IDS[0, :16]
-PAGE, SLACK = 4, 9
+SLACK = 9
+LAYOUTS: dict[str, Any] = {"dense": Dense, "paged": partial(Paged, page=4)}
 CHUNKS = ((9, 9, 1, 1, 9), (9, 1, 1, 9, 9))
 RUN = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
 
@@ -55,57 +57,23 @@ def pieces(batch: int, sizes: tuple[int, ...]) -> Iterator[tuple[Inputs, list[in
         at += size
 
 
-class Tables:
-    """Pages for every kind of place, dealt out in no order."""
-
-    def __init__(self, batch: int) -> None:
-        self.rows = {}
-        for key, slots in (("full", 32), ("window6", 16)):
-            pool = Pages(batch * slots // PAGE + 3)
-            for page in np.random.default_rng(batch).permutation(list(pool.free)).tolist():
-                pool.free.move_to_end(page)
-            self.rows[key] = Rows(pool, PAGE, slots // PAGE, ring=key != "full")
-
-    @property
-    def paging(self) -> Paging:
-        return Paging(PAGE, tuple((key, len(rows.pool.users)) for key, rows in self.rows.items()))
-
-    def admit(self, texts: list[list[int]]) -> None:
-        for rows in self.rows.values():
-            for text in texts:
-                rows.admit(text)
-
-    def own(self, cache: Cache, starts: list[int], stops: list[int]) -> Cache:
-        places = dict(cache.places)
-        for key, rows in self.rows.items():
-            copies = [
-                pair for row, (a, b) in enumerate(zip(starts, stops, strict=True)) for pair in rows.own(row, a, b)
-            ]
-            if copies:
-                cache = caches.copy_pages(SPEC, cache, {key: jnp.asarray(np.array(copies).T)})
-            table = np.zeros((len(rows.tables), rows.width), np.int32)
-            for entries, pages in zip(table, rows.tables, strict=True):
-                entries[: len(pages)] = pages
-            places[key] = replace(places[key], table_BQ=jnp.asarray(table))
-        return replace(cache, places=places)
-
-
-def read(batch: int, kept: Any, layout: str, shards: int, sizes: tuple[int, ...], params: Tree = PARAMS) -> np.ndarray:
+def read(batch: int, kept: Any, how: str, shards: int, sizes: tuple[int, ...], params: Tree = PARAMS) -> np.ndarray:
     """Logits of all texts, piece by piece."""
-    tables = Tables(batch) if layout == "paged" else None
-    options = {"slack": SLACK, "dtype": caches.policy(kept), "paging": tables and tables.paging}
+    new: Any = caches.init
     run: Any = partial(RUN, SPEC)
     if shards > 1:
         mesh = parallel.make_mesh(shards)
-        params, cache = parallel.shard(SPEC, params, mesh), parallel.init_cache(SPEC, batch, 32, mesh=mesh, **options)
+        params, new = parallel.shard(SPEC, params, mesh), partial(parallel.init_cache, mesh=mesh)
         run = jax.jit(parallel.shard_mapped(forward, SPEC, mesh), compiler_options=QUICK)
-    else:
-        cache = caches.init(SPEC, batch, 32, **options)
-    if tables is not None:
-        tables.admit([IDS[row, : min(sizes[0], LENGTHS[row])].tolist() for row in range(batch)])
+    layout = LAYOUTS[how](SPEC, new, {"slack": SLACK, "dtype": caches.policy(kept)})
+    cache = layout.empty(batch, 32)
+    for rows in layout.rows.values() if isinstance(layout, Paged) else ():
+        for page in np.random.default_rng(batch).permutation(list(rows.pool.free)).tolist():
+            rows.pool.free.move_to_end(page)  # dealt out in no order
+    cache = layout.admit(cache, [IDS[row, : min(sizes[0], LENGTHS[row])].tolist() for row in range(batch)])
     out = []
     for call, starts, stops in pieces(batch, sizes):
-        cache = cache if tables is None else tables.own(cache, starts if out else stops, stops)
+        cache = layout.room(cache, starts if out else stops, stops)
         logits, cache = run(params, call, cache)
         out.append(np.asarray(logits))
     return np.concatenate(out, 1)
@@ -137,7 +105,8 @@ def test_all_combinations_are_the_plain_path(layout: str, kept: Any, batch: int,
 
 def test_rows_of_a_session_share_the_pages_of_their_prompt():
     prompts = [IDS[0].tolist() * 3, (IDS[0].tolist() * 3)[:40] + [1, 2]]
-    options = {"n": 3, "max_new_tokens": 60, "sampling": SamplingParams(temperature=1.0, logprobs=0), "seed": 3}
+    options: Any = {"n": 3, "max_new_tokens": 60, "seed": 3, "programs": local_programs(QUICK)}
+    options["sampling"] = SamplingParams(temperature=1.0, logprobs=0)
     sessions = [Session(SPEC, PARAMS, prompts, layout=layout, **options) for layout in ("dense", "paged")]
     size = [sum(leaf.nbytes for leaf in jax.tree.leaves(session.state.cache.layers)) for session in sessions]
     assert size[1] < size[0]
