@@ -12,7 +12,10 @@ from forge_jax import cache as caches
 from forge_jax.decoder import Inputs
 from forge_jax.generation.layouts import Dense, Paged
 
-SHORT = {"dense": (), "paged": ("gemma3_bare", "minimax_m3_vl_text")}  # test_parity takes all structures through a dense cache
+SHORT = {
+    "dense": (),
+    "paged": ("gemma3_bare", "minimax_m3_vl_text"),
+}  # test_parity takes all structures through a dense cache
 WIDTH, SLACK, TIMES = 6, 8, 20
 
 

@@ -14,13 +14,13 @@ from parallel_check import QUICK
 
 from forge_jax import cache as caches
 from forge_jax import parallel
-from forge_jax.decoder import Inputs, forward
+from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.generation import Session
 from forge_jax.generation.layouts import Dense, Paged
 from forge_jax.generation.session import local_programs
 from forge_jax.params import Tree, init
 from forge_jax.sampling import SamplingParams
-from forge_jax.spec import Attention, Block, Branch, Latent, Mlp, ModelSpec, Norm, Rope
+from forge_jax.spec import Attention, Block, Branch, DynamicNtk, Latent, LongRope, Mlp, ModelSpec, Norm, Rope
 
 ATTENTION = Attention(4, 2, 16, 0.25, rope=Rope(16))
 OPS = (ATTENTION, replace(ATTENTION, window=6), Latent(4, 16, 8, 8, 16, 0.25, Norm(), Rope(8), q_rank=None))
@@ -87,7 +87,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray, batch: int, lossy: bool
     assert apart.max() < (5e-3 if lossy else 1e-5)
 
 
-CODECS = ("float32", "bfloat16", "fp8", "int8", "int4", {"*": "int8", "*.v": "int4", "layers.0": "bf16"})
+CODECS = ("float32", "bfloat16", "fp8", "int8", "int4", "int2", {"*": "int8", "*.v": "int4", "layers.0": "bf16"})
 CROSS = list(product(("dense", "paged"), CODECS, (1, 3), (1, 2)))
 SHORT = [("paged", "float32", 3, 1), ("paged", "int4", 3, 2), ("paged", CODECS[-1], 1, 1)]
 
@@ -118,3 +118,41 @@ def test_rows_of_a_session_share_the_pages_of_their_prompt():
     for dense, paged in zip(*(session.outputs() for session in sessions), strict=True):
         assert dense.ids == paged.ids
         np.testing.assert_allclose(paged.logprobs, dense.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "scaling",
+    [DynamicNtk(4.0, 8), LongRope((1.0,) * 8, tuple(1.5 + i for i in range(8)), 8, 1.0, 1.2)],
+    ids=lambda scaling: type(scaling).__name__,
+)
+def test_frequencies_that_change_as_a_text_grows_are_those_of_the_whole_text(scaling: Any, kept: str):
+    """One layer: what later layers see of a token was made when the text was shorter, here and in a reference."""
+    op = replace(ATTENTION, rope=Rope(16, scaling=scaling))
+    spec = replace(SPEC, layers=(SPEC.layers[0].with_ops(lambda old: op if isinstance(old, Attention) else old),))
+    params = {**PARAMS, "layers": {"0": PARAMS["layers"]["0"]}}
+    new = partial(caches.init, spec, 1, 16, dtype=caches.policy(kept))
+    text, cache = IDS[:1, :14], new()
+    for at in range(14):
+        found, cache = RUN(spec, params, inputs(text[:, at : at + 1], at), cache)
+        if at in (6, 7, 8, 13):  # 8 tokens is the original length
+            padded = np.where(np.arange(14) <= at, np.arange(14), -1).astype(np.int32)[None]
+            expected = RUN(spec, params, Inputs(jnp.asarray(text), jnp.asarray(padded)), new())[0][:, at]
+            np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_a_step_opens_one_layer_at_a_time():
+    """Beside the cache, a step has room for one layer's keys and values, and none for those that need no opening."""
+    op = replace(ATTENTION, kv_heads=4)
+    layer = SPEC.layers[0].with_ops(lambda old: op if isinstance(old, Attention) else old)
+    spec = replace(SPEC, layers=(layer,) * 3, max_seq_len=8192)
+    layers = init(spec, jax.random.key(0))
+    opened = 2 * 4 * 16 * 4 * 8192  # float32
+    for kept, how, room in (("float32", "dense", 0.5), ("int8", "dense", 1.5)):
+        cache = LAYOUTS[how](spec, caches.init, {"slack": 0, "dtype": caches.policy(kept)}).empty(1, 8192)
+        run = (
+            jax.jit(forward, static_argnums=0, donate_argnums=3).lower(spec, layers, inputs([[1]], 5), cache).compile()
+        )
+        memory = run.memory_analysis()
+        assert memory.temp_size_in_bytes < room * opened
+        assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers))
