@@ -40,7 +40,8 @@ class ForgeConfig:
     """A decoder in flat fields. Immutable and hashable; checked when it is made.
 
     With rope scaling, max_seq_len is the scaled length: the original one is max_seq_len / rope_scaling_factor.
-    dropout and moe_load_balancing are read by training only.
+    dropout and moe_load_balancing are read by training only. kv_cache_dtype says how caches keep keys and values;
+    use_paged_attn lays out those of `generate` in pages, which rows that begin alike share.
     """
 
     vocab_size: int
@@ -261,8 +262,6 @@ def rope_scaling(config: ForgeConfig) -> Scaling | None:
 def unsupported(config: ForgeConfig) -> list[str]:
     """The options of a config that this version accepts and keeps but cannot honour, each with what to do."""
     notes = []
-    if config.use_paged_attn:
-        notes.append("use_paged_attn=True is not implemented yet; set use_paged_attn=False (the cache is then dense)")
     if config.use_gradient_checkpointing:
         notes.append("use_gradient_checkpointing=True is not implemented yet; set it to False")
     if config.rope_scaling_type in ("longrope", "proportional"):

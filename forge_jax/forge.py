@@ -339,6 +339,7 @@ class Forge(ForgeFiles, ForgeDrafts):
             stop_ids=stops,
             seed=seed,
             cache_dtype=self._cache_dtype() if cache_dtype is None else cache_dtype,
+            layout="paged" if self.config.use_paged_attn else "dense",
             programs=self.model.programs,
             draft=self.draft,
         )

@@ -31,6 +31,7 @@ class Summary:
     hidden_dim: int
     max_seq_len: int
     kv_cache_dtype: str | None = None
+    use_paged_attn: bool = False
 
 
 def summarise(spec: ModelSpec) -> Summary:

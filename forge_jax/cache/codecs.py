@@ -8,8 +8,10 @@ bfloat16, which has the range of float32, and codes are chosen with the scale as
     fp8       scale = max |x| / 448, codes = x / scale in E4M3
     int4      y = x turned by Hadamard matrices; a group of up to 32 features has scale = max |y| / 7.5 and
               codes = round(y / scale + 7.5), two a byte
+    int2      the same with scale = sqrt(mean y^2), codes = round(y / scale + 1.5) cut at 0 and 3, four a byte
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,28 +96,50 @@ class Scaled(Codec):
 
 @dataclass(frozen=True)
 class Rotated(Codec):
-    """Four bits a number, of numbers turned so that none of a group is much larger than the others."""
+    """A few bits a number, of numbers turned so that none of a group is much larger than the others.
 
+    Turned numbers are close to normally distributed. With many levels the largest of a group is the end of the scale;
+    with four that would waste them, and levels half a deviation from 0 and one apart lose least.
+    """
+
+    bits: int
     group: int = 32
 
+    @property
+    def middle(self) -> float:
+        """What stands between the codes for negative and positive numbers."""
+        return (2**self.bits - 1) / 2
+
+    @property
+    def share(self) -> int:
+        """Numbers in a byte."""
+        return 8 // self.bits
+
     def problem(self, size: int) -> str | None:
-        """Two numbers share a byte."""
-        return f"{self.name} packs two numbers into a byte, so the size must be even" if size % 2 else None
+        """Several numbers share a byte."""
+        if not size % self.share:
+            return None
+        return f"{self.name} packs {self.share} numbers into a byte, so the size must be a multiple of {self.share}"
 
     def encode(self, x: Array) -> Parts:
-        """Codes [..., T, H/2], the first half of the features in the low bits, and scale [..., T, groups]."""
+        """Codes [..., T, H/share], the first features in the lowest bits, and scale [..., T, groups]."""
         *lead, size = x.shape
         y = self.turn(x.astype(jnp.float32)).reshape(*lead, -1, math.gcd(size, self.group))
-        y, scale = scaled(y, 7.5)
-        codes = jnp.round(jnp.clip(y + 7.5, 0, 15)).astype(jnp.uint8).reshape(*lead, size)
-        low, high = jnp.split(codes, 2, -1)
-        return {"codes": low | (high << 4), "scale": scale[..., 0]}
+        if self.bits > 2:
+            y, scale = scaled(y, self.middle)
+        else:
+            y, scale = over(y, jnp.sqrt((y * y).mean(-1, keepdims=True)))
+        codes = jnp.round(jnp.clip(y + self.middle, 0, 2 * self.middle)).astype(jnp.uint8).reshape(*lead, size)
+        packed = jnp.split(codes, self.share, -1)
+        shifted = [part << (self.bits * i) for i, part in enumerate(packed)]
+        return {"codes": functools.reduce(jnp.bitwise_or, shifted), "scale": scale[..., 0]}
 
     def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
-        """(codes - 7.5) * scale, still turned."""
-        codes = jnp.concatenate([parts["codes"] & 15, parts["codes"] >> 4], -1)
+        """(codes - middle) * scale, still turned."""
+        mask = 2**self.bits - 1
+        codes = jnp.concatenate([(parts["codes"] >> (self.bits * i)) & mask for i in range(self.share)], -1)
         *lead, size = codes.shape
-        y = (codes.astype(jnp.float32) - 7.5).reshape(*lead, parts["scale"].shape[-1], -1)
+        y = (codes.astype(jnp.float32) - self.middle).reshape(*lead, parts["scale"].shape[-1], -1)
         return (y * parts["scale"].astype(jnp.float32)[..., None]).reshape(*lead, size).astype(dtype)
 
     def turn(self, x: Array) -> Array:
@@ -126,8 +150,13 @@ class Rotated(Codec):
 def scaled(x: Array, largest: float) -> tuple[Array, Array]:
     """x over its scale, in float32, and the scale in bfloat16: the largest number becomes about `largest`."""
     x = x.astype(jnp.float32)
+    return over(x, jnp.abs(x).max(-1, keepdims=True) / largest)
+
+
+def over(x: Array, scale: Array) -> tuple[Array, Array]:
+    """x over a scale as bfloat16 has it, and that."""
     # not astype alone: a compiler may leave the rounding out
-    scale = jax.lax.reduce_precision(jnp.abs(x).max(-1, keepdims=True) / largest, exponent_bits=8, mantissa_bits=7)
+    scale = jax.lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=7)
     return x / jnp.where(scale > 0, scale, 1), scale.astype(jnp.bfloat16)
 
 
@@ -154,7 +183,8 @@ PACKED: Mapping[str, Codec] = MappingProxyType(
     {
         "int8": Scaled("int8", "int8", 127.0),
         "fp8": Scaled("fp8", "float8_e4m3fn", 448.0),
-        "int4": Rotated("int4"),
+        "int4": Rotated("int4", 4),
+        "int2": Rotated("int2", 2),
     }
 )
 

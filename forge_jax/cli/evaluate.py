@@ -35,6 +35,7 @@ def add(commands: options.Commands) -> None:
         help="score every token, windows ending N tokens apart; default: the second half of each window, as llama.cpp",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="windows that are computed together (1)")
+    parser.add_argument("--cache", metavar="CODEC", help=options.CACHE_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument(
         "--dtype", choices=options.DTYPES, default="auto", help="of the weights (auto: float32 on a CPU)"
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 stride=args.stride,
                 batch=args.batch,
                 tokens=args.tokens,
+                cache_dtype=args.cache,
                 progress=sys.stderr.isatty(),
             )
         del model  # the next one takes its place

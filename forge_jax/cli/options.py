@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
-CACHE_HELP = "how keys and values are kept: float32, bfloat16, float16, int8, fp8 or int4 (as the weights are)"
+CACHE_HELP = "how keys and values are kept: float32, bfloat16, float16, int8, fp8, int4 or int2 (as the weights are)"
 
 Commands = Any  # what argparse's add_subparsers gives; it has no public type
 

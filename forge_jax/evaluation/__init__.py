@@ -16,13 +16,16 @@ the place of the first token of each later window, which is never scored. Part o
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from forge_jax.cache import Policy, policy
 from forge_jax.evaluation.figures import Comparison, Estimate, Evaluation, compare, mean
 from forge_jax.evaluation.rows import Row, overlapping, scored
 from forge_jax.evaluation.tables import table
 from forge_jax.forge import Forge
+from forge_jax.generation.session import compute_dtype
 from forge_jax.loading import Model
 
 __all__ = ["Comparison", "Estimate", "Evaluation", "evaluate", "table"]
@@ -39,6 +42,7 @@ def evaluate(
     stride: int | None = None,
     batch: int = 1,
     tokens: int | None = None,
+    cache_dtype: Any = None,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a model on a text, beside a reference if one is given; see the module for what is scored.
@@ -50,6 +54,7 @@ def evaluate(
         stride: score every token, windows ending so many tokens apart; None: the second halves of windows.
         batch: windows that are computed together.
         tokens: read only so many tokens of the text.
+        cache_dtype: the model, not the reference, sees keys and values as a cache would keep them (see `Session`).
         progress: show a bar.
 
     Raises:
@@ -64,9 +69,10 @@ def evaluate(
     ids = ids[:tokens]
     context = min(CONTEXT, *(m.spec.max_seq_len for m in models)) if context is None else context
     check(models, ids, context, stride, batch)
+    kept = None if cache_dtype is None else seen_as(models[-1], cache_dtype)
     rows = windows(ids, context, stride, bos)
     places = context - context // 2 - 1 if stride is None else stride
-    parts = scored(models, rows, length=context - 1, places=places, batch=batch, progress=progress)
+    parts = scored(models, rows, length=context - 1, places=places, batch=batch, progress=progress, kept=kept)
     target_N, *found = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
     logprob_MN, best_MN, divergence_MN = found
     nll = mean(-logprob_MN[-1].astype(np.float64))
@@ -83,6 +89,17 @@ def evaluate(
         None if reference is None else compare(str(models[0].path), logprob_MN, best_MN, divergence_MN[1], bits),
         time.perf_counter() - start,
     )
+
+
+def seen_as(model: Model, cache_dtype: Any) -> Policy:
+    """How a cache of the model would keep keys and values.
+
+    Raises:
+        ValueError: an unknown codec, or a model that is spread over devices.
+    """
+    if model.mesh is not None:
+        raise ValueError("evaluate: cache_dtype on a mesh is not implemented; load the model without one")
+    return policy(cache_dtype, compute_dtype(model.params))
 
 
 def windows(ids: np.ndarray, context: int, stride: int | None, bos: int | None) -> list[Row]:

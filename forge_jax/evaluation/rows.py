@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from forge_jax.cache import Policy
 from forge_jax.evaluation.scoring import Rows, score
 from forge_jax.loading import Model
 
@@ -34,7 +35,14 @@ def overlapping(ids: np.ndarray, context: int, stride: int) -> list[Row]:
 
 
 def scored(
-    models: Sequence[Model], rows: Sequence[Row], *, length: int, places: int, batch: int, progress: bool
+    models: Sequence[Model],
+    rows: Sequence[Row],
+    *,
+    length: int,
+    places: int,
+    batch: int,
+    progress: bool,
+    kept: Policy | None = None,
 ) -> Iterator[Scored]:
     """Score rows of up to `length` + 1 ids and `places` scored ones, `batch` at a time.
 
@@ -45,7 +53,7 @@ def scored(
     meshes = tuple(model.mesh for model in models)
     for at in tqdm(range(0, len(rows), batch), unit="batch", disable=not progress, leave=False):
         chosen = rows[at : at + batch]
-        found = score(specs, params, packed(chosen, batch, length, places), meshes)
+        found = score(specs, params, packed(chosen, batch, length, places), meshes, kept)
         logprob, best, divergence = map(np.asarray, (found.logprob_MBK, found.best_MBK, found.divergence_MBK))
         for i, (ids, n) in enumerate(chosen):
             if np.isnan(logprob[:, i, :n]).any():

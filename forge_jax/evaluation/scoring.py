@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from forge_jax.cache import Policy, init
 from forge_jax.decoder import Inputs, hidden, readout
 from forge_jax.ops import Context
 from forge_jax.parallel import shard_mapped
@@ -52,15 +53,21 @@ class Scores:
     divergence_MBK: Array
 
 
-@partial(jax.jit, static_argnames=("specs", "meshes"))
+@partial(jax.jit, static_argnames=("specs", "meshes", "kept"))
 def score(
-    specs: tuple[ModelSpec, ...], params: tuple[Tree, ...], rows: Rows, meshes: tuple[Mesh | None, ...]
+    specs: tuple[ModelSpec, ...],
+    params: tuple[Tree, ...],
+    rows: Rows,
+    meshes: tuple[Mesh | None, ...],
+    kept: Policy | None = None,
 ) -> Scores:
     """Score the same places by one model, or by several whose distributions are compared with that of the first.
 
-    meshes: the devices that the parameters of each are split over.
+    meshes: the devices that the parameters of each are split over. kept: the last model sees keys and values as a
+    cache would keep them.
     """
     models = list(zip(specs, meshes, params, strict=True))
+    seen_as = [None] * (len(models) - 1) + [kept]
     places = rows.at_BK.size
     size = min(places, max(1, LOGITS // specs[0].logits))
     count = -(-places // size)
@@ -78,7 +85,10 @@ def score(
         apart = [jnp.zeros_like(chosen[0]), *(divergence(logp[0], lp_NV) for lp_NV in logp[1:])]
         return jnp.stack(chosen), jnp.stack(best), jnp.stack(apart)
 
-    x_MND = [chunked(on(mesh, reached, spec, fresh=True)(tree, rows)) for spec, mesh, tree in models]
+    x_MND = [
+        chunked(on(mesh, partial(reached, kept=how), spec, fresh=True)(tree, rows))
+        for (spec, mesh, tree), how in zip(models, seen_as, strict=True)
+    ]
     made = jax.lax.map(chunk, (chunked(jnp.asarray(rows.target_BK).reshape(-1)), x_MND))
     return Scores(
         *(x.transpose(1, 0, 2).reshape(len(specs), -1)[:, :places].reshape(-1, *rows.at_BK.shape) for x in made)
@@ -91,9 +101,11 @@ def on(mesh: Mesh | None, function: Callable[..., Any], spec: ModelSpec, *, fres
     return partial(function, spec, ctx=ctx) if mesh is None else shard_mapped(function, spec, mesh, ctx=ctx)
 
 
-def reached(spec: ModelSpec, params: Tree, rows: Rows, ctx: Context) -> Array:
+def reached(spec: ModelSpec, params: Tree, rows: Rows, ctx: Context, kept: Policy | None = None) -> Array:
     """The stream at every place that is scored [B * K, D]."""
-    x_BTD, _ = hidden(spec, params, Inputs(jnp.asarray(rows.tokens_BT), jnp.asarray(rows.order_BT)), ctx=ctx)
+    tokens_BT, order_BT = jnp.asarray(rows.tokens_BT), jnp.asarray(rows.order_BT)
+    cache = None if kept is None else init(spec, *tokens_BT.shape, dtype=kept)
+    x_BTD, _ = hidden(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
     return jnp.take_along_axis(x_BTD, rows.at_BK[..., None], axis=1).reshape(-1, x_BTD.shape[-1])
 
 

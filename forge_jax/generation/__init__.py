@@ -3,8 +3,22 @@
 Knows token ids only; text, stop strings and templates belong to the front.
 """
 
+from forge_jax.generation.held import Held, fork, trim
 from forge_jax.generation.loop import State, advance, prefill, step
 from forge_jax.generation.session import Session, generate, stream
 from forge_jax.generation.sizes import bucket, capacity
 
-__all__ = ["Session", "State", "advance", "bucket", "capacity", "generate", "prefill", "step", "stream"]
+__all__ = [
+    "Held",
+    "Session",
+    "State",
+    "advance",
+    "bucket",
+    "capacity",
+    "fork",
+    "generate",
+    "prefill",
+    "step",
+    "stream",
+    "trim",
+]

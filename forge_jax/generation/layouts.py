@@ -56,9 +56,12 @@ class Dense:
 class Paged(Dense):
     """Pages of a pool for each kind of place; rows with the same beginning share its pages."""
 
-    def __init__(self, spec: ModelSpec, new_cache: Callable[..., Cache], options: dict[str, Any]) -> None:
-        """As for `Dense`."""
+    def __init__(
+        self, spec: ModelSpec, new_cache: Callable[..., Cache], options: dict[str, Any], page: int = PAGE
+    ) -> None:
+        """As for `Dense`; with so many tokens a page."""
         super().__init__(spec, new_cache, options)
+        self.page = page
         # an op of each kind of place, which says how many slots it has
         self.ops = {
             caches.place_key(op): op
@@ -70,19 +73,19 @@ class Paged(Dense):
 
     def width(self, key: str, size: int) -> int:
         """Entries of a table for texts of up to `size` tokens."""
-        return slots_of(self.ops[key], size, self.options["slack"], Paging(PAGE, ())) // PAGE
+        return slots_of(self.ops[key], size, self.options["slack"], Paging(self.page, ())) // self.page
 
     def made(self, rows: int, size: int) -> Cache:
         """The arrays for the pools as they are."""
         pools = tuple((key, len(kept.pool.users)) for key, kept in self.rows.items())
-        return self.new_cache(self.spec, rows, size, paging=Paging(PAGE, pools), **self.options)
+        return self.new_cache(self.spec, rows, size, paging=Paging(self.page, pools), **self.options)
 
     def empty(self, rows: int, size: int) -> Cache:
         """An empty cache, and no row in it."""
         self.size = size
         for key in self.ops:
             width = self.width(key, size)
-            self.rows[key] = Rows(Pages(rows * width), PAGE, width, key != "full", caches.anchors(self.ops[key]))
+            self.rows[key] = Rows(Pages(rows * width), self.page, width, key != "full", caches.anchors(self.ops[key]))
         return self.made(rows, size)
 
     def tabled(self, cache: Cache) -> Cache:

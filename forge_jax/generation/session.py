@@ -15,6 +15,7 @@ from jax import Array
 
 from forge_jax import cache as caches
 from forge_jax.generation.asked import check_invariant, check_prompts, check_room, wanted
+from forge_jax.generation.held import Held, begun, left
 from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
 from forge_jax.generation.loop import Drafting, Record, State
@@ -66,6 +67,7 @@ class Session:
         seed: int = 0,
         cache_dtype: Any = None,
         layout: Layout = "dense",
+        held: Held | None = None,
         known_ids: int | None = None,
         programs: Programs = LOCAL,
         draft: Drafter | None = None,
@@ -84,6 +86,7 @@ class Session:
             cache_dtype: how keys and values are kept: a dtype, the name of a codec ("int8"), or rules by layer (see
                 `forge_jax.cache.policy`); None: in the dtype of the parameters.
             layout: "paged" for rows that share what they begin with (see `forge_jax.generation.layouts`).
+            held: what another session has read and left: the beginning of each prompt, which is not read again.
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
             draft: drafts tokens (`generation.speculation`): faster where it guesses well, the same text always.
             draft_always: go on drafting where the clock says that it does not pay.
@@ -112,8 +115,13 @@ class Session:
         self.invariant, self.ctx = invariant, Context(apart=invariant is not None)
         self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": slack, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
-        cache, drafting = self.layout.empty(len(rows), size), self.no_drafts(len(rows), size)
-        logits, cache, drafting = self.read(cache, drafting, size, rows, [0] * len(rows), fresh=True)
+        drafting = self.no_drafts(len(rows), size)
+        if held is None:
+            cache, starts = self.layout.empty(len(rows), size), [0] * len(rows)
+        else:
+            cache, size, starts = begun(spec, held, self.layout, rows, size)
+        pending = [row[start:] for row, start in zip(rows, starts, strict=True)]
+        logits, cache, drafting = self.read(cache, drafting, size, pending, starts, fresh=held is None)
         if n > 1:
             logits, cache = jnp.repeat(logits, n, axis=0), self.layout.repeat(cache, n)
             drafting = drafting and rounds.repeat(drafting, n)
@@ -324,6 +332,13 @@ class Session:
             if self.done:
                 return
             self.advance(self.stride)
+
+    def held(self) -> Held:
+        """What has been read so far, to begin other sessions with: everything but the pending token of each row."""
+        if self.stale:
+            raise ValueError("generation: tokens were taken back from a running state; extend the session first")
+        tokens, lengths = np.asarray(self.state.history.tokens_BS), np.asarray(self.state.history.length_B)
+        return left(self.state.cache, [row[: n - 1].tolist() for row, n in zip(tokens, lengths, strict=True)])
 
     # -------------------------------------------------------------------------------------------- editing
     def finish(self, row: int, count: int) -> None:

@@ -164,9 +164,27 @@ class Explanation:
     frequencies: np.ndarray
     wavelengths: np.ndarray
 
+    def __str__(self) -> str:
+        """A line for the whole, and one for each feature pair."""
+        pairs = zip(self.frequencies.tolist(), self.wavelengths.tolist(), strict=True)
+        return "\n".join(
+            [
+                f"{self.kind}, {len(self.frequencies)} feature pairs, cos and sin times {self.attention_factor:g}",
+                "pair  radians a token  tokens a turn",
+                *(f"{i:4}  {freq:15.9f}  {wave:13.3f}" for i, (freq, wave) in enumerate(pairs)),
+            ]
+        )
+
 
 def explain(rope: Rope, length: int = 1) -> Explanation:
-    """The derived table of a rope at a sequence length: kind, attention factor, frequency and wavelength a pair."""
+    """The derived table of a rope at a sequence length: kind, attention factor, frequency and wavelength a pair.
+
+    >>> print(explain(Rope(4, 100.0, scaling=Linear(2.0))))
+    Linear, 2 feature pairs, cos and sin times 1
+    pair  radians a token  tokens a turn
+       0      0.500000000         12.566
+       1      0.050000001        125.664
+    """
     length_B = jnp.asarray([length])
     freq, factor = np.asarray(frequencies(rope, length_B)), np.asarray(attention_factor(rope, length_B))
     freq = freq[0] if freq.ndim == 2 else freq

@@ -3,12 +3,10 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
-from forge_jax.cache import Cache, Paging, Policy
+from forge_jax.cache import Cache
 from forge_jax.decoder import Inputs, forward
 from forge_jax.generation import loop
 from forge_jax.generation.loop import State
@@ -56,15 +54,6 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
 
         return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
 
-    def new_cache(
-        spec: ModelSpec,
-        batch: int,
-        length: int,
-        *,
-        slack: int = 0,
-        dtype: DTypeLike | Policy = jnp.float32,
-        paging: Paging | None = None,
-    ) -> Cache:
-        return init_cache(spec, batch, length, mesh=mesh, slack=slack, dtype=dtype, paging=paging, axis=axis)
-
-    return Programs(whole, prefill, LOCAL.choose, advance, new_cache, LOCAL.learn, LOCAL.speculate)
+    return Programs(
+        whole, prefill, LOCAL.choose, advance, partial(init_cache, mesh=mesh, axis=axis), LOCAL.learn, LOCAL.speculate
+    )

@@ -275,7 +275,6 @@ def test_an_unknown_format(tmp_path: Path):
         (lambda forge, here: forge.merge_lora(), "no adapter"),
         (lambda forge, here: forge.unmerge_lora(), "no adapter"),
         (lambda forge, here: forge.set_adapter("default"), "no adapter"),
-        (lambda forge, here: Forge(use_paged_attn=True), "set use_paged_attn=False"),
         (lambda forge, here: Forge(vision_hidden_size=8), "set vision_hidden_size=None"),
         (lambda forge, here: create_model("tiny", use_gradient_checkpointing=True), "set it to False"),
     ],

@@ -269,6 +269,22 @@ def test_the_cache_has_the_dtype_asked_for(name: str | None, dtype: str):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(cache.layers)} == {dtype}
 
 
+def test_options_of_the_cache_do_what_they_say():
+    plain, quantised, paged = (
+        small(ForgeConfig(**{**CONFIG.to_dict(), **given}))
+        for given in ({}, {"kv_cache_dtype": "int4"}, {"use_paged_attn": True})
+    )
+    logits = [np.asarray(forge.forward(IDS, use_cache=True)) for forge in (plain, quantised)]
+    assert 1e-3 < np.abs(logits[1] - logits[0]).max() / np.abs(logits[0]).max() < 0.5
+    ids = plain.generate(IDS, 6, temperature=0)
+    np.testing.assert_array_equal(paged.generate(IDS, 6, temperature=0), ids)
+    assert paged.session is not None
+    assert all(places.table_BQ is not None for places in paged.session.state.cache.places.values())
+    plain.generate(IDS, 2, cache_dtype="int8")
+    assert plain.session is not None
+    assert set(plain.session.state.cache.layers[0]["attention"]["k"].parts) == {"codes", "scale"}
+
+
 # ------------------------------------------------------------------------------------------------ text
 def test_text(chat: Forge, forge: Forge):
     text = chat.complete("Hello", max_new_tokens=5)

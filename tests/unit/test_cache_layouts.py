@@ -14,12 +14,13 @@ from parallel_check import QUICK
 
 from forge_jax import cache as caches
 from forge_jax import parallel
-from forge_jax.cache import Cache, Pages, Paging, Rows
-from forge_jax.decoder import Inputs, forward
+from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.generation import Session
+from forge_jax.generation.layouts import Dense, Paged
+from forge_jax.generation.session import local_programs
 from forge_jax.params import Tree, init
 from forge_jax.sampling import SamplingParams
-from forge_jax.spec import Attention, Block, Branch, Latent, Mlp, ModelSpec, Norm, Rope
+from forge_jax.spec import Attention, Block, Branch, DynamicNtk, Latent, LongRope, Mlp, ModelSpec, Norm, Rope
 
 ATTENTION = Attention(4, 2, 16, 0.25, rope=Rope(16))
 OPS = (ATTENTION, replace(ATTENTION, window=6), Latent(4, 16, 8, 8, 16, 0.25, Norm(), Rope(8), q_rank=None))
@@ -35,7 +36,8 @@ PARAMS = init(SPEC, jax.random.key(0))
 LENGTHS = (29, 17, 29)
 IDS = np.random.default_rng(0).integers(0, 64, (3, 29))
 IDS[2, :16] = IDS[0, :16]
-PAGE, SLACK = 4, 9
+SLACK = 9
+LAYOUTS: dict[str, Any] = {"dense": Dense, "paged": partial(Paged, page=4)}
 CHUNKS = ((9, 9, 1, 1, 9), (9, 1, 1, 9, 9))
 RUN = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
 
@@ -55,57 +57,23 @@ def pieces(batch: int, sizes: tuple[int, ...]) -> Iterator[tuple[Inputs, list[in
         at += size
 
 
-class Tables:
-    """Pages for every kind of place, dealt out in no order."""
-
-    def __init__(self, batch: int) -> None:
-        self.rows = {}
-        for key, slots in (("full", 32), ("window6", 16)):
-            pool = Pages(batch * slots // PAGE + 3)
-            for page in np.random.default_rng(batch).permutation(list(pool.free)).tolist():
-                pool.free.move_to_end(page)
-            self.rows[key] = Rows(pool, PAGE, slots // PAGE, ring=key != "full")
-
-    @property
-    def paging(self) -> Paging:
-        return Paging(PAGE, tuple((key, len(rows.pool.users)) for key, rows in self.rows.items()))
-
-    def admit(self, texts: list[list[int]]) -> None:
-        for rows in self.rows.values():
-            for text in texts:
-                rows.admit(text)
-
-    def own(self, cache: Cache, starts: list[int], stops: list[int]) -> Cache:
-        places = dict(cache.places)
-        for key, rows in self.rows.items():
-            copies = [
-                pair for row, (a, b) in enumerate(zip(starts, stops, strict=True)) for pair in rows.own(row, a, b)
-            ]
-            if copies:
-                cache = caches.copy_pages(SPEC, cache, {key: jnp.asarray(np.array(copies).T)})
-            table = np.zeros((len(rows.tables), rows.width), np.int32)
-            for entries, pages in zip(table, rows.tables, strict=True):
-                entries[: len(pages)] = pages
-            places[key] = replace(places[key], table_BQ=jnp.asarray(table))
-        return replace(cache, places=places)
-
-
-def read(batch: int, kept: Any, layout: str, shards: int, sizes: tuple[int, ...], params: Tree = PARAMS) -> np.ndarray:
+def read(batch: int, kept: Any, how: str, shards: int, sizes: tuple[int, ...], params: Tree = PARAMS) -> np.ndarray:
     """Logits of all texts, piece by piece."""
-    tables = Tables(batch) if layout == "paged" else None
-    options = {"slack": SLACK, "dtype": caches.policy(kept), "paging": tables and tables.paging}
+    new: Any = caches.init
     run: Any = partial(RUN, SPEC)
     if shards > 1:
         mesh = parallel.make_mesh(shards)
-        params, cache = parallel.shard(SPEC, params, mesh), parallel.init_cache(SPEC, batch, 32, mesh=mesh, **options)
+        params, new = parallel.shard(SPEC, params, mesh), partial(parallel.init_cache, mesh=mesh)
         run = jax.jit(parallel.shard_mapped(forward, SPEC, mesh), compiler_options=QUICK)
-    else:
-        cache = caches.init(SPEC, batch, 32, **options)
-    if tables is not None:
-        tables.admit([IDS[row, : min(sizes[0], LENGTHS[row])].tolist() for row in range(batch)])
+    layout = LAYOUTS[how](SPEC, new, {"slack": SLACK, "dtype": caches.policy(kept)})
+    cache = layout.empty(batch, 32)
+    for rows in layout.rows.values() if isinstance(layout, Paged) else ():
+        for page in np.random.default_rng(batch).permutation(list(rows.pool.free)).tolist():
+            rows.pool.free.move_to_end(page)  # dealt out in no order
+    cache = layout.admit(cache, [IDS[row, : min(sizes[0], LENGTHS[row])].tolist() for row in range(batch)])
     out = []
     for call, starts, stops in pieces(batch, sizes):
-        cache = cache if tables is None else tables.own(cache, starts if out else stops, stops)
+        cache = layout.room(cache, starts if out else stops, stops)
         logits, cache = run(params, call, cache)
         out.append(np.asarray(logits))
     return np.concatenate(out, 1)
@@ -119,7 +87,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray, batch: int, lossy: bool
     assert apart.max() < (5e-3 if lossy else 1e-5)
 
 
-CODECS = ("float32", "bfloat16", "fp8", "int8", "int4", {"*": "int8", "*.v": "int4", "layers.0": "bf16"})
+CODECS = ("float32", "bfloat16", "fp8", "int8", "int4", "int2", {"*": "int8", "*.v": "int4", "layers.0": "bf16"})
 CROSS = list(product(("dense", "paged"), CODECS, (1, 3), (1, 2)))
 SHORT = [("paged", "float32", 3, 1), ("paged", "int4", 3, 2), ("paged", CODECS[-1], 1, 1)]
 
@@ -137,7 +105,8 @@ def test_all_combinations_are_the_plain_path(layout: str, kept: Any, batch: int,
 
 def test_rows_of_a_session_share_the_pages_of_their_prompt():
     prompts = [IDS[0].tolist() * 3, (IDS[0].tolist() * 3)[:40] + [1, 2]]
-    options = {"n": 3, "max_new_tokens": 60, "sampling": SamplingParams(temperature=1.0, logprobs=0), "seed": 3}
+    options: Any = {"n": 3, "max_new_tokens": 60, "seed": 3, "programs": local_programs(QUICK)}
+    options["sampling"] = SamplingParams(temperature=1.0, logprobs=0)
     sessions = [Session(SPEC, PARAMS, prompts, layout=layout, **options) for layout in ("dense", "paged")]
     size = [sum(leaf.nbytes for leaf in jax.tree.leaves(session.state.cache.layers)) for session in sessions]
     assert size[1] < size[0]
@@ -149,3 +118,41 @@ def test_rows_of_a_session_share_the_pages_of_their_prompt():
     for dense, paged in zip(*(session.outputs() for session in sessions), strict=True):
         assert dense.ids == paged.ids
         np.testing.assert_allclose(paged.logprobs, dense.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "scaling",
+    [DynamicNtk(4.0, 8), LongRope((1.0,) * 8, tuple(1.5 + i for i in range(8)), 8, 1.0, 1.2)],
+    ids=lambda scaling: type(scaling).__name__,
+)
+def test_frequencies_that_change_as_a_text_grows_are_those_of_the_whole_text(scaling: Any, kept: str):
+    """One layer: what later layers see of a token was made when the text was shorter, here and in a reference."""
+    op = replace(ATTENTION, rope=Rope(16, scaling=scaling))
+    spec = replace(SPEC, layers=(SPEC.layers[0].with_ops(lambda old: op if isinstance(old, Attention) else old),))
+    params = {**PARAMS, "layers": {"0": PARAMS["layers"]["0"]}}
+    new = partial(caches.init, spec, 1, 16, dtype=caches.policy(kept))
+    text, cache = IDS[:1, :14], new()
+    for at in range(14):
+        found, cache = RUN(spec, params, inputs(text[:, at : at + 1], at), cache)
+        if at in (6, 7, 8, 13):  # 8 tokens is the original length
+            padded = np.where(np.arange(14) <= at, np.arange(14), -1).astype(np.int32)[None]
+            expected = RUN(spec, params, Inputs(jnp.asarray(text), jnp.asarray(padded)), new())[0][:, at]
+            np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_a_step_opens_one_layer_at_a_time():
+    """Beside the cache, a step has room for one layer's keys and values, and none for those that need no opening."""
+    op = replace(ATTENTION, kv_heads=4)
+    layer = SPEC.layers[0].with_ops(lambda old: op if isinstance(old, Attention) else old)
+    spec = replace(SPEC, layers=(layer,) * 3, max_seq_len=8192)
+    layers = init(spec, jax.random.key(0))
+    opened = 2 * 4 * 16 * 4 * 8192  # float32
+    for kept, how, room in (("float32", "dense", 0.5), ("int8", "dense", 1.5)):
+        cache = LAYOUTS[how](spec, caches.init, {"slack": 0, "dtype": caches.policy(kept)}).empty(1, 8192)
+        run = (
+            jax.jit(forward, static_argnums=0, donate_argnums=3).lower(spec, layers, inputs([[1]], 5), cache).compile()
+        )
+        memory = run.memory_analysis()
+        assert memory.temp_size_in_bytes < room * opened
+        assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(cache.layers))

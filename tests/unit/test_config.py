@@ -176,7 +176,6 @@ def test_rope_scaling(name: str, scaling: object):
 @pytest.mark.parametrize(
     "option",
     [
-        {"use_paged_attn": True},
         {"use_gradient_checkpointing": True},
         {"rope_scaling_type": "longrope"},
         {"rope_scaling_type": "proportional"},
@@ -193,7 +192,8 @@ def test_an_option_that_cannot_be_honoured_is_an_error_that_names_it(option: dic
 
 
 @pytest.mark.parametrize(
-    "option", [{}, {"kv_cache_dtype": "fp16"}, {"kv_cache_dtype": "int4"}, {"sliding_window": 3}, {"dropout": 0.0}]
+    "option",
+    [{}, {"kv_cache_dtype": "fp16"}, {"kv_cache_dtype": "int4"}, {"use_paged_attn": True}, {"sliding_window": 3}],
 )
 def test_supported_options(option: dict):
     assert unsupported(replace(SMALL, **option)) == []

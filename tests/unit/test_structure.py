@@ -11,6 +11,7 @@ FRONT = {
     "forge_drafts",
     "forge_files",
     "loading",
+    "prompt_cache",
     "text",
     "exporting",
     "exporting_packed",

@@ -1,0 +1,155 @@
+"""What one session has read, others go on with: forked, trimmed, and through a file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from parallel_check import QUICK
+
+from converters.safetensors_file import Entry, open_safetensors, write_safetensors
+from forge_jax import prompt_cache
+from forge_jax.generation import Held, Session, fork, trim
+from forge_jax.generation.session import local_programs
+from forge_jax.loading import Model
+from forge_jax.params import init
+from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope, ShortConv
+
+ATTENTION = Attention(4, 2, 8, 0.35, rope=Rope(8))
+OPS = (ATTENTION, replace(ATTENTION, window=9))
+
+
+def model(ops: tuple[Any, ...] = OPS, seed: int = 0) -> Model:
+    layers = tuple(Block((Branch("mixer", op, pre=Norm()), Branch("mlp", Mlp(48), pre=Norm()))) for op in ops)
+    spec = ModelSpec(50, 32, layers, 512, Norm(), tied=True)
+    return Model(spec, init(spec, jax.random.key(seed)), None, MappingProxyType({}))
+
+
+MODEL = model()
+PROGRAMS = local_programs(QUICK)
+TEXT = np.random.default_rng(0).integers(0, 50, 60).tolist()
+
+
+def session(prompts: list[list[int]], new: int = 12, **options: Any) -> Session:
+    out = Session(MODEL.spec, MODEL.params, prompts, max_new_tokens=new, programs=PROGRAMS, **options)
+    out.advance()
+    return out
+
+
+@pytest.fixture(scope="module")
+def held() -> Held:
+    return session([TEXT[:41]], 0, cache_dtype="int8").held()
+
+
+def test_a_held_text_is_not_read_again_and_another_session_goes_on_with_it(held: Held, tmp_path: Path):
+    assert held.texts == (tuple(TEXT[:40]),)  # the last token of a prompt is pending
+    prompts = [TEXT[:45], [*TEXT[:40], 7]]
+    expected = session(prompts, cache_dtype="int8").ids()
+    prompt_cache.save(tmp_path / "a.cache", MODEL, held, cache_dtype="int8")
+    for kept in (held, prompt_cache.load(tmp_path / "a.cache", MODEL), fork(held, 2)):
+        begun = session(prompts, cache_dtype="int8", held=kept)
+        assert begun.ids() == expected
+        assert begun.held().texts[1] == (*TEXT[:40], 7, *expected[1][:-1])
+
+
+def test_a_trimmed_text_is_the_shorter_text(held: Held):
+    shorter = trim(MODEL.spec, held, [33])  # in the window's ring, 32 more than it looks back on are kept
+    prompt = [*TEXT[:33], 1, 2]
+    assert (
+        session([prompt] * 2, cache_dtype="int8", held=shorter).ids() == session([prompt] * 2, cache_dtype="int8").ids()
+    )
+    with pytest.raises(ValueError, match=r"lengths \[41\] for texts of \[40\] tokens"):
+        trim(MODEL.spec, held, [41])
+
+
+def test_a_prompt_that_is_held_whole_is_looked_at_again(held: Held):
+    prompt = [TEXT[:40]] * 2
+    assert session(prompt, cache_dtype="int8", held=held).ids() == session(prompt, cache_dtype="int8").ids()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [
+        ([[*TEXT[:30], 1, 2]], {"cache_dtype": "int8"}, "prompt 0 is not what is held from token 30 on"),
+        ([TEXT[:20]], {"cache_dtype": "int8"}, "prompt 0 is not what is held from token 20 on"),
+        ([TEXT], {}, "kept by other codecs"),
+        ([TEXT], {"cache_dtype": "int8", "layout": "paged"}, "begin with it in layout='dense'"),
+    ],
+)
+def test_what_does_not_go_on_from_it_is_an_error(held: Held, prompts: list[list[int]], options: Any, said: str):
+    with pytest.raises(ValueError, match=said):
+        session(prompts, held=held, **options)
+
+
+def test_running_states_are_held_but_not_trimmed():
+    hybrid = model((ATTENTION, ShortConv(32, 3)))
+    options: Any = {"programs": PROGRAMS}
+    whole = Session(hybrid.spec, hybrid.params, [TEXT[:30]], max_new_tokens=0, **options)
+    held = whole.held()
+    prompt = TEXT[:35]
+    plain, begun = (
+        Session(hybrid.spec, hybrid.params, [prompt], max_new_tokens=8, held=each, **options) for each in (None, held)
+    )
+    plain.advance()
+    begun.advance()
+    assert begun.ids() == plain.ids()
+    with pytest.raises(ValueError, match="keeps running states"):
+        trim(hybrid.spec, held, [3])
+
+
+# ------------------------------------------------------------------------------------------------ files
+def test_a_file_of_another_model_or_codec_is_refused(held: Held, tmp_path: Path):
+    path = tmp_path / "a.cache"
+    with pytest.raises(ValueError, match="not kept as cache_dtype=None says"):
+        prompt_cache.save(path, MODEL, held)
+    assert not path.exists()
+    prompt_cache.save(path, MODEL, held, cache_dtype="int8")
+    with pytest.raises(ValueError, match="model with another weights"):
+        prompt_cache.load(path, model(seed=1))
+    with pytest.raises(ValueError, match="model with another spec"):
+        prompt_cache.load(path, replace(MODEL, spec=replace(MODEL.spec, logit_scale=2.0)))
+    with pytest.raises(FileNotFoundError):
+        prompt_cache.load(tmp_path / "b.cache", MODEL)
+
+
+def changed(path: Path, facts: dict[str, Any], drop: str = "", **arrays: np.ndarray) -> Path:
+    """The file with other facts and arrays."""
+    source = open_safetensors(path)
+    held = {name: source.read(name) for name in source.tensors if name != drop} | arrays
+    said = dict(source.metadata)
+    said["cache"] = json.dumps(json.loads(said["cache"]) | facts)
+    kinds = {name: info.dtype for name, info in source.tensors.items()}
+    source.close()
+    entries = [Entry(name, a.shape, kinds.get(name, "I32"), lambda a=a: a) for name, a in held.items()]
+    write_safetensors(path, entries, said)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"facts": {"length": 0}}, "expected a length and the rules"),
+        ({"facts": {"length": 300}}, "not those of such a cache"),
+        ({"facts": {"rules": [["*", "int7"]]}}, "no codec 'int7'"),
+        ({"facts": {"rules": [["*", "fp8"]]}}, "not those of such a cache"),
+        ({"facts": {}, "drop": "lengths"}, "lengths is missing"),
+        ({"facts": {}, "lengths": np.array([41], np.int32)}, "not ids of this model"),
+        ({"facts": {}, "texts": np.full(40, 50, np.int32)}, "not ids of this model"),
+        ({"facts": {}, "more": np.zeros(1, np.int32)}, "not those of such a cache"),
+    ],
+)
+def test_a_damaged_file_is_refused(held: Held, tmp_path: Path, change: dict[str, Any], said: str):
+    prompt_cache.save(tmp_path / "a.cache", MODEL, held, cache_dtype="int8")
+    path = changed(tmp_path / "a.cache", **change)
+    with pytest.raises(ValueError, match=said):
+        prompt_cache.load(path, MODEL)
+
+
+def test_a_safetensors_file_that_is_no_cache_is_refused(tmp_path: Path):
+    write_safetensors(tmp_path / "a.safetensors", [], {"format": "pt"})
+    with pytest.raises(ValueError, match="no forge-jax prompt cache 1; it says format 'pt'"):
+        prompt_cache.load(tmp_path / "a.safetensors", MODEL)
