@@ -1,6 +1,7 @@
 """Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from jax.typing import DTypeLike
 from forge_jax.cache import Cache
 from forge_jax.decoder import Inputs, forward
 from forge_jax.generation import loop
-from forge_jax.generation.loop import State
-from forge_jax.generation.session import LOCAL, Programs
+from forge_jax.generation.loop import Drafting, State
+from forge_jax.generation.programs import LOCAL, Programs
+from forge_jax.generation.speculation import Drafter, rounds
 from forge_jax.ops import Context
 from forge_jax.parallel.tensor_parallel import init_cache, shard_mapped, shards_of
 from forge_jax.params import Tree
@@ -56,7 +58,41 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
 
         return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
 
+    @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=("drafting", "cache", "logits_BV"))
+    def learn(
+        spec: ModelSpec,
+        params: Tree,
+        drafter: Drafter,
+        drafting: Drafting,
+        cache: Cache,
+        tokens_BT: Array,
+        order_BT: Array,
+        logits_BV: Array,
+        ctx: Context,
+    ) -> tuple[Array, Cache, Drafting]:
+        run = shard_mapped(rounds.prefill, spec, mesh, ctx=ctx, axis=axis)
+        return run(params, drafter, drafting, cache, tokens_BT, order_BT, logits_BV)
+
+    @partial(jax.jit, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",))
+    def speculate(
+        spec: ModelSpec,
+        plan: SamplerPlan,
+        params: Tree,
+        drafter: Drafter,
+        values: SamplerValues,
+        state: State,
+        passes: Array,
+        end_B: Array,
+        drafts: Array,
+        ctx: Context,
+    ) -> State:
+        def local(spec: ModelSpec, params: Tree, *rest: Any, ctx: Context) -> State:
+            return rounds.advance(spec, plan, params, *rest, ctx)
+
+        run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
+        return run(params, drafter, values, state, passes, end_B, drafts)
+
     def new_cache(spec: ModelSpec, batch: int, length: int, *, slack: int = 0, dtype: DTypeLike = jnp.float32) -> Cache:
         return init_cache(spec, batch, length, mesh=mesh, slack=slack, dtype=dtype, axis=axis)
 
-    return Programs(whole, prefill, LOCAL.choose, advance, new_cache)
+    return Programs(whole, prefill, LOCAL.choose, advance, new_cache, learn, speculate)
