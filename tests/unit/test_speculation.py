@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forge_jax import DraftModel, EarlyExit, Lookup, SamplingParams, Session, parallel
+from forge_jax import DraftModel, EarlyExit, Lookup, MtpHead, SamplingParams, Session, inputs, parallel
+from forge_jax.decoder import hidden
+from forge_jax.generation.speculation import Sampler, Target
 from forge_jax.generation.speculation.lookup import matches
 from forge_jax.generation.speculation.pace import FIRST, Pace
+from forge_jax.ops import Context
 from forge_jax.params import Tree, map_params
 from forge_jax.spec import Attention, Block, Branch, Mamba, Mlp, ModelSpec, Norm, Rope
 
@@ -133,6 +136,78 @@ def test_on_a_mesh() -> None:
         ours = Session(RINGS, placed, PROMPTS, programs=parallel.programs(mesh), **given)
         ours.advance()
         assert_same(ours, plain)
+
+
+# ------------------------------------------------------------------------------------------------ a trained module
+ATTENTION = Attention(2, 1, 8, 0.35)
+TRAINED = ModelSpec(
+    VOCABULARY,
+    16,
+    (Block((Branch("attention", ATTENTION, pre=Norm()), Branch("mlp", Mlp(20), pre=Norm()))),),
+    512,
+    final_norm=Norm(),
+    tied=True,
+)
+
+
+def trained() -> MtpHead:
+    rng = np.random.default_rng(5)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
+    own = {"embed_norm": {"scale": drawn(16)}, "hidden_norm": {"scale": drawn(16)}, "join": drawn(32, 16) * 0.3}
+    ours = numbers(TRAINED, 6)
+    return MtpHead(TRAINED, own | {"layers": ours["layers"], "final_norm": {"scale": drawn(16)}}, tokens=3)
+
+
+def rms(x: np.ndarray, scale: Any) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + Norm().eps) * np.asarray(scale, np.float64)
+
+
+def module_layer(p: Tree, x_TD: np.ndarray) -> np.ndarray:
+    """Attention of two query heads to one key head without positions, then a gated feed-forward layer."""
+    a, m = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (p["attention"], p["mlp"]))
+    y = rms(x_TD, a["pre"]["scale"])
+    q, k, v = (np.einsum("td,dnh->nth", y, a[name]) for name in "qkv")
+    scores = np.where(np.tri(len(x_TD)) > 0, ATTENTION.scale * q @ k[0].T, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    x_TD = x_TD + np.einsum("nth,nhd->td", weights / weights.sum(-1, keepdims=True) @ v[0], a["o"])
+    y = rms(x_TD, m["pre"]["scale"])
+    gate = y @ m["gate"]
+    return x_TD + (gate / (1 + np.exp(-gate)) * (y @ m["up"])) @ m["down"]
+
+
+def module_drafts(head: MtpHead, params: Tree, h_TD: np.ndarray, tokens: list[int], count: int) -> list[int]:
+    """The formula of the module, in float64: h_TD are the model's normalised hidden states of all tokens but one."""
+    p, embed = head.params, np.asarray(params["embed"], np.float64)
+    for _ in range(count):
+        left, right = rms(embed[tokens[1:]], p["embed_norm"]["scale"]), rms(h_TD, p["hidden_norm"]["scale"])
+        x_TD = module_layer(p["layers"]["0"], np.concatenate([left, right], -1) @ np.asarray(p["join"], np.float64))
+        g_TD = rms(x_TD, p["final_norm"]["scale"])
+        tokens = [*tokens, int((g_TD[-1] @ embed.T).argmax())]
+        h_TD = np.concatenate([h_TD, g_TD[-1:]])
+    return tokens[-count:]
+
+
+def test_the_trained_module_computes_its_formula() -> None:
+    """Drafts after a prompt, and after some rounds, in which it learned from what was accepted and what was not."""
+    head, params = trained(), numbers(RINGS)
+    options = {"sampling": SamplingParams(temperature=0), "max_new_tokens": 40, "stop_ids": ()}
+    ours, plain = session(RINGS, head, **options), session(RINGS, **options)
+    plain.advance()
+    for _ in range(2):
+        state, drafting = ours.state, ours.state.drafting
+        assert drafting is not None
+        target, sampler = Target(RINGS, params, Context()), Sampler(ours.plan, ours.values)
+        drafts, _, _ = head.propose(target, sampler, state, drafting.memory, jnp.full(4, 3))
+        for row, length in enumerate(ours.lengths()):
+            tokens = np.asarray(state.history.tokens_BS)[row, :length].tolist()
+            x_BTD, _ = hidden(RINGS, params, inputs(np.array([tokens[:-1]])))
+            h_TD = rms(np.asarray(x_BTD[0], np.float64), params["final_norm"]["scale"])
+            assert drafts.tokens_BK[row].tolist() == module_drafts(head, params, h_TD, tokens, 3)
+        ours.advance(9)
+    ours.advance()
+    assert ours.ids() == plain.ids()
+    assert ours.speculation is not None
+    assert ours.speculation.proposed > 0
 
 
 # ------------------------------------------------------------------------------------------------ parts
