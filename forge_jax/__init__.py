@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from forge_jax.generation.speculation import DraftModel as DraftModel
     from forge_jax.generation.speculation import EarlyExit as EarlyExit
     from forge_jax.generation.speculation import Lookup as Lookup
+    from forge_jax.generation.speculation import MtpHead as MtpHead
     from forge_jax.inspection import Inspection as Inspection
     from forge_jax.inspection import inspect as inspect
     from forge_jax.loading import Model as Model
@@ -60,7 +61,7 @@ HOMES = {
     "evaluation": ("Evaluation", "evaluate"),
     "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),
     "generation": ("Session", "generate", "stream"),
-    "generation.speculation": ("DraftModel", "EarlyExit", "Lookup"),
+    "generation.speculation": ("DraftModel", "EarlyExit", "Lookup", "MtpHead"),
     "inspection": ("Inspection", "inspect"),
     "loading": ("Model",),
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),

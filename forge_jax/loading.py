@@ -18,10 +18,12 @@ from jax.typing import DTypeLike
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.files import read_json
+from converters.heads import read_head
 from converters.packed import Packing
 from converters.tokenizer import Tokenizer, from_directory, from_gguf
 from forge_jax import parallel
 from forge_jax.generation.session import LOCAL, Programs
+from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
@@ -39,6 +41,7 @@ class Model:
     stored: the storage type of each parameter in the checkpoint, by our path; what an export goes back to.
     packing: how the checkpoint packed its weights, where they stayed packed; what writing them again goes back to.
     mesh, programs: the devices that the parameters are split over, and what a session calls on them.
+    mtp: the module that guesses further tokens, if it was asked for: a drafter for `draft=`.
     """
 
     spec: ModelSpec
@@ -53,6 +56,7 @@ class Model:
     packing: Packing | None = None
     mesh: Mesh | None = None
     programs: Programs = LOCAL
+    mtp: MtpHead | None = None
 
     def __repr__(self) -> str:
         """Kind, size, dtype and where from."""
@@ -81,6 +85,7 @@ def load(
     sinks: int = 4,
     packed: bool = True,
     mesh: Mesh | None = None,
+    mtp: bool = False,
     progress: bool = True,
 ) -> Model:
     """Load a checkpoint of any format that the library reads.
@@ -101,6 +106,7 @@ def load(
         packed: weights that are packed in the checkpoint stay so, as `QTensor` leaves; False decodes them all.
         mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
             goes straight to its shards.
+        mtp: also read the module for multi-token prediction, as `Model.mtp`; it drafts in speculative decoding.
         progress: show a bar that tells reading, decoding and placing apart.
 
     Raises:
@@ -115,6 +121,10 @@ def load(
     try:
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
         model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress, packed)
+        if mtp:
+            model = replace(
+                model, mtp=MtpHead(*read_head(checkpoint, lambda path, values: jnp.asarray(cast(path, values))))
+            )
         model = model if max_seq_len is None else replace(model, spec=with_context(model.spec, max_seq_len))
         model = model if window is None else replace(model, spec=windowed(model.spec, window, sinks))
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))

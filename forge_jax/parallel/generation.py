@@ -1,6 +1,7 @@
 """Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from jax import Array
@@ -9,8 +10,9 @@ from jax.sharding import Mesh
 from forge_jax.cache import Cache
 from forge_jax.decoder import Inputs, forward
 from forge_jax.generation import loop
-from forge_jax.generation.loop import State
-from forge_jax.generation.session import LOCAL, Programs
+from forge_jax.generation.loop import Drafting, State
+from forge_jax.generation.programs import LOCAL, Programs
+from forge_jax.generation.speculation import Drafter, rounds
 from forge_jax.ops import Context
 from forge_jax.parallel.tensor_parallel import init_cache, shard_mapped, shards_of
 from forge_jax.params import Tree
@@ -54,6 +56,39 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
 
         return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
 
-    return Programs(
-        whole, prefill, LOCAL.choose, advance, partial(init_cache, mesh=mesh, axis=axis), LOCAL.learn, LOCAL.speculate
-    )
+    @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=("drafting", "cache", "logits_BV"))
+    def learn(
+        spec: ModelSpec,
+        params: Tree,
+        drafter: Drafter,
+        drafting: Drafting,
+        cache: Cache,
+        tokens_BT: Array,
+        order_BT: Array,
+        logits_BV: Array,
+        ctx: Context,
+    ) -> tuple[Array, Cache, Drafting]:
+        run = shard_mapped(rounds.prefill, spec, mesh, ctx=ctx, axis=axis)
+        return run(params, drafter, drafting, cache, tokens_BT, order_BT, logits_BV)
+
+    @partial(jax.jit, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",))
+    def speculate(
+        spec: ModelSpec,
+        plan: SamplerPlan,
+        params: Tree,
+        drafter: Drafter,
+        values: SamplerValues,
+        state: State,
+        passes: Array,
+        end_B: Array,
+        drafts: Array,
+        ctx: Context,
+    ) -> State:
+        def local(spec: ModelSpec, params: Tree, *rest: Any, ctx: Context) -> State:
+            return rounds.advance(spec, plan, params, *rest, ctx)
+
+        run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
+        return run(params, drafter, values, state, passes, end_B, drafts)
+
+    new_cache = partial(init_cache, mesh=mesh, axis=axis)
+    return Programs(whole, prefill, LOCAL.choose, advance, new_cache, learn, speculate)

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from forge_jax import cache as caches
 from forge_jax.cache import Cache
 from forge_jax.decoder import Driver, Inputs, forward
+from forge_jax.generation.loop import Drafting
 from forge_jax.ops import Context
 from forge_jax.parallel.axes import described, leaf_specs, partition_specs, tensor_rules
 from forge_jax.parallel.prepare import prepare_leaf, prepared_shape, widened
@@ -132,7 +133,10 @@ def init_cache(
 
 # ------------------------------------------------------------------------------------------------ running
 def split_caches(spec: ModelSpec, tree: Any, axis: str) -> Any:
-    """The PartitionSpecs of anything: the arrays of caches in it are split as ops describe them, all else is whole."""
+    """The PartitionSpecs of anything: the arrays of caches in it are split as ops describe them, all else is whole.
+
+    What drafting carries is whole too: a drafter's cache is not the model's.
+    """
     rules = tensor_rules(axis)
 
     def array(slab: caches.Slab) -> PartitionSpec:
@@ -153,14 +157,14 @@ def split_caches(spec: ModelSpec, tree: Any, axis: str) -> Any:
 
     def specs(node: Any) -> Any:
         if not isinstance(node, Cache):
-            return REPLICATED
+            return whole(node)
         layers = tuple(
             {branch: branch_specs(split.get((i, branch)), held) for branch, held in layer.items()}
             for i, layer in enumerate(node.layers)
         )
         return replace(node, places=whole(node.places), layers=layers)
 
-    return jax.tree.map(specs, tree, is_leaf=lambda node: isinstance(node, Cache))
+    return jax.tree.map(specs, tree, is_leaf=lambda node: isinstance(node, Cache | Drafting))
 
 
 def check_prepared(spec: ModelSpec, params: Tree, shards: int) -> None:

@@ -8,10 +8,21 @@ so that they mostly draw the same token where they think alike (the Gumbel coupl
 2302.01318, accepts a little more often, but gives other texts with and without drafts).
 """
 
+from forge_jax.generation.speculation.heads import MtpHead
 from forge_jax.generation.speculation.lookup import Lookup
 from forge_jax.generation.speculation.models import DraftModel, EarlyExit
 from forge_jax.generation.speculation.pace import Report
-from forge_jax.generation.speculation.protocol import Drafter, Drafts, Target
-from forge_jax.generation.speculation.rounds import advance
+from forge_jax.generation.speculation.protocol import Drafter, Drafts, Sampler, Target
 
-__all__ = ["DraftModel", "Drafter", "Drafts", "EarlyExit", "Lookup", "Report", "Target", "advance"]
+__all__ = [
+    "DraftModel",
+    "Drafter",
+    "Drafts",
+    "EarlyExit",
+    "Lookup",
+    "MtpHead",
+    "Report",
+    "Sampler",
+    "Target",
+    "advance",
+]

@@ -77,5 +77,5 @@ def matches(tokens_BS: Array, length_B: Array, longest: int) -> Array:
         last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(length_B - back, 0)[:, None], axis=1)
         before_BS = jnp.roll(tokens_BS, back, axis=1)
         equal_BS &= (before_BS == last_B1) & (place_1S >= back)
-        count_BS += equal_BS
+        count_BS += equal_BS.astype(jnp.int32)
     return count_BS

@@ -4,6 +4,7 @@ The text does not depend on it (see the package), so it may look at the clock.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ import numpy as np
 
 from forge_jax.generation.loop import Drafting, State
 
-FIRST = 8  # passes of a burst as long as little is known, and of one that only measures
-FADE = 0.7  # what an older burst counts for beside the next one
+FIRST = 8  # passes of the first bursts; half as many plain ones are made to have something to compare with
+MEMORY = 8  # bursts whose times are remembered
+FADE = 0.7  # what an older burst's accepted drafts count for beside the next one's
 MARGIN = 0.97  # drafting goes on as long as it is this fast beside plain steps: a clock is not exact
 
 
@@ -51,27 +53,26 @@ class Report:
 class Pace:
     """Measures bursts of passes and says how each next one is to be run.
 
-    Time is taken to be (plain steps) * step + (rounds) * round, both found by least squares over bursts that fade.
-    Drafting stops when a round gives fewer tokens than plain steps of the same time, and is tried again after a pause
-    that doubles each time: what it may cost in a long text is bounded.
+    The time of a plain step and that of a round are the least of the last bursts: what else a machine does can only
+    add to them. Drafting stops when a round gives fewer tokens than plain steps of the same time, and is tried again
+    after a pause that doubles each time: what it may cost in a long text is bounded.
     """
 
     def __init__(self, burst: int, always: bool = False) -> None:
         """`always`: draft whether it pays or not."""
-        self.burst, self.always = burst, always
-        self.products = np.zeros((2, 2))  # sums over bursts of (steps, rounds) x (steps, rounds)
-        self.times = np.zeros(2)  # and of (steps, rounds) x seconds
+        self.burst, self.always, self.on = burst, always, True
+        self.steps: deque[float] = deque(maxlen=MEMORY)  # seconds of a plain step, by burst
+        self.rounds: deque[float] = deque(maxlen=MEMORY)  # and of a round
         self.gain = np.zeros(2)  # faded sums of accepted drafts a row, and of rounds
-        self.on = True
         self.pause, self.left = 4, 0  # bursts without drafts: of the next pause, and of this one
 
     def next(self) -> tuple[int, bool]:
         """Passes of the next burst, and whether it drafts."""
         if not self.on or self.always:
             return self.burst, self.on
-        if self.products[0, 0] < FIRST and self.products[1, 1] > 0:  # nothing to compare with
+        if self.gain[1] and not self.steps:
             return FIRST // 2, False
-        return (FIRST if self.products[1, 1] < FIRST**2 else self.burst), True
+        return (FIRST if len(self.rounds) < 2 else self.burst), True
 
     def run(self, burst: Callable[[int, bool], State], before: State) -> State:
         """Run a burst, measure it and draw the conclusions."""
@@ -82,33 +83,29 @@ class Pace:
         after = jax.block_until_ready(burst(passes, drafts))
         seconds = time.perf_counter() - start
         if counts is not None and after.drafting is not None:
-            made = counted(after.drafting) - counts
-            self.learn(np.array([made[0] - made[1], made[1]], float), made[2] / max(rows, 1), seconds)
+            passes, rounds, accepted = counted(after.drafting) - counts
+            self.learn(int(passes - rounds), int(rounds), accepted / max(rows, 1), seconds)
         return after
 
-    def learn(self, passes: np.ndarray, accepted: float, seconds: float) -> None:
-        """Take in a burst of (steps, rounds); `accepted` drafts a row."""
-        self.products = FADE * self.products + np.outer(passes, passes)
-        self.times = FADE * self.times + passes * seconds
-        self.gain = FADE * self.gain + (accepted, passes[1])
+    def learn(self, steps: int, rounds: int, accepted: float, seconds: float) -> None:
+        """Take in a burst; `accepted` drafts a row."""
+        if steps and not rounds:
+            self.steps.append(seconds / steps)
+        elif rounds and (self.steps or not steps):
+            self.rounds.append((seconds - (steps * min(self.steps) if steps else 0.0)) / rounds)
+        self.gain = FADE * self.gain + (accepted, rounds)
         if not self.on:
             self.left -= 1
             self.on = self.left <= 0
-            if self.on:  # as if drafts had not been seen before
-                self.products[1], self.products[:, 1], self.times[1], self.gain[:] = 0, 0, 0, 0
-            return
-        step, turn = self.costs()
-        if self.always or not step or not turn:
-            return
-        if (1 + self.gain[0] / self.gain[1]) * step < MARGIN * turn:
+            if self.on:  # as if there had been no drafts before
+                self.rounds.clear()
+                self.gain[:] = 0
+        elif not self.always and len(self.rounds) > 1 and self.steps and self.pays() < MARGIN:
             self.on, self.left, self.pause = False, self.pause, 2 * self.pause
 
-    def costs(self) -> tuple[float, float]:
-        """Seconds of a step and of a round; 0 for what is not known yet."""
-        if np.linalg.det(self.products) > 1e-6 * self.products[0, 0] * self.products[1, 1] > 0:
-            step, turn = np.linalg.solve(self.products, self.times)
-            return max(float(step), 0.0), max(float(turn), 0.0)
-        return 0.0, 0.0
+    def pays(self) -> float:
+        """How many times as fast rounds are as plain steps."""
+        return (1 + self.gain[0] / self.gain[1]) * min(self.steps) / max(min(self.rounds), 1e-9)
 
 
 def counted(drafting: Drafting) -> np.ndarray:
