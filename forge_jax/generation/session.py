@@ -21,11 +21,20 @@ from forge_jax import cache as caches
 from forge_jax import stacking
 from forge_jax.decoder import forward
 from forge_jax.generation import loop
+from forge_jax.generation.asked import check_prompts, wanted
 from forge_jax.generation.loop import Record, State
 from forge_jax.generation.sizes import capacity, chunks
 from forge_jax.ops import Context
 from forge_jax.params import Tree, flatten
-from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
+from forge_jax.sampling import (
+    SamplerPlan,
+    SamplingParams,
+    Vocabulary,
+    VocabularyLimit,
+    build,
+    matchers_of,
+    start_history,
+)
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import QTensor, take
 
@@ -105,6 +114,7 @@ class Session:
         seed: int = 0,
         cache_dtype: DTypeLike | None = None,
         known_ids: int | None = None,
+        vocabulary: Vocabulary | None = None,
         programs: Programs = LOCAL,
     ) -> None:
         """Read the prompts and choose the first token of each row.
@@ -118,16 +128,19 @@ class Session:
             seed: for rows whose sampling has none.
             cache_dtype: of the keys and values; None: that of the parameters.
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
+            vocabulary: the bytes of the tokens; constraints need it.
 
         Raises:
-            ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
+            ValueError: an empty prompt, an id outside the vocabulary, more tokens than the context holds, or a
+                constraint that is not valid.
         """
         packed = any(isinstance(leaf, QTensor) for _, leaf in flatten(params))
         self.spec, self.params, self.programs = spec, params, FRUGAL if packed and programs is LOCAL else programs
         rows = [list(map(int, prompt)) for prompt in prompts]
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
-        self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed)
+        self.matchers = matchers_of(sampling, self.batch, vocabulary, stop_ids)
+        self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed, self.matchers)
         if known_ids is not None and known_ids < spec.logits:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
         self.stale = False  # whether a running state holds tokens that were taken back: the text is then read again
@@ -238,13 +251,25 @@ class Session:
         return np.asarray(self.state.done_B).tolist()
 
     def check(self) -> None:
-        """Raise ValueError if a row's logits were not numbers."""
-        bad = np.flatnonzero(np.asarray(self.state.nan_B))
-        if bad.size:
-            raise ValueError(
-                f"generation: rows {bad.tolist()} gave NaN or infinite logits, or every token is banned: the weights "
-                "or the dtype are at fault (try float32), or the sampling leaves no token"
-            )
+        """End rows that had no token to choose since their constrained text is complete, and no id to say so.
+
+        Raises:
+            ValueError: a row's logits were not numbers, or no token could be chosen.
+        """
+        bad = np.flatnonzero(np.asarray(self.state.nan_B)).tolist()
+        rows = self.ids() if bad else []
+        for row in bad:
+            made, matcher = np.array(rows[row][:-1], np.int32), self.matchers[row]  # the last one has no meaning
+            if matcher is not None and (fault := matcher.fault(made)):
+                raise ValueError(f"generation: row {row}: {fault}")
+            if matcher is None or self.stop_ids or not matcher.complete(made):
+                raise ValueError(
+                    f"generation: rows {bad} gave NaN or infinite logits, or every token is banned: the weights or "
+                    "the dtype are at fault (try float32), or the sampling leaves no token"
+                )
+            self.finish(row, len(made))
+        if bad:
+            self.state = replace(self.state, nan_B=jnp.zeros_like(self.state.nan_B))
 
     # -------------------------------------------------------------------------------------------- results
     def ids(self) -> list[list[int]]:
@@ -254,12 +279,10 @@ class Session:
 
     def outputs(self) -> list[Output]:
         """Every row's new ids, reason to end, and log-probabilities if they were asked for."""
-        done = np.asarray(self.state.done_B)
         record = self.state.record and jax.tree.map(np.asarray, self.state.record)
         out = []
         for i, ids in enumerate(self.ids()):
-            stopped = bool(ids) and ids[-1] in self.stop_ids
-            reason: FinishReason | None = None if not done[i] else "stop" if stopped else "length"
+            reason = self.finish_reason(i)
             if record is None:
                 out.append(Output(tuple(ids), reason))
                 continue
@@ -268,6 +291,15 @@ class Session:
             best = tuple(dict(zip(t, p, strict=True)) for t, p in tops)
             out.append(Output(tuple(ids), reason, tuple(record.logprob_BS[i, at].tolist()), best))
         return out
+
+    def finish_reason(self, row: int) -> FinishReason | None:
+        """Why a row ended: at a stop id or with a constrained text that is complete, or for its length."""
+        if not self.done_rows()[row]:
+            return None
+        length, matcher = int(np.asarray(self.state.history.length_B)[row]), self.matchers[row]
+        made = np.asarray(self.state.history.tokens_BS)[row, self.start_lengths[row] : length]
+        stopped = bool(made.size) and int(made[-1]) in self.stop_ids
+        return "stop" if stopped or (matcher and matcher.complete(made)) else "length"
 
     def steps(self) -> Iterator[list[int | None]]:
         """Yield the new id of every row step by step until all have ended, None for a row that ended before."""
@@ -323,37 +355,6 @@ class Session:
 
 
 # ------------------------------------------------------------------------------------------------ helpers
-def check_prompts(rows: list[list[int]], vocab_size: int, n: int) -> None:
-    """Raise ValueError for no prompts, an empty one, or ids outside the vocabulary."""
-    if not rows or n < 1:
-        raise ValueError(f"generation: {len(rows)} prompts and n = {n}; both must be at least 1")
-    for i, row in enumerate(rows):
-        if not row:
-            raise ValueError(f"generation: prompt {i} is empty; give at least one token, for example the bos id")
-        if min(row) < 0 or max(row) >= vocab_size:
-            odd = next(t for t in row if not 0 <= t < vocab_size)
-            raise ValueError(
-                f"generation: prompt {i} has the id {odd}, outside the model's vocabulary of {vocab_size}; "
-                "the tokenizer belongs to another model"
-            )
-
-
-def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit: int) -> list[int]:
-    """New tokens of each row: as asked, or as many as the context still holds.
-
-    Raises:
-        ValueError: a prompt that fills the context, a negative number, or too few numbers.
-    """
-    if over := [length for length in lengths if length > limit]:
-        raise ValueError(f"generation: a prompt of {over[0]} tokens is longer than the model's context of {limit}")
-    if max_new_tokens is None:
-        return [limit - length for length in lengths]
-    new = [int(max_new_tokens)] * len(lengths) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if len(new) != len(lengths) or min(new) < 0:
-        raise ValueError(f"generation: max_new_tokens = {max_new_tokens!r} for {len(lengths)} rows; expected 0 or more")
-    return new
-
-
 def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
     """An empty record, if the plan reports log-probabilities."""
     if plan.logprobs is None:

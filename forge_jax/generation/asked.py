@@ -1,0 +1,34 @@
+"""What a caller asked of a session, checked."""
+
+from collections.abc import Sequence
+
+
+def check_prompts(rows: list[list[int]], vocab_size: int, n: int) -> None:
+    """Raise ValueError for no prompts, an empty one, or ids outside the vocabulary."""
+    if not rows or n < 1:
+        raise ValueError(f"generation: {len(rows)} prompts and n = {n}; both must be at least 1")
+    for i, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"generation: prompt {i} is empty; give at least one token, for example the bos id")
+        if min(row) < 0 or max(row) >= vocab_size:
+            odd = next(t for t in row if not 0 <= t < vocab_size)
+            raise ValueError(
+                f"generation: prompt {i} has the id {odd}, outside the model's vocabulary of {vocab_size}; "
+                "the tokenizer belongs to another model"
+            )
+
+
+def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit: int) -> list[int]:
+    """New tokens of each row: as asked, or as many as the context still holds.
+
+    Raises:
+        ValueError: a prompt that fills the context, a negative number, or too few numbers.
+    """
+    if over := [length for length in lengths if length > limit]:
+        raise ValueError(f"generation: a prompt of {over[0]} tokens is longer than the model's context of {limit}")
+    if max_new_tokens is None:
+        return [limit - length for length in lengths]
+    new = [int(max_new_tokens)] * len(lengths) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(new) != len(lengths) or min(new) < 0:
+        raise ValueError(f"generation: max_new_tokens = {max_new_tokens!r} for {len(lengths)} rows; expected 0 or more")
+    return new
