@@ -27,6 +27,7 @@ def add(commands: options.Commands) -> None:
     kind.add_argument("--chat", action="store_true", help="the prompt is a message: use the model's chat template")
     kind.add_argument("--raw", dest="chat", action="store_false", help="the prompt is a text to go on with (default)")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    options.add_constraint(parser)
     parser.add_argument("--no-stats", dest="stats", action="store_false", help="no line about speed and memory")
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from forge_jax.cli.streaming import Watch
 
     given = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "stop": args.stop, "seed": args.seed}
+    given["constraint"] = options.constraint(args)
     with Watch() as watch:
         if args.n == 1:
             stream = watch.begin(lambda: text.stream(model, turns, **given))
