@@ -265,7 +265,7 @@ def constrained(
         return sampling
     rows = [sampling] if isinstance(sampling, SamplingParams) else list(sampling)
     if any(row.constraint for row in rows):
-        raise ValueError("a constraint for all rows, and rows with a constraint in their sampling; give one or the other")
+        raise ValueError("a constraint for all rows and one in a row's sampling; give one or the other")
     rows = [replace(row, constraint=constraint) for row in rows]
     return rows[0] if isinstance(sampling, SamplingParams) else rows
 

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and print what it makes of the prompt."""
     prompt = read_prompt(args)
     sampling = options.sampling(options.settings_of(args))
+    constraint = options.constraint(args)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n {args.n} at temperature 0 gives the same text {args.n} times; add --temperature 0.7")
     if args.system is not None and not args.chat:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from forge_jax.cli.streaming import Watch
 
     given = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "stop": args.stop, "seed": args.seed}
-    given["constraint"] = options.constraint(args)
+    given["constraint"] = constraint
     with Watch() as watch:
         if args.n == 1:
             stream = watch.begin(lambda: text.stream(model, turns, **given))

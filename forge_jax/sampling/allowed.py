@@ -38,11 +38,11 @@ def allowed(values: SamplerValues, history: History, vocab_size: int) -> Array:
     return (bits_BWI & 1).astype(bool).reshape(bits_BW.shape[0], words * WORD)[:, :vocab_size]
 
 
-def answer(words: int, number: Array, tokens: Array, start: Array, length: Array) -> np.ndarray:
-    """The host's side of `allowed`: uint32 [..., words] for numbers, starts and lengths [...] and tokens [..., S]."""
-    number, tokens, start, length = (np.asarray(array) for array in (number, tokens, start, length))
+def answer(words: int, *asked: Array) -> np.ndarray:
+    """The host's side of `allowed`: uint32 [..., words] for numbers [...], tokens [..., S], starts and ends [...]."""
+    number, tokens, start, end = map(np.asarray, asked)
     out = np.full((*number.shape, words), 0xFFFFFFFF, np.uint32)
     for at in np.ndindex(number.shape):
         if number[at]:
-            out[at] = matcher(int(number[at])).allowed(tokens[at][start[at] : length[at]], words)
+            out[at] = matcher(int(number[at])).allowed(tokens[at][start[at] : end[at]], words)
     return out

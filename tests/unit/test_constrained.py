@@ -1,4 +1,4 @@
-"""Constraints against checkers that know nothing of them: jsonschema, re, enumerated languages, llguidance from scratch.
+"""Constraints against checkers that know nothing of them: jsonschema, re, listed languages, a matcher from scratch.
 
 The vocabulary has every byte, tokens of several bytes that cut words and characters anywhere, two that are the same,
 one that is not in use, and special ones.
@@ -22,7 +22,7 @@ from helpers import compilations
 
 from forge_jax import Constraint, SamplingParams, Session, Vocabulary, forward, inputs, parallel
 from forge_jax import params as P
-from forge_jax.sampling import Matcher, build, matching, matchers_of, start_history
+from forge_jax.sampling import Matcher, build, matchers_of, matching, start_history
 from forge_jax.sampling.allowed import allowed
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 
@@ -55,7 +55,7 @@ TREE = {
         "pair": {"type": "array", "prefixItems": [{"$ref": "#/$defs/leaf"}] * 2, "items": False, "minItems": 2},
     },
     "anyOf": [
-        {"type": "object", "properties": {"k": {"$ref": "#/$defs/pair"}}, "required": ["k"], "additionalProperties": False},
+        {"type": "object", "properties": {"k": {"$ref": "#/$defs/pair"}}, "required": ["k"], "maxProperties": 1},
         {"$ref": "#/$defs/pair"},
     ],
 }
