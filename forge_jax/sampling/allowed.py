@@ -15,6 +15,8 @@ from forge_jax.sampling.matching import matcher
 from forge_jax.sampling.state import History, SamplerValues
 
 WORD = 32
+CALLING = ("cpu", "gpu", "tpu")
+"""Backends whose programs can call the host, by `jax.default_backend`."""
 
 
 def keep_allowed(logits_BV: Array, values: SamplerValues, history: History) -> Array:
@@ -24,11 +26,7 @@ def keep_allowed(logits_BV: Array, values: SamplerValues, history: History) -> A
 
 
 def allowed(values: SamplerValues, history: History, vocab_size: int) -> Array:
-    """Which tokens may follow the generated text of each row, bool [B, V]. May be vmapped.
-
-    Raises:
-        ValueError: (from the backend) the devices cannot call the host.
-    """
+    """Which tokens may follow the generated text of each row, bool [B, V]. May be vmapped."""
     words = -(-vocab_size // WORD)
     shape = jax.ShapeDtypeStruct((*history.length_B.shape, words), jnp.uint32)
     asked = (values.constraint_B, history.tokens_BS, history.prompt_length_B, history.length_B)
@@ -46,3 +44,18 @@ def answer(words: int, *asked: Array) -> np.ndarray:
         if number[at]:
             out[at] = matcher(int(number[at])).allowed(tokens[at][start[at] : end[at]], words)
     return out
+
+
+def check_host_calls() -> None:
+    """Raise ValueError where a running program cannot ask the host."""
+    if (backend := jax.default_backend()) not in CALLING:
+        raise ValueError(
+            f"a constraint asks the host once a token, which the backend {backend!r} cannot do; "
+            f"run it on one of {', '.join(CALLING)}"
+        )
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            "a constraint needs JAX's CPU device beside the accelerator; add it: JAX_PLATFORMS=cuda,cpu (or tpu,cpu)"
+        ) from error

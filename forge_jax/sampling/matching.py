@@ -23,11 +23,13 @@ from forge_jax.sampling.constraint import Constraint
 COMPILE_SECONDS = 10.0
 """How long it may take to understand a constraint: the intersection of regexes has no bound of its own."""
 
-_CHECK = """
+_UNDERSTAND = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from llguidance import LLMatcher, LLTokenizer
-LLMatcher(LLTokenizer("byte"), sys.stdin.buffer.read().decode(), log_level=0)
+from llguidance import LLMatcher, LLTokenizer, grammar_from
+rules = grammar_from(sys.argv[2], sys.stdin.buffer.read().decode())
+LLMatcher(LLTokenizer("byte"), rules, log_level=0)
+sys.stdout.buffer.write(rules.encode())
 """
 
 # Programs know a row's matcher by its number alone, so that they are compiled once for all grammars. The table holds
@@ -78,10 +80,10 @@ class Vocabulary:
             ValueError: it is not valid, or takes too long; quotes llguidance.
         """
         llguidance = library()
-        grammar = grammar_of(constraint)
-        check_time(constraint, grammar)
+        # every token that goes on with the text is allowed, not just the one that the tokenizer would take
+        rules = rules_of(constraint) + '\n%llguidance {"no_forcing": true}\n'
         limits = llguidance.LLParserLimits(verbose_errors=False)
-        start = llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
+        start = llguidance.LLMatcher(self.tokenizer, rules, log_level=0, limits=limits)
         if start.is_error():
             raise ValueError(f"{constraint}: {start.get_error()}")
         return start
@@ -99,48 +101,42 @@ class _Tokens:
         self.special_token_ids = [*sorted(vocabulary.special), vocabulary.end]
 
 
-def grammar_of(constraint: Constraint) -> str:
+def rules_of(constraint: Constraint) -> str:
     """The constraint as a Lark grammar of llguidance.
 
-    Raises:
-        ValueError: a grammar in GBNF that is not valid.
-    """
-    llguidance = library()
-    match constraint.kind:
-        case "json":
-            rules = f"start: %json {constraint.text}"
-        case "regex":
-            rules = f"start: /{llguidance.regex_to_lark(constraint.text, 'd') or '(?:)'}/"
-        case "choice":
-            literals = (json.dumps(text, ensure_ascii=False) for text in constraint.choices)
-            rules = "start: CHOICE\nCHOICE: " + " | ".join(literals)
-        case _:
-            try:
-                rules = llguidance.grammar_from("gbnf" if constraint.gbnf else "lark", constraint.text)
-            except ValueError as error:
-                raise ValueError(f"{constraint}: {error}") from error
-    # every token that goes on with the text is allowed, not just the one that the tokenizer would take
-    return rules + '\n%llguidance {"no_forcing": true}\n'
-
-
-def check_time(constraint: Constraint, grammar: str) -> None:
-    """Understand a grammar in another process, which can be ended; llguidance's own limits do not cover everything.
+    It is understood in another process first, which can be ended: llguidance's own limits do not cover everything.
 
     Raises:
-        ValueError: it took too long, or the process broke down.
+        ValueError: that took too long, or the process broke down.
     """
-    home = Path(library().__file__).parents[1]
-    command = [sys.executable, "-I", "-c", _CHECK, str(home)]
+    kind = "gbnf" if constraint.kind == "grammar" and constraint.gbnf else "lark"
+    command = [sys.executable, "-I", "-c", _UNDERSTAND, str(Path(library().__file__).parents[1]), kind]
+    given = written(constraint).encode()
     try:
-        ended = subprocess.run(command, input=grammar.encode(), capture_output=True, timeout=COMPILE_SECONDS)
+        ended = subprocess.run(command, input=given, capture_output=True, timeout=COMPILE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ValueError(
-            f"{constraint}: not understood within {COMPILE_SECONDS:.0f} s; make it simpler (intersections of regexes, "
+            f"{constraint}: not understood within {COMPILE_SECONDS:g} s; make it simpler (intersections of regexes, "
             "by & or by allOf, grow fastest)"
         ) from error
     if ended.returncode:
-        said = ended.stderr.decode(errors="replace")[-400:]
-        raise ValueError(f"{constraint}: llguidance broke down over it (exit status {ended.returncode}): {said}")
+        said = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(f"{constraint}: {said or f'llguidance broke down, exit status {ended.returncode}'}")
+    return ended.stdout.decode()
+
+
+def written(constraint: Constraint) -> str:
+    """The constraint in the language that its rules are written in."""
+    match constraint.kind:
+        case "json":
+            return f"start: %json {constraint.text}"
+        case "regex":
+            return f"start: /{library().regex_to_lark(constraint.text, 'd') or '(?:)'}/"
+        case "choice":
+            literals = (json.dumps(text, ensure_ascii=False) for text in constraint.choices)
+            return "start: CHOICE\nCHOICE: " + " | ".join(literals)
+        case "grammar":
+            return constraint.text
 
 
 class Matcher:
@@ -155,6 +151,8 @@ class Matcher:
         self.start = vocabulary.compiled(constraint)
         self.state = self.start.deep_copy()
         self.taken = np.zeros(0, np.int32)  # the tokens that `state` has been through
+        self.asked: np.ndarray | None = None  # the text that `bits` are for: done rows and meshes ask again and again
+        self.bits = np.zeros(0, np.uint32)
         self.lock = threading.Lock()  # each device of a mesh may ask at the same time
         self.number = next(_NUMBERS)
         _MATCHERS[self.number] = self
@@ -191,11 +189,14 @@ class Matcher:
 
     def look(self, ids: np.ndarray) -> np.ndarray:
         """llguidance's bits after `ids`; none after a text that is wrong, or in an error."""
-        none = np.zeros((self.vocabulary.end + 32) // 32, np.uint32)
-        if not self.go_to(ids):
-            return none
-        bits = np.frombuffer(self.state.compute_bitmask(), "<u4")
-        return none if self.state.is_error() else bits
+        if self.asked is not None and np.array_equal(ids, self.asked):
+            return self.bits
+        self.bits = np.zeros((self.vocabulary.end + 32) // 32, np.uint32)
+        if self.go_to(ids):
+            bits = np.frombuffer(self.state.compute_bitmask(), "<u4")
+            self.bits = self.bits if self.state.is_error() else bits
+        self.asked = ids
+        return self.bits
 
     def go_to(self, ids: np.ndarray) -> bool:
         """Take back and take tokens until `state` has been through `ids`. False if it cannot."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from forge_jax.sampling import processors as chain
+from forge_jax.sampling.allowed import check_host_calls
 from forge_jax.sampling.constraint import Constraint
 from forge_jax.sampling.matching import Matcher, Vocabulary
 from forge_jax.sampling.state import PAD, SamplerPlan, SamplerValues
@@ -136,16 +137,19 @@ def matchers_of(
     """The host's part of each row's constraint.
 
     Raises:
-        ValueError: a constraint that is not valid, or there is no vocabulary.
+        ValueError: a constraint that is not valid, no vocabulary, or a backend that cannot ask the host.
         ImportError: llguidance is not installed.
     """
     constraints = [p.constraint for p in a_row(params, batch)]
-    if vocabulary is None and any(constraints):
+    if not any(constraints):
+        return (None,) * batch
+    check_host_calls()
+    if vocabulary is None:
         raise ValueError(
             "sampling: a constraint needs the bytes of the tokens; give the session vocabulary=model.vocabulary, or a "
             "forge_jax.Vocabulary of your own"
         )
-    return tuple(Matcher(c, vocabulary, stop_ids) if c and vocabulary else None for c in constraints)
+    return tuple(Matcher(c, vocabulary, stop_ids) if c else None for c in constraints)
 
 
 def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence[int]) -> SamplerPlan:

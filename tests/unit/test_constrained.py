@@ -410,6 +410,10 @@ def test_what_cannot_be_asked(params, monkeypatch):
         Session(SPEC, params, [[1]], sampling=row)
     with pytest.raises(ValueError, match="need their matchers"):
         build(row, 1, V)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "metal")
+        with pytest.raises(ValueError, match="the backend 'metal' cannot do; run it on one of cpu, gpu, tpu"):
+            session(params, [row])
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ImportError, match=r'pip install "forge-jax\[constrained\]"'):
         Matcher(Constraint.regex("b"), VOCABULARY)
