@@ -235,40 +235,37 @@ def test_every_position_of_a_draft_at_once():
 
 
 # ------------------------------------------------------------------------------------------------ sessions
-def sessions_rows(copies: int) -> list[SamplingParams]:
-    """Rows of every constraint and free ones, mixed."""
+def some_rows(first: int = 0) -> list[SamplingParams]:
+    """A row of every constraint and a free one, as many in every test so that few programs are compiled."""
     kinds = [*constraints(), None]
-    return [
-        SamplingParams(temperature=(0.8, 1.5, 30.0)[i % 3], seed=i, constraint=kinds[i % len(kinds)])
-        for i in range(copies * len(kinds))
-    ]
+    heat = (0.8, 1.5, 30.0)[first % 3]
+    return [SamplingParams(temperature=heat, seed=first + i, constraint=kind) for i, kind in enumerate(kinds)]
 
 
-def session(params, rows: list[SamplingParams], prompt=(3, 4, 5), *, new: int = 200, **options) -> Session:
+def session(params, rows: list[SamplingParams], prompt=(3, 4, 5), *, new: int = 60, **options) -> Session:
     options = {"stop_ids": [END], "vocabulary": VOCABULARY, **options}
     return Session(SPEC, params, [list(prompt)] * len(rows), max_new_tokens=new, sampling=rows, **options)
 
 
 def test_texts_of_a_random_model(params):
-    """Everything that ends is accepted by another reader; free rows are what they are without any constraint, and
-    every row is what it is alone."""
-    rows = sessions_rows(10)
-    whole = session(params, rows)
-    whole.advance()
-    outputs = whole.outputs()
+    """What ends is accepted by another reader; every row is what it is alone, and a free one what it is among free."""
     ended = 0
-    for row, output in zip(rows, outputs, strict=True):
-        if row.constraint is not None and output.finish_reason == "stop":
-            check(row.constraint, bytes_of(output.ids))
-            ended += 1
-    assert ended >= 110  # of 120: strings of three random words seldom end within 200 tokens
-    plain = session(params, [row for row in rows if row.constraint is None])
-    plain.advance()
-    assert plain.outputs() == [output for row, output in zip(rows, outputs, strict=True) if row.constraint is None]
-    for i in range(12):
+    for first in range(10):
+        rows = some_rows(first)
+        whole = session(params, rows)
+        whole.advance()
+        for row, output in zip(rows, whole.outputs(), strict=True):
+            if row.constraint is not None and output.finish_reason == "stop":
+                check(row.constraint, bytes_of(output.ids))
+                ended += 1
+    assert ended >= 115  # of 120: a text without bounds may go on for long
+    for i, output in enumerate(whole.outputs()[:6]):
         alone = session(params, rows[i : i + 1])
         alone.advance()
-        assert alone.outputs() == outputs[i : i + 1]
+        assert alone.outputs() == [output]
+    plain = session(params, [rows[-1]] * len(rows))
+    plain.advance()
+    assert plain.outputs() == whole.outputs()[-1:] * len(rows)
 
 
 def test_logprobs_are_the_free_model_s_and_other_processors_still_act(params):
@@ -290,7 +287,7 @@ def test_logprobs_are_the_free_model_s_and_other_processors_still_act(params):
 
 
 def test_a_complete_text_ends_a_row_without_any_stop_id(params):
-    rows = [SamplingParams(seed=i, constraint=Constraint.choice(CHOICES) if i % 3 else None) for i in range(9)]
+    rows = [SamplingParams(seed=i, constraint=Constraint.choice(CHOICES) if i % 3 else None) for i in range(13)]
     made = session(params, rows, new=60, stop_ids=[])
     steps = [step for step in made.steps() if any(step)]
     for i, output in enumerate(made.outputs()):
@@ -299,27 +296,29 @@ def test_a_complete_text_ends_a_row_without_any_stop_id(params):
             check(rows[i].constraint, bytes_of(output.ids))
         assert output.finish_reason == ("stop" if i % 3 else "length")
     # what was complete is complete, also at the last token that was asked for
-    short = session(params, [SamplingParams(temperature=0, constraint=Constraint.choice(["xyz"]))], new=3, stop_ids=[])
+    short = session(params, [SamplingParams(constraint=Constraint.choice(["xyz"]))] * 13, new=3, stop_ids=[])
     short.advance()
-    assert (bytes_of(short.ids()[0]), short.finish_reason(0)) == (b"xyz", "stop")
+    whole = [output for output in short.outputs() if len(output.ids) == 3]
+    assert {(bytes_of(output.ids), output.finish_reason) for output in whole} == {(b"xyz", "stop")}
 
 
 def test_rewinding_and_resuming(params):
     """A reply that is cut, then another turn: the constraint begins anew, in step with the text."""
     constraint = Constraint.json(PERSON, compact=True)
-    rows = [SamplingParams(seed=i, constraint=constraint) for i in range(6)]
+    rows = [SamplingParams(seed=i, constraint=constraint) for i in range(13)]
     made = session(params, rows)
     made.advance(7)
     for row in (0, 3):
         made.finish(row, 4)
     before = made.ids()
-    made.extend([[7, i] for i in range(6)], max_new_tokens=120)
+    made.extend([[7, i] for i in range(13)], max_new_tokens=120)
     made.advance()
     for i, output in enumerate(made.outputs()):
         assert output.finish_reason == "stop"
         check(constraint, bytes_of(output.ids))
-        whole = [3, 4, 5, *before[i], 7, i]
-        again = session(params, rows[i : i + 1], whole, new=120)
+        if i > 2:
+            continue
+        again = session(params, rows[i : i + 1], [3, 4, 5, *before[i], 7, i], new=120)
         again.advance()
         assert again.outputs()[0].ids == output.ids
 
@@ -347,7 +346,7 @@ def test_matchers_live_as_long_as_their_session(params):
 def test_on_a_mesh(params):
     """Every device asks the host, and each gets the same answer."""
     mesh = parallel.make_mesh(2)
-    rows = sessions_rows(1)[-6:]
+    rows = some_rows()
     plain = session(params, rows, new=20)
     mapped = session(parallel.shard(SPEC, params, mesh), rows, programs=parallel.programs(mesh), new=20)
     plain.advance()
@@ -392,8 +391,6 @@ def test_what_the_vocabulary_cannot_say(params):
         session(params, [row], vocabulary=few).advance()
     with pytest.raises(ValueError, match="every token is banned"):  # two wishes that cannot both be granted
         session(params, [SamplingParams(constraint=Constraint.regex("a"), min_tokens=3)]).advance()
-    with pytest.raises(ValueError, match="every token is banned"):
-        session(params, [SamplingParams(constraint=Constraint.regex("a"), logit_bias={ord("a"): -np.inf})])
 
 
 def test_what_cannot_be_asked(params, monkeypatch):
