@@ -2,11 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-import jax
 import jsonschema
 import pytest
 from tiny_checkpoint import write_chat_model
@@ -18,6 +15,8 @@ from forge_jax.cli import main
 from forge_jax.hub import resolve
 from forge_jax.loading import Model
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
@@ -28,22 +27,9 @@ JSON = Constraint.json(PERSON, compact=True)
 DIGITS = Constraint.regex("[0-9]{3}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that make a few tokens need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Path:
-    return write_chat_model(tmp_path_factory.mktemp("models") / "chat")
-
-
-@pytest.fixture(scope="module")
-def forge(directory) -> Forge:
-    return Forge.from_any(directory, progress=False)
+def forge(tmp_path_factory) -> Forge:
+    return Forge.from_any(write_chat_model(tmp_path_factory.mktemp("models") / "chat"), progress=False)
 
 
 def test_texts_chats_and_streams(forge):
@@ -77,13 +63,13 @@ def test_a_stop_string_cuts_a_text_that_goes_on_being_what_it_was(forge):
         text.complete(forge.model, ["Hello"] * 2, sampling=[SamplingParams(), row], constraint=JSON)
 
 
-def test_the_command_line(directory, tmp_path, capsys):
+def test_the_command_line(forge, tmp_path, capsys):
     schema, grammar = tmp_path / "schema.json", tmp_path / "sum.gbnf"
     schema.write_text(JSON.text)
     grammar.write_text('root ::= [0-9] "+" [0-9]')
 
     def run(*words: str) -> tuple[int, str, str]:
-        code = main(["generate", "Hello", "-m", str(directory), "--no-stats", *words])
+        code = main(["generate", "Hello", "-m", str(forge.model.path), "--no-stats", *words])
         out = capsys.readouterr()
         return code, out.out.removesuffix("\n"), out.err
 

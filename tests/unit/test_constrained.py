@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -25,6 +24,8 @@ from forge_jax import params as P
 from forge_jax.sampling import Matcher, build, matchers_of, matching, start_history
 from forge_jax.sampling.allowed import allowed
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 WORDS = ['{"', '":', '",', '"}', "true", "ab", "abc", "ba", "12", "-1", "[]", "a b", "yes", "no", "é", "é"]
 PIECES = (
@@ -101,14 +102,6 @@ def layer() -> Block:
 
 
 SPEC = ModelSpec(V, 16, (layer(),), 512, Norm(), tied=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that make a few tokens need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
