@@ -192,21 +192,27 @@ class Matcher:
         if self.asked is not None and np.array_equal(ids, self.asked):
             return self.bits
         self.bits = np.zeros((self.vocabulary.end + 32) // 32, np.uint32)
-        if self.go_to(ids):
+        self.asked = np.array(ids)  # a copy: what a program hands over is its own again after the call
+        if self.go_to(self.asked):
             bits = np.frombuffer(self.state.compute_bitmask(), "<u4")
             self.bits = self.bits if self.state.is_error() else bits
-        self.asked = ids
         return self.bits
 
     def go_to(self, ids: np.ndarray) -> bool:
         """Take back and take tokens until `state` has been through `ids`. False if it cannot."""
         both = min(len(self.taken), len(ids))
-        same = int(np.argmin(np.append(self.taken[:both] == ids[:both], False)))
+        same = leading(self.taken[:both] == ids[:both])
+        known = leading((ids >= 0) & (ids < self.vocabulary.end))  # drafts may be anything
         if self.state.is_error() or not self.state.rollback(len(self.taken) - same):
             self.state, same = self.start.deep_copy(), 0
-        same += self.state.try_consume_tokens(ids[same:].tolist())
+        same += self.state.try_consume_tokens(ids[same:known].tolist())
         self.taken = ids[:same]
         return same == len(ids)
+
+
+def leading(flags: np.ndarray) -> int:
+    """How many flags are true before the first that is not."""
+    return int(np.argmin(np.append(flags, False)))
 
 
 def matcher(number: int) -> Matcher:
