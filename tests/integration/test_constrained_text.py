@@ -94,7 +94,9 @@ def test_a_real_vocabulary(forge, seed):
         path = resolve("smollm2", offline=True, progress=False)
     except FileNotFoundError as error:
         pytest.skip(f"the default model is not on this machine: {error}")
-    tokenizer = from_gguf(open_checkpoint(path).source.metadata)
+    checkpoint = open_checkpoint(path)
+    tokenizer = from_gguf(checkpoint.source.metadata)
+    checkpoint.source.close()
     config = ForgeConfig(tokenizer.vocab_size, dim=16, n_layers=1, n_heads=2, max_seq_len=512, dropout=0)
     model: Model = replace(Forge(config=config, seed=seed).model, tokenizer=tokenizer)
     kinds = [JSON, DIGITS, Constraint.regex(r"[A-Za-zäöü ,]{20,40}\."), Constraint.json(PERSON)]
