@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from forge_jax.presets import get_preset as get_preset
     from forge_jax.presets import list_presets as list_presets
     from forge_jax.quantizing import quantize as quantize
+    from forge_jax.sampling import Constraint as Constraint
     from forge_jax.sampling import SamplingParams as SamplingParams
+    from forge_jax.sampling import Vocabulary as Vocabulary
     from forge_jax.spec import ModelSpec as ModelSpec
     from forge_jax.stacking import stack as stack
     from forge_jax.stacking import unstack as unstack
@@ -66,7 +68,7 @@ HOMES = {
     "loading": ("Model",),
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),
     "quantizing": ("quantize",),
-    "sampling": ("SamplingParams",),
+    "sampling": ("Constraint", "SamplingParams", "Vocabulary"),
     "spec": ("ModelSpec",),
     "stacking": ("stack", "unstack"),
     "tensor": ("QTensor", "unpacked"),

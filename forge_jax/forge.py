@@ -25,7 +25,7 @@ from forge_jax.generation.session import compute_dtype
 from forge_jax.loading import Model
 from forge_jax.params import count, init
 from forge_jax.presets import preset_config
-from forge_jax.sampling import SamplingParams
+from forge_jax.sampling import SamplingParams, Vocabulary
 from forge_jax.spec import ModelSpec
 from forge_jax.training import balance_loss, mixtures, routing
 
@@ -105,6 +105,11 @@ class Forge(ForgeFiles, ForgeDrafts):
     def tokenizer(self) -> Any:
         """The tokenizer of the checkpoint, or None."""
         return self.model.tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The bytes of the tokens, which a session needs for constraints."""
+        return self.model.vocabulary
 
     @property
     def vocab_size(self) -> int:

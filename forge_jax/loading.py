@@ -6,6 +6,7 @@ Weights go tensor by tensor from the file to the device in the dtype asked for; 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
 from forge_jax.params import Tree, count
 from forge_jax.progress import Progress
+from forge_jax.sampling import Vocabulary
 from forge_jax.spec import ModelSpec, Positions, windowed
 from forge_jax.tensor import QTensor, unpacked
 
@@ -66,6 +68,11 @@ class Model:
             f"Model({self.config.get('model_type')}, {count(self.spec):,} parameters, {len(self.spec.layers)} layers, "
             f"{kinds}, {sizes:,.0f} MB, context {self.spec.max_seq_len}, from {self.path})"
         )
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The bytes of the tokens, for constraints; None without a tokenizer."""
+        return Vocabulary(self.tokenizer.pieces, self.tokenizer.special_ids) if self.tokenizer is not None else None
 
     def unpacked(self) -> "Model":
         """The same model with its packed weights decoded, each to the dtype it is multiplied in."""

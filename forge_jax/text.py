@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converters.tokenizer import StopStrings, StreamDecoder, Tokenizer
@@ -12,7 +12,7 @@ from forge_jax.generation import Session
 from forge_jax.generation.session import FinishReason, Output
 from forge_jax.generation.speculation import Drafter, DraftModel, Report
 from forge_jax.loading import Model
-from forge_jax.sampling import SamplingParams
+from forge_jax.sampling import Constraint, SamplingParams
 
 Message = Mapping[str, Any]
 GREEDY = SamplingParams(temperature=0)
@@ -139,7 +139,7 @@ class Texts:
                     self.session.finish(row, self.read[row])
             else:
                 if self.ended[row] is None and done[row]:
-                    self.ended[row] = "length"
+                    self.ended[row] = self.session.finish_reason(row)
             if self.ended[row] is not None:
                 piece += self.rest(row)
             self.texts[row] += piece
@@ -209,6 +209,7 @@ def stream(
     *,
     max_new_tokens: int | None = 256,
     sampling: SamplingParams = GREEDY,
+    constraint: Constraint | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
     cache_dtype: Any = None,
@@ -222,11 +223,12 @@ def stream(
         model.params,
         [ids],
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        sampling=constrained(sampling, constraint),
         stop_ids=stop_ids(model),
         seed=seed,
         cache_dtype=cache_dtype,
         known_ids=need_tokenizer(model).vocab_size,
+        vocabulary=model.vocabulary,
         programs=model.programs,
         draft=drafter(model, draft),
     )
@@ -239,6 +241,7 @@ def complete(
     *,
     max_new_tokens: int | None = 256,
     sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
+    constraint: Constraint | None = None,
     stop: Sequence[str] = (),
     n: int = 1,
     seed: int = 0,
@@ -250,6 +253,7 @@ def complete(
     Args:
         max_new_tokens: for each row; None: until the context is full.
         sampling: greedy unless told otherwise; for all rows, or one a row.
+        constraint: what every reply must be; for rows that differ, each row's sampling has its own.
         stop: strings that end a row; they are not part of the text.
         n: replies for each prompt, next to each other in the result.
         seed: for rows whose sampling has none.
@@ -258,7 +262,8 @@ def complete(
             same vocabulary (loaded, or as a `forge.DraftModel`). The text is the same.
 
     Raises:
-        ValueError: an empty prompt, more tokens than the context holds, or a draft model of another vocabulary.
+        ValueError: an empty prompt, more tokens than the context holds, a draft model of another vocabulary, or a
+            constraint that is not valid.
     """
     start = time.perf_counter()
     rows = [ids_of(model, prompt) for prompt in prompts]
@@ -267,12 +272,13 @@ def complete(
         model.params,
         rows,
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        sampling=constrained(sampling, constraint),
         stop_ids=stop_ids(model),
         n=n,
         seed=seed,
         cache_dtype=cache_dtype,
         known_ids=need_tokenizer(model).vocab_size,
+        vocabulary=model.vocabulary,
         programs=model.programs,
         draft=drafter(model, draft),
     )
@@ -288,6 +294,19 @@ def complete(
         sum(map(len, rows)), made, first - start, time.perf_counter() - start, peak_bytes(), session.speculation
     )
     return texts.replies(), stats
+
+
+def constrained(
+    sampling: SamplingParams | Sequence[SamplingParams], constraint: Constraint | None
+) -> SamplingParams | Sequence[SamplingParams]:
+    """The sampling of every row with one constraint. ValueError if a row has its own."""
+    if constraint is None:
+        return sampling
+    rows = [sampling] if isinstance(sampling, SamplingParams) else list(sampling)
+    if any(row.constraint for row in rows):
+        raise ValueError("a constraint for all rows and one in a row's sampling; give one or the other")
+    rows = [replace(row, constraint=constraint) for row in rows]
+    return rows[0] if isinstance(sampling, SamplingParams) else rows
 
 
 def ids_of(model: Model, prompt: str | Sequence[Message] | Sequence[int]) -> list[int]:

@@ -103,6 +103,11 @@ class Tokenizer(ABC):
         """Ids that stand for no text of the user's: `decode` leaves them out unless asked not to."""
         return self._roles.hidden
 
+    @property
+    def pieces(self) -> Sequence[bytes | None]:
+        """`token_bytes` of every id, None where an id is not in use."""
+        return self._lexicon.pieces
+
     def token_bytes(self, token: int) -> bytes:
         """The exact bytes that one token adds to a text, which need not be whole characters.
 

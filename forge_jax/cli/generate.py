@@ -29,6 +29,7 @@ def add(commands: options.Commands) -> None:
     kind.add_argument("--chat", action="store_true", help="the prompt is a message: use the model's chat template")
     kind.add_argument("--raw", dest="chat", action="store_false", help="the prompt is a text to go on with (default)")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    options.add_constraint(parser)
     parser.add_argument("--no-stats", dest="stats", action="store_false", help="no line about speed and memory")
 
 
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and print what it makes of the prompt."""
     prompt = read_prompt(args)
     sampling = options.sampling(options.settings_of(args))
+    constraint = options.constraint(args)
     if args.n > 1 and not args.temperature:
         raise ValueError(f"--n {args.n} at temperature 0 gives the same text {args.n} times; add --temperature 0.7")
     if args.system is not None and not args.chat:
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     given = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "stop": args.stop, "seed": args.seed}
     given["cache_dtype"] = args.cache
     given["draft"] = options.drafter(args, model)
+    given["constraint"] = constraint
     with Watch() as watch:
         if args.n == 1:
             stream = watch.begin(lambda: text.stream(model, turns, **given))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forge_jax.generation.speculation import Drafter
     from forge_jax.loading import Model
-    from forge_jax.sampling import SamplingParams
+    from forge_jax.sampling import Constraint, SamplingParams
 
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
@@ -161,6 +161,32 @@ def sampling(settings: Mapping[str, int | float | None]) -> "SamplingParams":
     names = ("temperature", *NEED_TEMPERATURE, "repetition-penalty")
     chosen: dict[str, Any] = {name.replace("-", "_"): given[name] for name in names if name in given}
     return SamplingParams(**chosen)
+
+
+def add_constraint(parser: argparse.ArgumentParser) -> None:
+    """What the text must be."""
+    group = parser.add_argument_group("what the text must be (one of)").add_mutually_exclusive_group()
+    group.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that this schema accepts")
+    group.add_argument("--regex", metavar="PATTERN", help="a match of this regular expression, as a whole")
+    group.add_argument("--grammar", type=Path, metavar="FILE", help="a text of this grammar (Lark or GBNF)")
+    group.add_argument("--choice", action="append", metavar="TEXT", help="this text, or that of another --choice")
+
+
+def constraint(args: argparse.Namespace) -> "Constraint | None":
+    """The constraint that was asked for.
+
+    Raises:
+        ValueError: a schema that is no JSON.
+    """
+    from forge_jax.sampling import Constraint
+
+    if args.json_schema:
+        return Constraint.json(args.json_schema.read_text(encoding="utf-8"))
+    if args.grammar:
+        return Constraint.grammar(args.grammar.read_text(encoding="utf-8"))
+    if args.regex is not None:
+        return Constraint.regex(args.regex)
+    return Constraint.choice(args.choice) if args.choice else None
 
 
 def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":

@@ -25,7 +25,15 @@ from forge_jax.generation.speculation import Drafter, Report, rounds
 from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
 from forge_jax.params import Tree, flatten
-from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
+from forge_jax.sampling import (
+    SamplerPlan,
+    SamplingParams,
+    Vocabulary,
+    VocabularyLimit,
+    build,
+    matchers_of,
+    start_history,
+)
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import QTensor, take
 
@@ -69,6 +77,7 @@ class Session:
         layout: Layout = "dense",
         held: Held | None = None,
         known_ids: int | None = None,
+        vocabulary: Vocabulary | None = None,
         programs: Programs = LOCAL,
         draft: Drafter | None = None,
         draft_always: bool = False,
@@ -92,16 +101,19 @@ class Session:
             draft_always: go on drafting where the clock says that it does not pay.
             invariant: compute rows one after another (`forge_jax.rowwise`), with room for so many tokens whatever is
                 asked: in sessions with the same number, a row has the same bits alone and in any batch.
+            vocabulary: the bytes of the tokens; constraints need it.
 
         Raises:
-            ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
+            ValueError: an empty prompt, an id outside the vocabulary, more tokens than the context holds, or a
+                constraint that is not valid.
         """
         packed = any(isinstance(leaf, QTensor) for _, leaf in flatten(params))
         self.spec, self.params, self.programs = spec, params, FRUGAL if packed and programs is LOCAL else programs
         rows = [list(map(int, prompt)) for prompt in prompts]
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
-        self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed)
+        self.matchers = matchers_of(sampling, self.batch, vocabulary, stop_ids)
+        self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed, self.matchers)
         if known_ids is not None and known_ids < spec.logits:
             self.plan = replace(self.plan, processors=(VocabularyLimit(known_ids), *self.plan.processors))
         self.drafter, self.pace, self.compiled = draft, Pace(BURST, draft_always), 0
@@ -290,13 +302,25 @@ class Session:
         return np.asarray(self.state.done_B).tolist()
 
     def check(self) -> None:
-        """Raise ValueError if a row's logits were not numbers."""
-        bad = np.flatnonzero(np.asarray(self.state.nan_B))
-        if bad.size:
-            raise ValueError(
-                f"generation: rows {bad.tolist()} gave NaN or infinite logits, or every token is banned: the weights "
-                "or the dtype are at fault (try float32), or the sampling leaves no token"
-            )
+        """End rows that had no token to choose since their constrained text is complete, and no id to say so.
+
+        Raises:
+            ValueError: a row's logits were not numbers, or no token could be chosen.
+        """
+        bad = np.flatnonzero(np.asarray(self.state.nan_B)).tolist()
+        rows = self.ids() if bad else []
+        for row in bad:
+            made, matcher = np.array(rows[row][:-1], np.int32), self.matchers[row]  # the last one has no meaning
+            if matcher is not None and (fault := matcher.fault(made)):
+                raise ValueError(f"generation: row {row}: {fault}")
+            if matcher is None or self.stop_ids or not matcher.complete(made):
+                raise ValueError(
+                    f"generation: rows {bad} gave NaN or infinite logits, or every token is banned: the weights or "
+                    "the dtype are at fault (try float32), or the sampling leaves no token"
+                )
+            self.finish(row, len(made))
+        if bad:
+            self.state = replace(self.state, nan_B=jnp.zeros_like(self.state.nan_B))
 
     # -------------------------------------------------------------------------------------------- results
     def ids(self) -> list[list[int]]:
@@ -306,12 +330,10 @@ class Session:
 
     def outputs(self) -> list[Output]:
         """Every row's new ids, reason to end, and log-probabilities if they were asked for."""
-        done = np.asarray(self.state.done_B)
         record = self.state.record and jax.tree.map(np.asarray, self.state.record)
         out = []
         for i, ids in enumerate(self.ids()):
-            stopped = bool(ids) and ids[-1] in self.stop_ids
-            reason: FinishReason | None = None if not done[i] else "stop" if stopped else "length"
+            reason = self.finish_reason(i)
             if record is None:
                 out.append(Output(tuple(ids), reason))
                 continue
@@ -320,6 +342,15 @@ class Session:
             best = tuple(dict(zip(t, p, strict=True)) for t, p in tops)
             out.append(Output(tuple(ids), reason, tuple(record.logprob_BS[i, at].tolist()), best))
         return out
+
+    def finish_reason(self, row: int) -> FinishReason | None:
+        """Why a row ended: at a stop id or with a constrained text that is complete, or for its length."""
+        if not self.done_rows()[row]:
+            return None
+        length, matcher = int(np.asarray(self.state.history.length_B)[row]), self.matchers[row]
+        made = np.asarray(self.state.history.tokens_BS)[row, self.start_lengths[row] : length]
+        stopped = bool(made.size) and int(made[-1]) in self.stop_ids
+        return "stop" if stopped or (matcher and matcher.complete(made)) else "length"
 
     def steps(self) -> Iterator[list[int | None]]:
         """Yield the new id of every row step by step until all have ended, None for a row that ended before."""

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from forge_jax.sampling import processors as chain
+from forge_jax.sampling.allowed import check_host_calls
+from forge_jax.sampling.constraint import Constraint
+from forge_jax.sampling.matching import Matcher, Vocabulary
 from forge_jax.sampling.state import PAD, SamplerPlan, SamplerValues
 
 CANDIDATES = (64, 256, 1024, 4096)
@@ -35,6 +38,7 @@ class SamplingParams:
         min_tokens: no stop id before so many tokens were generated.
         seed: the row draws the same tokens in any batch; None derives one from the base seed and the row number.
         logprobs: report this many best tokens a step, beside the drawn one; None reports neither.
+        constraint: what the output must be as a whole; the logprobs stay those of the free model.
     """
 
     temperature: float = 1.0
@@ -50,6 +54,7 @@ class SamplingParams:
     min_tokens: int = 0
     seed: int | None = None
     logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         """Check every field and make the collections immutable.
@@ -69,6 +74,8 @@ class SamplingParams:
         check_whole("min_tokens", self.min_tokens)
         check_whole("seed", 0 if self.seed is None else self.seed, below=2**64)
         check_whole("logprobs", 0 if self.logprobs is None else self.logprobs)
+        if not isinstance(self.constraint, Constraint | None):
+            raise ValueError(f"SamplingParams.constraint: found {self.constraint!r}, expected Constraint.json(...)")
         for token, bias in self.bias_pairs:
             check_whole("logit_bias", token, what="token id")
             check_real("logit_bias", bias, -inf <= _real(bias) < inf, f"below inf (bias of token {token})")
@@ -92,21 +99,57 @@ def build(
     vocab_size: int,
     stop_ids: Sequence[int] = (),
     base_seed: int = 0,
+    matchers: Sequence[Matcher | None] = (),
 ) -> tuple[SamplerPlan, SamplerValues]:
     """Translate what each row asks into (static plan, arrays); one SamplingParams stands for all rows.
 
     A processor is active if any row uses it, neutral where a row does not. Rows without a seed get one derived from
-    `base_seed` and their number.
+    `base_seed` and their number. `matchers` are those of `matchers_of`; the caller keeps them as long as the values.
 
     Raises:
-        ValueError: the number of params is not the batch, or an id is outside the vocabulary; says which.
+        ValueError: the number of params is not the batch, an id is outside the vocabulary, or a constraint has no
+            matcher; says which.
     """
+    asked = a_row(params, batch)
+    check_whole("base_seed", base_seed, below=2**64, owner="build")
+    check_ids(asked, vocab_size, stop_ids)
+    matchers = matchers or (None,) * batch
+    if [m and m.constraint for m in matchers] != [p.constraint for p in asked]:
+        raise ValueError("sampling: the constraints need their matchers; make them with matchers_of(params, ...)")
+    numbers = jnp.asarray([m.number if m else 0 for m in matchers], jnp.int32)
+    return plan_of(asked, vocab_size, stop_ids), values_of(asked, stop_ids, base_seed, numbers)
+
+
+def a_row(params: SamplingParams | Sequence[SamplingParams], batch: int) -> tuple[SamplingParams, ...]:
+    """What each row asks. ValueError if there are not as many as rows."""
     asked = (params,) * batch if isinstance(params, SamplingParams) else tuple(params)
     if len(asked) != batch:
         raise ValueError(f"sampling: found {len(asked)} SamplingParams for a batch of {batch}; give one, or one a row")
-    check_whole("base_seed", base_seed, below=2**64, owner="build")
-    check_ids(asked, vocab_size, stop_ids)
-    return plan_of(asked, vocab_size, stop_ids), values_of(asked, stop_ids, base_seed)
+    return asked
+
+
+def matchers_of(
+    params: SamplingParams | Sequence[SamplingParams],
+    batch: int,
+    vocabulary: Vocabulary | None,
+    stop_ids: Sequence[int] = (),
+) -> tuple[Matcher | None, ...]:
+    """The host's part of each row's constraint.
+
+    Raises:
+        ValueError: a constraint that is not valid, no vocabulary, or a backend that cannot ask the host.
+        ImportError: llguidance is not installed.
+    """
+    constraints = [p.constraint for p in a_row(params, batch)]
+    if not any(constraints):
+        return (None,) * batch
+    check_host_calls()
+    if vocabulary is None:
+        raise ValueError(
+            "sampling: a constraint needs the bytes of the tokens; give the session vocabulary=model.vocabulary, or a "
+            "forge_jax.Vocabulary of your own"
+        )
+    return tuple(Matcher(c, vocabulary, stop_ids) if c else None for c in constraints)
 
 
 def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence[int]) -> SamplerPlan:
@@ -120,6 +163,7 @@ def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence
         counts,
         any(p.bad_words for p in asked),
         bool(stop_ids) and any(p.min_tokens for p in asked),
+        any(p.constraint for p in asked),
     )
     truncations = (
         any(p.top_k for p in drawn),
@@ -141,7 +185,9 @@ def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence
     )
 
 
-def values_of(asked: Sequence[SamplingParams], stop_ids: Sequence[int], base_seed: int) -> SamplerValues:
+def values_of(
+    asked: Sequence[SamplingParams], stop_ids: Sequence[int], base_seed: int, constraint_B: jax.Array
+) -> SamplerValues:
     """The arrays of every row; their lengths are powers of two, so that one more id seldom compiles again."""
     biases = [p.bias_pairs for p in asked]
     prefixes, last = word_arrays([p.bad_words for p in asked])
@@ -161,6 +207,7 @@ def values_of(asked: Sequence[SamplingParams], stop_ids: Sequence[int], base_see
         bias_BN=jnp.asarray(padded([[bias for _, bias in pairs] for pairs in biases], 0.0, np.float32)),
         word_prefixes_BWP=jnp.asarray(prefixes),
         word_last_BW=jnp.asarray(last),
+        constraint_B=constraint_B,
     )
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax.sampling.allowed import keep_allowed
 from forge_jax.sampling.state import History, SamplerValues, rows
 
 INFINITY_BITS = 0x7F800000
@@ -70,7 +71,7 @@ class VocabularyLimit:
         return jnp.where(ids_1V < self.size, logits_BV, -jnp.inf)
 
 
-PROCESSORS = (add_logit_bias, penalise_repetition, penalise_counts, ban_words, ban_early_stop)
+PROCESSORS = (add_logit_bias, penalise_repetition, penalise_counts, ban_words, ban_early_stop, keep_allowed)
 
 
 def ban(logits_BV: Array, ids_BN: Array, where_BN: Array) -> Array:

@@ -40,6 +40,8 @@ class SamplerValues:
     word_prefixes_BWP: Array
     """Bad words without their last token, right-aligned; -1 stands for no condition."""
     word_last_BW: Array
+    constraint_B: Array
+    """The number of the row's `matching.Matcher`, 0 where the text is free."""
 
 
 @jax.tree_util.register_dataclass
