@@ -1,8 +1,8 @@
 """Weights, plain or not, and the only three functions that multiply by them: `contract`, `take`, `dense`.
 
-A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes), a `Lora` (any leaf plus a
-low-rank update) or an `Observed` (any leaf that tells what it is multiplied by). Everything else in the library treats
-leaves as opaque.
+A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes) or an `Around`: another
+leaf and something about it, such as an update (`forge_jax.lora`) or what it is multiplied by (`Observed`). Everything
+else in the library treats leaves as opaque.
 """
 
 import math
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 
 class Scheme(Protocol):
@@ -129,7 +130,7 @@ class QTensor:
 
 
 class Around:
-    """What leaves around another leaf, `base`, have in common."""
+    """A leaf around another one, `base`. What kind it is shows only in how it multiplies."""
 
     base: Any
 
@@ -141,32 +142,36 @@ class Around:
     @property
     def ndim(self) -> int:
         """The rank of the weight it stands for."""
-        return self.base.ndim
+        return len(self.shape)
 
     @property
     def dtype(self) -> Any:
         """The dtype of the weight it stands for."""
         return self.base.dtype
 
+    def contract(self, eq: str, x: Array) -> Array:
+        """einsum(eq, x, this weight), see `contract`."""
+        raise NotImplementedError
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Lora(Around):
-    """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
+    def take(self, ids: Array) -> Array:
+        """Rows of this table, see `take`."""
+        raise NotImplementedError
 
-    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
-    """
-
-    base: Any
-    a: Array
-    b: Array
-    scale: float = field(metadata={"static": True}, default=1.0)
+    def pick(self, index: Array) -> "Weight":
+        """One of the weights stacked in this one, see `pick`."""
+        raise NotImplementedError
 
     def dense(self) -> Array:
-        """The merged weight."""
-        base = dense(self.base)
-        update = jnp.tensordot(self.a, self.b, axes=1)
-        return base + (self.scale * update).astype(base.dtype)
+        """The plain array it stands for."""
+        raise NotImplementedError
+
+    def by_row(self) -> Array:
+        """The plain array of each row of a batch, or with an axis of 1 the one of all: [B or 1, ...], see `beside`."""
+        return self.dense()[None]
+
+    def astype(self, dtype: DTypeLike) -> Array:
+        """The plain array it stands for, in another dtype: what ops ask of parameters that multiply nothing."""
+        return self.dense().astype(dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -185,19 +190,44 @@ class Observed(Around):
     stacked: int = field(metadata={"static": True}, default=0)
     inputs: int = field(metadata={"static": True}, default=1)
 
+    def contract(self, eq: str, x: Array) -> Array:
+        """The product, having seen x."""
+        return contract(eq, seen(eq, x, self), self.base)
 
-Weight = Array | QTensor | Lora | Observed
+    def take(self, ids: Array) -> Array:
+        """Rows of the base: nothing is multiplied."""
+        return take(self.base, ids)
+
+    def pick(self, index: Array) -> "Observed":
+        """One of the stacked weights with its taps."""
+        picked = {name: jax.lax.dynamic_index_in_dim(tap, index, 0, keepdims=False) for name, tap in self.taps.items()}
+        return replace(self, base=pick(self.base, index), taps=picked, stacked=self.stacked - 1)
+
+    def dense(self) -> Array:
+        """The base."""
+        return dense(self.base)
+
+
+Weight = Array | QTensor | Around
 
 
 def dense(w: Weight) -> Array:
     """The plain array that a leaf stands for."""
     match w:
-        case Observed():
-            return dense(w.base)
-        case QTensor() | Lora():
+        case QTensor() | Around():
             return w.dense()
         case _:
             return w
+
+
+def beside(w: Weight, ndim: int, dtype: DTypeLike) -> Array:
+    """A parameter with the last axes of activations of rank `ndim`, to be added to them or multiplied with them.
+
+    It broadcasts by intent and not by promotion: [1, ..., *shape], or with a first axis B where each row has its own.
+    """
+    values = (w.by_row() if isinstance(w, Around) else dense(w)[None]).astype(dtype)
+    lead = values.shape[:1] if ndim >= values.ndim else ()
+    return values.reshape(*lead, *(1,) * (ndim - values.ndim), *values.shape[1:])
 
 
 def unpacked(tree: Any) -> Any:
@@ -213,11 +243,8 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
     The second operand is always the weight. Axes of `w` that `eq` does not sum over keep their order in the result.
     """
     match w:
-        case Lora(base, a, b, scale):
-            into, out, (first, second) = lora_equations(eq, a, b)
-            return contract(eq, x, base) + scale * contract(out, contract(into, x, first), second)
-        case Observed(base):
-            return contract(eq, seen(eq, x, w), base)
+        case Around():
+            return w.contract(eq, x)
         case QTensor() if rows_fit(eq, w):
             return packed_product(eq, x, w)
         case QTensor():
@@ -307,10 +334,8 @@ def take(w: Weight, ids: Array) -> Array:
             return replace(w, parts=chosen).dense()
         case QTensor():
             return w.dense()[ids]
-        case Lora(base, a, b, scale):
-            return take(base, ids) + scale * jnp.tensordot(a[ids], b, axes=1)
-        case Observed(base):
-            return take(base, ids)
+        case Around():
+            return w.take(ids)
         case _:
             return w[ids]
 
@@ -324,11 +349,8 @@ def pick(w: Weight, index: Array) -> Weight:
         return jax.lax.dynamic_index_in_dim(leaf, at, 0, keepdims=False)
 
     match w:
-        case Lora():
-            raise NotImplementedError("low-rank updates of stacked weights are not implemented yet")
-        case Observed(base, taps):
-            picked = {name: jax.lax.dynamic_index_in_dim(tap, index, 0, keepdims=False) for name, tap in taps.items()}
-            return replace(w, base=pick(base, index), taps=picked, stacked=w.stacked - 1)
+        case Around():
+            return w.pick(index)
         case _:
             return jax.tree.map(slice_of, w)
 
@@ -373,21 +395,3 @@ def subscripts(eq: str) -> tuple[str, str, str]:
     operands, out = eq.split("->")
     x, w = operands.split(",")
     return x, w, out
-
-
-def lora_equations(eq: str, a: Array, b: Array) -> tuple[str, str, tuple[Array, Array]]:
-    """The two einsums of the low-rank path, into rank R and out of it, and the factor that each multiplies by.
-
-    Raises:
-        ValueError: the sum runs over a part of one factor's axes.
-    """
-    x, w, out = subscripts(eq)
-    inputs = "".join(c for c in w if c not in out)
-    outputs = "".join(c for c in w if c in out)
-    low = "".join(c for c in out if c not in outputs) + "r"
-    leading, trailing = w[: a.ndim - 1], w[a.ndim - 1 :]
-    if leading == inputs:
-        return f"{x},{leading}r->{low}", f"{low},r{trailing}->{out}", (a, b)
-    if trailing == inputs:  # a tied head reads the embedding the other way round
-        return f"{x},r{trailing}->{low}", f"{low},{leading}r->{out}", (b, a)
-    raise ValueError(f"Lora: {eq} sums over {inputs!r}, but a covers {leading!r} and b {trailing!r}")

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from forge_jax.lora import Lora
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.quantization.packers import Packer
 from forge_jax.quantization.policy import choose, row_length
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import Lora, QTensor, dense
+from forge_jax.tensor import QTensor, dense
 
 
 def quantize(

@@ -28,9 +28,9 @@ FRONT = {
     "calibrating",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
-ORDER = ["spec", "config", "presets", "params", "tensor", "quantization", "cache", "ops", "stacking", "decoder"]
+ORDER = ["spec", "config", "presets", "params", "tensor", "lora", "quantization", "cache", "ops", "stacking", "decoder"]
 ORDER += ["sampling", "generation", "parallel", "training", "calibration"]
-FOR_CONVERTERS = {"spec", "config", "params", "tensor", "quantization"}
+FOR_CONVERTERS = {"spec", "config", "params", "tensor", "lora", "quantization"}
 NAMES = (
     "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
     "cohere glm4 deepseek safetensors gguf onnx huggingface"
