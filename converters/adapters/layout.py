@@ -151,6 +151,11 @@ class Layout:
             found = [rule.read(x, [size])[0] for rule, size in zip(rules, sizes, strict=True)]
         return [self.spread(which, each, shape) for each, shape in zip(found, self.instance.shapes, strict=True)]
 
+    def empty(self, which: Which, part: int) -> np.ndarray:
+        """The factor of rank 0 of one of our leaves."""
+        shape = self.kept(which)[1][part]
+        return self.spread(which, np.zeros((*shape, 0), np.float32), self.instance.shapes[part])
+
     def spread(self, which: Which, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """A factor of one of our leaves, of a given shape, repeated for weights that share it."""
         for i in self.missing(which):

@@ -22,12 +22,12 @@ from forge_jax import stacking
 from forge_jax.decoder import forward
 from forge_jax.generation import loop
 from forge_jax.generation.loop import Record, State
-from forge_jax.generation.sizes import capacity, chunks
+from forge_jax.generation.sizes import capacity, chunks, compute_dtype, with_adapters
 from forge_jax.ops import Context
-from forge_jax.params import Tree, flatten
+from forge_jax.params import Tree
 from forge_jax.sampling import SamplerPlan, SamplingParams, VocabularyLimit, build, start_history
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import QTensor, take
+from forge_jax.tensor import has_packed
 
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
@@ -105,6 +105,7 @@ class Session:
         seed: int = 0,
         cache_dtype: DTypeLike | None = None,
         known_ids: int | None = None,
+        adapters: Sequence[int] | None = None,
         programs: Programs = LOCAL,
     ) -> None:
         """Read the prompts and choose the first token of each row.
@@ -118,13 +119,14 @@ class Session:
             seed: for rows whose sampling has none.
             cache_dtype: of the keys and values; None: that of the parameters.
             known_ids: ids from here on are never chosen: rows of the embedding that the tokenizer does not have.
+            adapters: which of several adapters each prompt has, -1 for none; see `forge_jax.lora.attach`.
 
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the context holds.
         """
-        packed = any(isinstance(leaf, QTensor) for _, leaf in flatten(params))
-        self.spec, self.params, self.programs = spec, params, FRUGAL if packed and programs is LOCAL else programs
+        self.spec, self.programs = spec, FRUGAL if has_packed(params) and programs is LOCAL else programs
         rows = [list(map(int, prompt)) for prompt in prompts]
+        self.params = with_adapters(params, adapters, len(rows), 1)
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
         self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed)
@@ -140,6 +142,7 @@ class Session:
         logits, cache = self.read(cache, size, rows, [0] * len(rows), fresh=True)
         if n > 1:
             logits, cache = jnp.repeat(logits, n, axis=0), caches.repeat(cache, n)
+            self.params = with_adapters(params, adapters, len(rows), n)
         self.begin(cache, size, [row for row in rows for _ in range(n)], new_tokens, logits)
 
     def empty_cache(self, rows: int, size: int) -> caches.Cache:
@@ -360,11 +363,6 @@ def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
         return None
     shape = (batch, size, plan.logprobs)
     return Record(jnp.zeros((batch, size)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-
-
-def compute_dtype(params: Tree) -> Any:
-    """The dtype that activations have: that of a row of the embedding."""
-    return jax.eval_shape(lambda table: take(table, jnp.zeros((), jnp.int32)), params["embed"]).dtype
 
 
 @contextlib.contextmanager

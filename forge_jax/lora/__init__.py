@@ -1,6 +1,7 @@
 """Adapters: low-rank updates and what else is trained beside a model, as leaves and functions of trees."""
 
 from forge_jax.lora.adapter import Adapter, Tokens, Update, attach, choose_adapters, merge
+from forge_jax.lora.extract import extract
 from forge_jax.lora.leaves import Apart, Chosen, Lora, Turned
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "Update",
     "attach",
     "choose_adapters",
+    "extract",
     "merge",
 ]

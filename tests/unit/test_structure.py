@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[2]
 FRONT = {
     "forge",
     "forge_files",
+    "forge_adapters",
+    "adapting",
     "loading",
     "text",
     "exporting",
