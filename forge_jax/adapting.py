@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ def placed(adapter: Adapter, where: Path) -> Adapter:
         ValueError: values that are not finite.
     """
 
-    def put(path: str, values: np.ndarray | None) -> jnp.ndarray | None:
+    def put(path: str, values: Any) -> Any:
         if values is None:
             return None
         if not finite(np.asarray(values)):

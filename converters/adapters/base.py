@@ -17,6 +17,13 @@ RENAMED = ((".block_sparse_moe.", ".mlp."),)
 """(in checkpoints, in the library that trains): parts of modules' names that changed without a new model type."""
 
 
+def trained(name: str) -> str:
+    """The name that a checkpoint's tensor has in the library that trains."""
+    for stored, there in RENAMED:
+        name = name.replace(stored, there)
+    return name
+
+
 @dataclass(frozen=True)
 class Base:
     """What an adapter is for: every tensor of the model by every name that it can have."""
@@ -30,8 +37,8 @@ class Base:
         """The tensor of a name, as it is called in checkpoints, in composites or in the library that trains."""
         for own in (name, own_name(name) or name):
             for full in (own, f"{self.family.prefix}{own}"):
-                for stored, trained in (("", ""), *RENAMED):
-                    found = self.named.get(full.replace(trained, stored) if trained else full)
+                for stored, there in (("", ""), *RENAMED):
+                    found = self.named.get(full.replace(there, stored) if there else full)
                     if found is not None:
                         return found
         return None
@@ -70,9 +77,9 @@ def stacked(path: str, found: Mapping[int, Update], param: Param) -> Update:
     for i, update in found.items():
         a[i, ..., : update.rank] = update.a
         b[i, : update.rank] = update.b if update.scale == same else update.b * np.asarray(update.scale, like.b.dtype)
-    magnitudes = [found[i].magnitude if i in found else None for i in range(experts)]
+    magnitudes = [found[i].magnitude for i in range(experts) if i in found]
     if all(m is None for m in magnitudes):
-        return Update(a, b, None, None, same, param.stacked)  # pyright: ignore[reportArgumentType]
-    if any(m is None for m in magnitudes):
+        return Update(a, b, None, None, same, param.stacked)
+    if len(magnitudes) < experts or any(m is None for m in magnitudes):
         raise ValueError(f"adapter: {path}: magnitudes of some experts are missing")
-    return Update(a, b, np.stack(magnitudes), None, same, param.stacked)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return Update(a, b, np.stack(magnitudes), None, same, param.stacked)

@@ -135,7 +135,7 @@ def read_pair(
     a_s, b_s = layout.read("inputs", a), layout.read("outputs", b)
     for our, mine, other in zip(instance.paths, a_s, b_s, strict=True):
         b_ours = np.moveaxis(other, -1, layout.stacked)
-        yield our, Update(mine, b_ours, scale=scale, stacked=layout.stacked)  # pyright: ignore[reportArgumentType]
+        yield our, Update(mine, b_ours, scale=scale, stacked=layout.stacked)
 
 
 def write_gguf_adapter(path: Path, adapter: Adapter, model_type: str, spec: ModelSpec) -> None:

@@ -97,7 +97,7 @@ class Reader:
             self.read_value(name, tensor)
         self.stack_slices()
         self.tie()
-        return Adapter(self.updates, self.values, self.tokens)  # pyright: ignore[reportArgumentType]
+        return Adapter(self.updates, self.values, self.tokens)
 
     # -------------------------------------------------------------------------------------------- sorting
     def sort(self, name: str) -> None:
@@ -180,8 +180,12 @@ class Reader:
                 problems.append(f"{target.key} lacks {', '.join(missing)}")
             if extra := [name for kind, name in target.parts.items() if kind not in wanted]:
                 problems.append(f"{extra[0]} is used by nothing: the config does not switch it on")
-            if not target.parameter and not config.targeted(target.key, self.head):
+            tied = config.tie and target.instance.paths == ("head",)
+            if not (target.parameter or tied or config.targeted(target.key, self.head)):
                 problems.append(f"{target.key} has an update, and target_modules does not name it")
+        if config.tie and self.base.spec.tied:
+            ends = {target.instance.paths[0] for target in targets} & {"embed", "head"}
+            problems += ["ensure_weight_tying: only one of embedding and head has an update"] if len(ends) == 1 else []
         there = {id(target.instance) for target in targets}
         problems += [f"{name} is targeted and has no update" for name in self.expected(targets, there)]
         for name, tensor in self.whole.items():
@@ -338,16 +342,9 @@ class Reader:
             )
         if len(set(ids)) != len(ids) or max(ids, default=0) >= self.base.spec.vocab_size:
             raise ValueError(f"{self.file}: trainable_token_indices names an id twice, or one past the vocabulary")
-        self.tokens[path] = Tokens(np.asarray(ids, np.int32), rows)  # pyright: ignore[reportArgumentType]
+        self.tokens[path] = Tokens(np.asarray(ids, np.int32), rows)
 
     def tie(self) -> None:
-        """What an adapter of the embedding means for a head that is tied to it."""
-        if not self.base.spec.tied:
-            return
-        if "embed" in self.tokens and "head" not in self.tokens:
-            self.tokens["head"] = self.tokens["embed"]
-        if self.settings.tie and "embed" in self.updates and "head" not in self.updates:
-            update = self.updates["embed"]
-            if update.magnitude is not None:
-                raise ValueError(f"{self.file}: ensure_weight_tying with use_dora is not implemented")
-            self.updates["head"] = Update(update.b.T, update.a.T, scale=update.scale)
+        """Rows that are replaced in an embedding are so in a head that is tied to it."""
+        if self.base.spec.tied and "embed" in self.tokens:
+            self.tokens.setdefault("head", self.tokens["embed"])

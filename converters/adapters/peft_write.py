@@ -9,15 +9,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converters import rules
-from converters.adapters.base import base_of
+from converters.adapters.base import base_of, trained
 from converters.adapters.gather import Stored, stored_updates
-from converters.adapters.peft import PREFIX
+from converters.adapters.peft import INNER, PREFIX
 from converters.adapters.settings import CONFIG
 from converters.files import atomic_directory
 from converters.safetensors_file import Entry, dtype_name, write_safetensors
@@ -43,13 +44,20 @@ def write_peft(
         OSError: the disk is full; nothing is left behind.
     """
     known = base_of(model_type, spec)
-    every = rules.instances(known.family.table(spec), unflatten(dict(known.params)))
+    # experts as one, as the library that trains has them
+    whole = {name for name, i in known.named.items() if i.axis is None and known.params[i.paths[0]].stacked}
+    every = [
+        replace(i, theirs=trained(i.theirs))
+        for i in rules.instances(known.family.table(spec), unflatten(dict(known.params)), whole)
+    ]
     stored = list(stored_updates(every, known.params, adapter.updates))
     values = dict(replaced(adapter, every))
+    own = {f"{module_of(each)}.bias" for each in stored}
     config = {"base_model_name_or_path": base or None, "task_type": "CAUSAL_LM", "peft_type": "LORA"}
     config |= {"peft_version": VERSION, "inference_mode": True, **described(stored)}
     config |= replacing(values) | tokens_of(adapter, every)
-    tensors = [*factors(stored), *values.items(), *rows_of(adapter, every)]
+    named = ((name.replace(".bias", f"{INNER}.bias") if name in own else name, x) for name, x in values.items())
+    tensors = [*factors(stored), *named, *rows_of(adapter, every)]
     with atomic_directory(directory, overwrite=overwrite) as part:
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         made = [Entry(f"{PREFIX}{name}", x.shape, dtype_name(x.dtype), lambda x=x: x) for name, x in tensors]
@@ -109,7 +117,7 @@ def factors(stored: list[Stored]) -> Iterator[tuple[str, np.ndarray]]:
         module = module_of(each)
         if is_parameter(each):
             outer = module.rpartition(".")[0]
-            module = outer + ".base_layer" * levels[outer]
+            module = outer + INNER * levels[outer]
             levels[outer] += 1
             experts = math.prod(each.layout.numbers)
             a = np.moveaxis(each.into.reshape(experts, *each.into.shape[-2:]), -1, 1)

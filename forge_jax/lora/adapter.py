@@ -1,7 +1,7 @@
 """An adapter as a small pytree, and the pure functions that put one, or several at once, on the parameters of a model.
 
 Paths are those of the parameters, "layers.0.attention.q"; "head" stands for how a tied embedding reads out, "embed" for
-what it gives when tokens are looked up. Knows no file.
+what it gives when tokens are looked up. Arrays may be of jax or of NumPy. Knows no file.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from forge_jax.lora.leaves import NONE, Apart, Chosen, Lora, Turned, mapped
 from forge_jax.params import Tree, flatten, unflatten
@@ -30,10 +31,10 @@ class Update:
     bias: added to the product, scaled already, [*trailing]. stacked: how many axes number weights (experts).
     """
 
-    a: Array
-    b: Array
-    magnitude: Array | None = None
-    bias: Array | None = None
+    a: Any
+    b: Any
+    magnitude: Any = None
+    bias: Any = None
     scale: float = field(metadata={"static": True}, default=1.0)
     stacked: int = field(metadata={"static": True}, default=0)
 
@@ -48,8 +49,8 @@ class Update:
 class Tokens:
     """Rows [K, D] that replace those of some ids [K] of a table."""
 
-    ids: Array
-    rows: Array
+    ids: Any
+    rows: Any
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +59,7 @@ class Adapter:
     """What was trained beside a model: updates of weights, parameters replaced whole, rows of tables replaced."""
 
     updates: dict[str, Update] = field(default_factory=dict)
-    values: dict[str, Array] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Tokens] = field(default_factory=dict)
 
     def paths(self) -> list[str]:
@@ -231,7 +232,7 @@ def is_leaf(leaf: Any) -> bool:
     return isinstance(leaf, Around | QTensor)
 
 
-def choose_adapters(params: Tree, adapters: Sequence[int] | Array) -> Tree:
+def choose_adapters(params: Tree, adapters: Sequence[int] | np.ndarray | Array) -> Tree:
     """The parameters for a batch whose row i has the adapter of number adapters[i], -1 for none.
 
     The numbers are those of the list given to `attach`. A traced array is taken as it is.
@@ -239,7 +240,7 @@ def choose_adapters(params: Tree, adapters: Sequence[int] | Array) -> Tree:
     Raises:
         ValueError: there is no adapter of a number, or the parameters have none to choose among.
     """
-    if not isinstance(adapters, jax.core.Tracer):
+    if not isinstance(adapters, Tracer):
         count = pool_size(params)
         if odd := [int(i) for i in np.asarray(adapters) if not NONE <= i < count]:
             raise ValueError(f"adapters: there is none of number {odd[0]}; expected -1 (none) to {count - 1}")

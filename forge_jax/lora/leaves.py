@@ -114,15 +114,17 @@ class Lora(Around):
         if self.stacked:
             return replace(self.of(ids), base=take(self.base, ids)).dense()
         if self.row_B is None:
-            y = take(self.base, ids) + jnp.tensordot(self.a[ids], self.b, axes=1).astype(self.dtype)
-            return y if self.gain is None else y * self.gain.astype(y.dtype)
-        row_B = rows_of(self.row_B, ids.shape[0])
-        a = self.a[row_B.reshape(-1, *(1,) * (ids.ndim - 1)), ids]
-        y = take(self.base, ids) + jnp.einsum("b...r,br...d->b...d", a, self.b[row_B]).astype(self.dtype)
-        if self.gain is None:
+            y = jnp.tensordot(self.a[ids], self.b, axes=1)
+            gain = None if self.gain is None else self.gain[None]
+        else:
+            row_B = rows_of(self.row_B, ids.shape[0])
+            a = self.a[row_B.reshape(-1, *(1,) * (ids.ndim - 1)), ids]
+            y = jnp.einsum("b...r,brd->b...d", a, self.b[row_B])
+            gain = None if self.gain is None else self.gain[row_B]
+        y = take(self.base, ids) + y.astype(self.dtype)
+        if gain is None:
             return y
-        gain = self.gain[row_B].astype(y.dtype)
-        return y * gain.reshape(gain.shape[0], *(1,) * (ids.ndim - 1), *gain.shape[1:])
+        return y * gain.astype(y.dtype).reshape(gain.shape[0], *(1,) * (y.ndim - gain.ndim), *gain.shape[1:])
 
     def of(self, index: Array) -> "Lora":
         """The updates of some of the stacked weights, the base left as it is."""

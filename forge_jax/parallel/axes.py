@@ -91,7 +91,8 @@ def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
             return Turned(leaf_specs(base, turned(param), rules))
         case Chosen(options):
             every = tuple(leaf_specs(option, param, rules) for option in options)
-            return Chosen(every, PartitionSpec(None), PartitionSpec(None))
+            whole: Any = PartitionSpec(None)
+            return Chosen(every, whole, whole)
         case _:
             return array_spec(leaf, param.axes, rules)
 

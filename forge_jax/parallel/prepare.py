@@ -224,9 +224,10 @@ def arrange_leaf(leaf: Any, param: Param, slots: Slots, shards: int) -> Any:
         case Lora(base):
             axes = lora_axes(param, leaf.row_B is not None)
             new = axes.map(leaf, arrange_leaf(base, param, slots, shards), lambda x, own: arrange_axes(x, own, slots))
-            # where inputs are split, every device adds its part of the sum, and so a part of the bias
-            split = new.bias is not None and any(axis in slots for axis in axes.a)
-            return replace(new, bias=new.bias / shards) if split else new
+            if new.bias is None or not any(axis in slots for axis in axes.a):
+                return new
+            # where inputs are split every device adds its part of the sum, and so a part of the bias
+            return replace(new, bias=new.bias / shards)
         case Apart(base, head):
             return Apart(arrange_leaf(base, param, slots, shards), arrange_leaf(head, turned(param), slots, shards))
         case Turned(base):
