@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 import forge_jax as forge
+from forge_jax import parallel
 from forge_jax.adapting import adapted
 from forge_jax.loading import Model, load
+from forge_jax.lora import attach, choose_adapters
+from forge_jax.ops import Context
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -151,7 +154,7 @@ def apart(found: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(found - reference).max() / np.abs(reference).max())
 
 
-QUICK = ("fused_dora", "experts", "tied_tokens")
+QUICK = ("fused_dora", "tied_tokens")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
@@ -166,3 +169,41 @@ def test_logits_are_those_of_peft_both_ways(name: str, base_of: Callable[[str], 
     back = peft.PeftModel.from_pretrained(original(path), written)
     assert apart(logits(back), reference) < 1e-5
     assert distance(adapted(model, forge.load_adapter(written, model)), reference) < 1e-5
+
+
+@pytest.mark.slow
+def test_rows_choose_how_a_tied_embedding_is_adapted(base_of: Callable[[str], tuple[Path, Model]], tmp_path: Path):
+    path, model = base_of("qwen2")
+    names = ["tied_saved", "tied_head", "tied_dora", "tied_embedding", "tied_tokens", "bias_lora_only"]
+    references = [trained(path, CASES[name][1], tmp_path / name)[0] for name in names]
+    pool = attach(model.params, [forge.load_adapter(tmp_path / name, model) for name in names])
+    params = choose_adapters(pool, [*range(len(names)), -1])
+    ids = np.tile(IDS[:1], (len(names) + 1, 1))
+    found = np.asarray(forge.forward(model.spec, params, forge.inputs(ids))[0])
+    alone = np.asarray(forge.forward(model.spec, model.params, forge.inputs(IDS[:1]))[0])
+    for row, reference in zip(found, [*references, *alone], strict=True):
+        assert apart(row, reference) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["every", "gathered", "grouped", "ragged"])
+def test_updates_of_experts_on_every_path(way: str, base_of: Callable[[str], tuple[Path, Model]], tmp_path: Path):
+    kind, options = CASES["experts_turned"]
+    path, model = base_of(kind)
+    reference = trained(path, options, tmp_path / "a")
+    params = attach(model.params, forge.load_adapter(tmp_path / "a", model))
+    found, _ = forge.forward(model.spec, params, forge.inputs(IDS), ctx=Context(experts=way))
+    assert apart(np.asarray(found), reference) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_bias_of_an_update_survives_the_mesh_and_rows(base_of: Callable[[str], tuple[Path, Model]], tmp_path: Path):
+    path, model = base_of("llama")
+    reference = trained(path, CASES["lora_bias"][1], tmp_path / "a")
+    adapter, mesh = forge.load_adapter(tmp_path / "a", model), parallel.make_mesh(2)
+    for params in (attach(model.params, adapter), choose_adapters(attach(model.params, [adapter]), [0, 0])):
+        split = parallel.shard(model.spec, params, mesh)
+        found, _ = parallel.sharded_forward(model.spec, mesh)(split, forge.inputs(IDS), None)
+        assert apart(np.asarray(found), reference) < 1e-5
+    with pytest.raises(ValueError, match="has a bias, and the model has none there; keep it attached"):
+        forge.merge(attach(model.params, adapter))
