@@ -13,16 +13,6 @@ from forge_jax.lora import Update
 from forge_jax.params import Param, abstract, flatten
 from forge_jax.spec import ModelSpec
 
-RENAMED = ((".block_sparse_moe.", ".mlp."),)
-"""(in checkpoints, in the library that trains): parts of modules' names that changed without a new model type."""
-
-
-def trained(name: str) -> str:
-    """The name that a checkpoint's tensor has in the library that trains."""
-    for stored, there in RENAMED:
-        name = name.replace(stored, there)
-    return name
-
 
 @dataclass(frozen=True)
 class Base:
@@ -37,10 +27,9 @@ class Base:
         """The tensor of a name, as it is called in checkpoints, in composites or in the library that trains."""
         for own in (name, own_name(name) or name):
             for full in (own, f"{self.family.prefix}{own}"):
-                for stored, there in (("", ""), *RENAMED):
-                    found = self.named.get(full.replace(there, stored) if there else full)
-                    if found is not None:
-                        return found
+                found = self.named.get(full) or self.named.get(self.family.stored_name(full))
+                if found is not None:
+                    return found
         return None
 
     def layout(self, instance: rules.Instance) -> Layout:

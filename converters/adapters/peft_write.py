@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from converters import rules
-from converters.adapters.base import base_of, trained
+from converters.adapters.base import base_of
 from converters.adapters.gather import Stored, stored_updates
 from converters.adapters.peft import INNER, PREFIX
 from converters.adapters.settings import CONFIG
@@ -47,7 +47,7 @@ def write_peft(
     # experts as one, as the library that trains has them
     whole = {name for name, i in known.named.items() if i.axis is None and known.params[i.paths[0]].stacked}
     every = [
-        replace(i, theirs=trained(i.theirs))
+        replace(i, theirs=known.family.trained_name(i.theirs))
         for i in rules.instances(known.family.table(spec), unflatten(dict(known.params)), whole)
     ]
     stored = list(stored_updates(every, known.params, adapter.updates))
