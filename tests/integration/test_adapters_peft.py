@@ -13,7 +13,7 @@ import pytest
 
 import forge_jax as forge
 from forge_jax import parallel
-from forge_jax.adapting import adapted
+from forge_jax.adapting import adapted, merged
 from forge_jax.loading import Model, load
 from forge_jax.lora import attach, choose_adapters
 from forge_jax.ops import Context
@@ -154,7 +154,7 @@ def apart(found: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(found - reference).max() / np.abs(reference).max())
 
 
-QUICK = ("fused_dora", "tied_tokens")
+QUICK = ("fused_dora",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
@@ -207,3 +207,13 @@ def test_a_bias_of_an_update_survives_the_mesh_and_rows(base_of: Callable[[str],
         assert apart(np.asarray(found), reference) < 1e-5
     with pytest.raises(ValueError, match="has a bias, and the model has none there; keep it attached"):
         forge.merge(attach(model.params, adapter))
+
+
+@pytest.mark.slow
+def test_a_merged_model_whose_head_was_tied_is_exported(base_of: Callable[[str], tuple[Path, Model]], tmp_path: Path):
+    path, model = base_of("qwen2")
+    reference = trained(path, CASES["tied_embedding"][1], tmp_path / "a")
+    whole = merged(adapted(model, forge.load_adapter(tmp_path / "a", model)))
+    written = forge.Forge.from_model(whole).export_to_huggingface(tmp_path / "b")
+    assert distance(load(written, dtype="float32", progress=False), reference) < 1e-5
+    assert apart(logits(original(written)), reference) < 1e-5
