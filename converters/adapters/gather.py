@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from forge_jax.params import Param
 class Stored:
     """The update of one stored tensor: factors [*numbers, inputs, rank] and [*numbers, outputs, rank], on the host.
 
-    scale is that of the product; magnitude and bias are [*numbers, outputs], the bias before the scale.
+    scale is that of the product; magnitude and bias are [*numbers, outputs].
     """
 
     instance: Instance
@@ -80,7 +81,7 @@ def joined(layout: Layout, updates: Sequence[Update | None]) -> Stored:
         ]
     into, out = (parts, whole) if turned else (whole, parts)
     magnitudes = [None if u is None or u.magnitude is None else np.asarray(u.magnitude) for u in updates]
-    biases = [None if u is None or u.bias is None else np.asarray(u.bias) / np.float32(u.scale) for u in updates]
+    biases = [None if u is None or u.bias is None else rescaled(u.bias, u.scale, scale) for u in updates]
     outputs = outputs_of(layout, magnitudes), outputs_of(layout, biases)
     first_in, first_out = layout.write("inputs", into)[0], layout.write("outputs", out)[0]
     return Stored(layout.instance, layout, first_in, first_out, scale, *outputs)
@@ -88,8 +89,13 @@ def joined(layout: Layout, updates: Sequence[Update | None]) -> Stored:
 
 def last(update: Update, scale: float) -> np.ndarray:
     """b with its rank last, for another scale than the update's own."""
-    b = np.moveaxis(np.asarray(update.b), update.stacked, -1)
-    return b if update.scale == scale else b * np.asarray(update.scale / scale, b.dtype)
+    return np.moveaxis(rescaled(update.b, update.scale, scale), update.stacked, -1)
+
+
+def rescaled(x: Any, old: float, new: float) -> np.ndarray:
+    """Numbers that a new scale makes the same of as the old one did."""
+    x = np.asarray(x)
+    return x if old == new else x * np.asarray(old / new, x.dtype)
 
 
 def outputs_of(layout: Layout, given: Sequence[np.ndarray | None]) -> np.ndarray | None:

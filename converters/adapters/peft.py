@@ -5,7 +5,7 @@ The module's own tensor has a rule, which moves the factors to our leaves. Every
 the config asks for is there, or reading fails and names them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
@@ -171,56 +171,61 @@ class Reader:
         """Hold what the file has against what the config asks for.
 
         Raises:
-            ValueError: modules that are there and not asked for, or asked for and not there; the first five, the count.
+            ValueError: tensors that are there and not asked for, or asked for and not there; the first five, the count.
         """
-        config, problems = self.settings, []
-        for target in targets:
-            wanted = {"a", "b"} | ({"magnitude"} if config.dora else set()) | ({"bias"} if config.lora_bias else set())
-            if missing := sorted(wanted - target.parts.keys()):
-                problems.append(f"{target.key} lacks {', '.join(missing)}")
-            if extra := [name for kind, name in target.parts.items() if kind not in wanted]:
-                problems.append(f"{extra[0]} is used by nothing: the config does not switch it on")
-            tied = config.tie and target.instance.paths == ("head",)
-            if not (target.parameter or tied or config.targeted(target.key, self.head)):
-                problems.append(f"{target.key} has an update, and target_modules does not name it")
-        if config.tie and self.base.spec.tied:
-            ends = {target.instance.paths[0] for target in targets} & {"embed", "head"}
-            problems += ["ensure_weight_tying: only one of embedding and head has an update"] if len(ends) == 1 else []
-        there = {id(target.instance) for target in targets}
-        problems += [f"{name} is targeted and has no update" for name in self.expected(targets, there)]
-        for name, tensor in self.whole.items():
-            module, _, kind = name.rpartition(".")
-            ends = {path for i in [self.base.instance(name)] if i for path in i.paths} & {"embed", "head"}
-            biased = kind == "bias" and config.bias != "none"
-            if not (biased or ends or config.saves(module)):
-                problems.append(f"{tensor} is used by nothing: neither bias nor modules_to_save names it")
-        for name in config.saved:
-            if not any(full.rpartition(".")[0].endswith(name) for full in self.whole):
-                problems.append(f"{name} is in modules_to_save and not in the file")
+        problems = [*self.not_asked_for(targets), *self.not_there(targets), *self.not_named()]
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise ValueError(
                 f"{self.file}: {len(problems)} tensors do not fit the config: {'; '.join(problems[:5])}{more}"
             )
 
-    def expected(self, targets: list["Target"], there: set[int]) -> list[str]:
-        """Modules that the config asks for and that have no update. Of experts all or none are asked for."""
-        if self.settings.targets is None or self.settings.targets == "all-linear":
-            return []
-        stored = {target.instance.theirs for target in targets}
-        some = {target.instance.paths for target in targets}
-        described = unflatten({path: param for path, param in self.base.params.items()})
-        renamed = self.renaming(targets)
-        out = []
+    def not_asked_for(self, targets: list["Target"]) -> Iterator[str]:
+        """Updates and parts of updates that the config does not switch on, or that lack what it does."""
+        config = self.settings
+        wanted = {"a", "b"} | ({"magnitude"} if config.dora else set()) | ({"bias"} if config.lora_bias else set())
+        for target in targets:
+            if missing := sorted(wanted - target.parts.keys()):
+                yield f"{target.key} lacks {', '.join(missing)}"
+            if extra := [name for kind, name in target.parts.items() if kind not in wanted]:
+                yield f"{extra[0]} is used by nothing: the config does not switch it on"
+            tied = config.tie and target.instance.paths == ("head",)
+            if not (target.parameter or tied or config.targeted(target.key, self.head)):
+                yield f"{target.key} has an update, and target_modules does not name it"
+        ends = {target.instance.paths[0] for target in targets} & {"embed", "head"}
+        if config.tie and self.base.spec.tied and len(ends) == 1:
+            yield "ensure_weight_tying: only one of embedding and head has an update"
+
+    def not_named(self) -> Iterator[str]:
+        """Parameters stored whole that nothing in the config names. Ends may be, for a vocabulary that was resized."""
+        for name, tensor in self.whole.items():
+            module, _, kind = name.rpartition(".")
+            found = self.base.instance(name)
+            end = found is not None and found.paths in (("embed",), ("head",))
+            if not (end or self.settings.saves(module) or (kind == "bias" and self.settings.bias != "none")):
+                yield f"{tensor} is used by nothing: neither bias nor modules_to_save names it"
+
+    def not_there(self, targets: list["Target"]) -> Iterator[str]:
+        """What the config asks for and the file lacks. Of experts all or none are asked for."""
+        config, asked = self.settings, self.settings.targets not in (None, "all-linear")
+        described = unflatten(dict(self.base.params))
+        renamed, stored = self.renaming(targets), {target.instance.theirs for target in targets}
+        there = {id(target.instance) for target in targets}
+        whole = {id(self.base.instance(name)) for name in self.whole}
+        some, saved = {target.instance.paths for target in targets}, set[str]()
         for instance in rules.instances(self.base.family.table(self.base.spec), described, stored):
-            same = self.base.named[instance.theirs]
-            matrix = len(instance.shapes[0]) > 1 and self.base.params[instance.paths[0]].fill is None
-            if not matrix or id(same) in there or (instance.axis is not None and instance.paths not in some):
+            same, module = id(self.base.named[instance.theirs]), renamed(instance.theirs).removesuffix(".weight")
+            if not instance.theirs.endswith(".weight"):
                 continue
-            module = renamed(instance.theirs).removesuffix(".weight")
-            if instance.theirs.endswith(".weight") and self.settings.targeted(module, self.head):
-                out.append(module)
-        return out
+            if config.saves(module):
+                saved |= {name for name in config.saved if module.endswith(name)}
+                if same not in whole and not (instance.paths == ("head",) and self.base.spec.tied):
+                    yield f"{module} is in modules_to_save and not in the file"
+            matrix = len(instance.shapes[0]) > 1 and self.base.params[instance.paths[0]].fill is None
+            alone = instance.axis is not None and instance.paths not in some
+            if asked and matrix and not alone and same not in there and config.targeted(module, self.head):
+                yield f"{module} is targeted and has no update"
+        yield from (f"modules_to_save names {name}, and the model has none" for name in {*config.saved} - saved)
 
     def renaming(self, targets: list["Target"]) -> Callable[[str], str]:
         """From a checkpoint's names to those of the model that was trained, as far as one module tells."""
@@ -250,7 +255,6 @@ class Reader:
             stacked = layout.stacked
             b = np.moveaxis(b_s[part], -1, stacked)
             magnitude, bias = (found[part] if found else None for found in outputs.values())
-            bias = None if bias is None else bias * np.asarray(scale, bias.dtype)
             self.put(target.instance, path, Update(a_s[part], b, magnitude, bias, scale, stacked))
 
     def factors(self, target: "Target", layout: Layout, rank: int) -> tuple[np.ndarray, np.ndarray]:

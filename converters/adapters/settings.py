@@ -18,7 +18,8 @@ CONFIG = "adapter_config.json"
 # training, bookkeeping, and settings of parts that are refused when they are on
 WITHOUT_EFFECT = (
     *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "lora_dropout"),
-    *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "runtime_config", "fan_in_fan_out"),
+    *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    *("runtime_config", "fan_in_fan_out"),
 )
 
 REFUSED: Mapping[str, str] = {

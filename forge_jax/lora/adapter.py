@@ -28,7 +28,8 @@ class Update:
     """The low-rank update of one weight: scale * a b, see `Lora` for the shapes.
 
     magnitude: the length that every output's weights have after the update (DoRA, arXiv:2402.09353), [*trailing].
-    bias: added to the product, scaled already, [*trailing]. stacked: how many axes number weights (experts).
+    bias: what b adds to the low-rank product, scaled with it, [*trailing].
+    stacked: how many axes number weights (experts).
     """
 
     a: Any
@@ -101,7 +102,8 @@ def of_update(path: str, base: Weight, update: Update) -> Factors:
     check_update(path, base, update)
     a, b = jnp.asarray(update.a), jnp.asarray(update.b)
     b = b * jnp.asarray(update.scale, b.dtype)
-    return a, b, None if update.magnitude is None else gain_of(base, a, b, update), update.bias
+    gain = None if update.magnitude is None else gain_of(base, a, b, update)
+    return a, b, gain, None if update.bias is None else jnp.asarray(update.bias) * update.scale
 
 
 def of_tokens(path: str, base: Weight, tokens: Tokens) -> Factors:

@@ -297,6 +297,7 @@ BAD_CONFIGS = [
     ({"target_modules": "("}, "is no regular expression"),
     ({"use_dora": True}, "q_proj lacks magnitude"),
     ({"modules_to_save": ["lm_head"]}, "lm_head is in modules_to_save and not in the file"),
+    ({"modules_to_save": ["lm_heat"]}, "modules_to_save names lm_heat, and the model has none"),
     ({"bias": "some"}, "bias is 'some'; expected none, all or lora_only"),
     ({"layers_to_transform": [0, 1]}, r"layers\.2\.self_attn\..* has an update, and target_modules does not name it"),
     ({"trainable_token_indices": [-1]}, "trainable_token_indices is .*; expected ids"),
@@ -347,6 +348,21 @@ def test_tensors_that_do_not_fit(shared: Path, base: Any, tmp_path: Path, change
     path = copied(shared, "llama_plain", tmp_path / "a")
     changed(path, change)
     with pytest.raises(ValueError, match=message):
+        forge.load_adapter(path, base("llama"))
+
+
+def test_names_of_a_language_model_in_a_composite(shared: Path, base: Any, case: Any, tmp_path: Path):
+    regex = r"model\.language_model\.layers\.\d+\.self_attn\.(?:q|v)_proj"
+    path = copied(shared, "llama_plain", tmp_path / "a", target_modules=regex)
+
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.layers", "model.language_model.layers")] = tensors.pop(name)
+
+    changed(path, rename)
+    assert same(forge.load_adapter(path, base("llama")), case("llama_plain")[1])
+    changed(path, lambda tensors: tensors.pop(next(name for name in tensors if "layers.2.self_attn.v" in name)))
+    with pytest.raises(ValueError, match=r"language_model\.layers\.2\.self_attn\.v_proj lacks"):
         forge.load_adapter(path, base("llama"))
 
 

@@ -21,6 +21,7 @@ from forge_jax.ops import Context
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+load_file = pytest.importorskip("safetensors.torch").load_file
 
 pytestmark = [
     pytest.mark.torch,
@@ -194,6 +195,29 @@ def test_updates_of_experts_on_every_path(way: str, base_of: Callable[[str], tup
     params = attach(model.params, forge.load_adapter(tmp_path / "a", model))
     found, _ = forge.forward(model.spec, params, forge.inputs(IDS), ctx=Context(experts=way))
     assert apart(np.asarray(found), reference) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 3])
+def test_a_tied_embedding_adapted_apart_is_split(
+    shards: int, base_of: Callable[[str], tuple[Path, Model]], tmp_path: Path
+):
+    path, model = base_of("qwen2")
+    reference, mesh = trained(path, CASES["tied_dora"][1], tmp_path / "a"), parallel.make_mesh(shards)
+    params = attach(model.params, forge.load_adapter(tmp_path / "a", model))
+    split = parallel.shard(model.spec, params, mesh)
+    found, _ = parallel.sharded_forward(model.spec, mesh)(split, forge.inputs(IDS), None)
+    assert apart(np.asarray(found), reference) < 1e-5
+
+
+@pytest.mark.slow
+def test_weights_of_torch_are_read(base_of: Callable[[str], tuple[Path, Model]], tmp_path: Path):
+    path, model = base_of("llama")
+    reference = trained(path, CASES["lora_bias"][1], tmp_path / "a")
+    file = tmp_path / "a/adapter_model.safetensors"
+    torch.save(load_file(file), tmp_path / "a/adapter_model.bin")
+    file.unlink()
+    assert distance(adapted(model, forge.load_adapter(tmp_path / "a", model)), reference) < 1e-5
 
 
 @pytest.mark.slow
