@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from converters.safetensors_file import Entry, dtype_name, write_safetensors
 from forge_jax.lora import Adapter
 from forge_jax.params import unflatten
 from forge_jax.spec import ModelSpec
+
+ENDS = (("embed",), ("head",))
 
 VERSION = "0.19.0"
 """Of PEFT: from here on stacked experts are laid out as they are written here."""
@@ -44,6 +46,8 @@ def write_peft(
         OSError: the disk is full; nothing is left behind.
     """
     known = base_of(model_type, spec)
+    if unknown := sorted({*adapter.paths()} - known.params.keys()):
+        raise ValueError(f"PEFT: the model has no {', '.join(unknown[:5])}; the adapter belongs to another model")
     # experts as one, as the library that trains has them
     whole = {name for name, i in known.named.items() if i.axis is None and known.params[i.paths[0]].stacked}
     every = [
@@ -52,11 +56,13 @@ def write_peft(
     ]
     stored = list(stored_updates(every, known.params, adapter.updates))
     values = dict(replaced(adapter, every))
-    own = {f"{module_of(each)}.bias" for each in stored}
+    inner = {name for each in stored for name in (f"{module_of(each)}.bias", f"{module_of(each)}.weight")} & {*values}
+    if odd := [i.theirs for i in every if i.theirs in inner and i.theirs.endswith(".weight") and i.paths not in ENDS]:
+        raise ValueError(f"PEFT: {odd[0]} is replaced and has an update; it can have one of the two")
     config = {"base_model_name_or_path": base or None, "task_type": "CAUSAL_LM", "peft_type": "LORA"}
     config |= {"peft_version": VERSION, "inference_mode": True, **described(stored)}
-    config |= replacing(values) | tokens_of(adapter, every)
-    named = ((name.replace(".bias", f"{INNER}.bias") if name in own else name, x) for name, x in values.items())
+    config |= replacing(values, inner) | tokens_of(adapter, every)
+    named = ((f"{INNER}.".join(n.rsplit(".", 1)) if n in inner else n, x) for n, x in values.items())
     tensors = [*factors(stored), *named, *rows_of(adapter, every)]
     with atomic_directory(directory, overwrite=overwrite) as part:
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -149,13 +155,13 @@ def replaced(adapter: Adapter, every: list[rules.Instance]) -> Iterator[tuple[st
         yield instance.theirs, instance.write(lambda path: np.asarray(adapter.values[path]))
 
 
-def replacing(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def replacing(values: Collection[str], inner: Container[str]) -> dict[str, Any]:
     """How the config says which parameters are replaced: biases by their switch, others by their modules.
 
-    Raises:
-        ValueError: the weight of a module without its bias, or the other way round, cannot be told from this.
+    Args:
+        inner: those of modules with updates, which need not be said.
     """
-    modules = sorted({name.rpartition(".")[0] for name in values if not name.endswith(".bias")})
+    modules = sorted({name.rpartition(".")[0] for name in values if not name.endswith(".bias") and name not in inner})
     biased = any(name.endswith(".bias") and name.rpartition(".")[0] not in modules for name in values)
     return {"modules_to_save": modules or None, "bias": "all" if biased else "none"}
 
@@ -170,7 +176,8 @@ def tokens_of(adapter: Adapter, every: list[rules.Instance]) -> dict[str, Any]:
 def own_tokens(adapter: Adapter) -> Mapping[str, Any]:
     """Replaced rows, those of the head only if they are not the embedding's."""
     head, table = adapter.tokens.get("head"), adapter.tokens.get("embed")
-    same = head is not None and table is not None and np.array_equal(head.rows, table.rows)
+    pairs = [(np.asarray(t.ids).tolist(), np.asarray(t.rows).tolist()) for t in (head, table) if t is not None]
+    same = len(pairs) == 2 and pairs[0] == pairs[1]
     return {path: each for path, each in adapter.tokens.items() if not (same and path == "head")}
 
 
