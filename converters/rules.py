@@ -238,6 +238,27 @@ def placed(rules: Sequence[Rule], layer: int, places: Mapping[str, str]) -> Iter
                 yield replace(rule, ours=ours, theirs=filled(rule.theirs, {"l": str(layer)}))
 
 
+def matches(rule: Rule, want: Mapping[str, Shape], taken: Container[str] = ()) -> Iterator[list[Instance]]:
+    """The instances of a rule, a list for each set of leaves that it fits and of which none is taken.
+
+    Args:
+        want: the shape of every leaf by its path.
+    """
+    first = pattern(rule.paths[0])
+    for path in want:
+        found = first.match(path)
+        if found is None:
+            continue
+        theirs = filled(rule.theirs, found.groupdict())
+        paths = tuple(filled(p, found.groupdict()) for p in rule.paths)
+        if any(p not in want or p in taken for p in paths):
+            continue
+        if "{" in theirs:
+            yield numbered(rule, theirs, paths[0], want[paths[0]])
+        else:
+            yield [Instance(rule, theirs, paths, tuple(want[p] for p in paths))]
+
+
 def instances(rules: Sequence[Rule], described: Tree, stored: Container[str] | None = None) -> list[Instance]:
     """Match every leaf with the first rule whose paths all exist.
 
@@ -252,21 +273,9 @@ def instances(rules: Sequence[Rule], described: Tree, stored: Container[str] | N
     out: list[Instance] = []
 
     def match(rule: Rule, *, only_stored: bool) -> None:
-        first = pattern(rule.paths[0])
-        for path in want:
-            found = None if path in taken else first.match(path)
-            if found is None:
-                continue
-            theirs = filled(rule.theirs, found.groupdict())
-            paths = tuple(filled(p, found.groupdict()) for p in rule.paths)
-            if not all(p in want and p not in taken for p in paths):
-                continue
-            if "{" in theirs:
-                made = numbered(rule, theirs, paths[0], want[paths[0]])
-            else:
-                made = [Instance(rule, theirs, paths, tuple(want[p] for p in paths))]
+        for made in matches(rule, want, taken):
             if not only_stored or made[0].theirs in (stored or ()):
-                taken.update(paths)
+                taken.update(made[0].paths)
                 out.extend(made)
 
     for only_stored in (True, False) if stored is not None else (False,):

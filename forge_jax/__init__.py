@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from forge_jax.adapting import export_adapter as export_adapter
+    from forge_jax.adapting import load_adapter as load_adapter
     from forge_jax.calibrating import calibrate as calibrate
     from forge_jax.calibrating import importance as importance
     from forge_jax.catalogue import Architecture as Architecture
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
     from forge_jax.inspection import Inspection as Inspection
     from forge_jax.inspection import inspect as inspect
     from forge_jax.loading import Model as Model
+    from forge_jax.lora import Adapter as Adapter
+    from forge_jax.lora import attach as attach
+    from forge_jax.lora import choose_adapters as choose_adapters
+    from forge_jax.lora import extract as extract
+    from forge_jax.lora import merge as merge
     from forge_jax.presets import MODEL_PRESETS as MODEL_PRESETS
     from forge_jax.presets import estimate_memory_usage as estimate_memory_usage
     from forge_jax.presets import estimate_parameters as estimate_parameters
@@ -56,6 +63,7 @@ if TYPE_CHECKING:
     from forge_jax.tensor import unpacked as unpacked
 
 HOMES = {
+    "adapting": ("export_adapter", "load_adapter"),
     "calibrating": ("calibrate", "importance"),
     "catalogue": ("Architecture", "architectures"),
     "config": ("ForgeConfig", "QuantizationConfig"),
@@ -66,6 +74,7 @@ HOMES = {
     "generation.speculation": ("DraftModel", "EarlyExit", "Lookup", "MtpHead"),
     "inspection": ("Inspection", "inspect"),
     "loading": ("Model",),
+    "lora": ("Adapter", "attach", "choose_adapters", "extract", "merge"),
     "presets": ("MODEL_PRESETS", "estimate_memory_usage", "estimate_parameters", "get_preset", "list_presets"),
     "quantizing": ("quantize",),
     "sampling": ("Constraint", "SamplingParams", "Vocabulary"),

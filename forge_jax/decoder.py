@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from forge_jax import ops, stacking
 from forge_jax.cache import Cache, assign, recurrent, smooth_name
+from forge_jax.lora import Lora
 from forge_jax.ops import Call, Context, activate, norm, sinusoids
 from forge_jax.ops.conv import smoothed
 from forge_jax.ops.hyper import mixed
@@ -40,7 +41,7 @@ from forge_jax.spec import (
     Toward,
     segments,
 )
-from forge_jax.tensor import Lora, contract, dense, take
+from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
 

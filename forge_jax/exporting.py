@@ -21,7 +21,7 @@ from converters.packed.leaves import split as leaves_as_arrays
 from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
 from forge_jax.loading import DTYPES, Model, narrowed
 from forge_jax.params import abstract, flatten
-from forge_jax.tensor import Lora, dense
+from forge_jax.tensor import Around, dense
 
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NUMPY = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
@@ -60,7 +60,7 @@ def own_leaves(model: Model) -> dict[str, Any]:
     if odd := sorted(wanted.keys() ^ leaves.keys()):
         raise ValueError(f"export: parameters and spec differ in {len(odd)} leaves, for example {', '.join(odd[:5])}")
     for path, leaf in leaves.items():
-        if isinstance(leaf, Lora):
+        if isinstance(leaf, Around):
             raise ValueError(f"export: {path} is adapted; export the model as it was before, or merge first")
         if tuple(leaf.shape) != wanted[path]:
             raise ValueError(

@@ -17,11 +17,13 @@ from jax import Array
 
 from forge_jax import cache as caches
 from forge_jax import decoder, text
+from forge_jax.adapting import Held
 from forge_jax.config import ForgeConfig, unsupported
+from forge_jax.forge_adapters import ForgeAdapters
 from forge_jax.forge_drafts import ForgeDrafts
-from forge_jax.forge_files import ForgeFiles, Summary
+from forge_jax.forge_files import Summary
 from forge_jax.generation import Session, capacity
-from forge_jax.generation.session import compute_dtype
+from forge_jax.generation.sizes import compute_dtype
 from forge_jax.loading import Model
 from forge_jax.params import count, init
 from forge_jax.presets import preset_config
@@ -33,7 +35,7 @@ SIZES: Mapping[str, int] = {"dim": 256, "n_layers": 6, "n_heads": 8, "max_seq_le
 """Of a model that nothing was said of; smaller than a bare ForgeConfig, as they always were."""
 
 
-class Forge(ForgeFiles, ForgeDrafts):
+class Forge(ForgeAdapters, ForgeDrafts):
     """A language model.
 
     >>> model = Forge(config=ForgeConfig(dim=64, n_layers=2, n_heads=2))      # new, random weights
@@ -79,7 +81,7 @@ class Forge(ForgeFiles, ForgeDrafts):
 
     def adopt(self, model: Model, config: ForgeConfig | Summary) -> None:
         """Become the facade of a model."""
-        self.model, self.config = model, config
+        self.model, self.config, self.adapters = model, config, Held(model)
         self.cache: caches.Cache | None = None
         self._routing: caches.Cache | None = None
         self._held = (0, 0, 0)  # rows and tokens in the cache, and tokens that it has room for
@@ -99,6 +101,7 @@ class Forge(ForgeFiles, ForgeDrafts):
     @params.setter
     def params(self, params: dict[str, Any]) -> None:
         self.model = dataclasses.replace(self.model, params=params)
+        self.adapters = Held(self.model)
         self.clear_cache()
 
     @property

@@ -188,21 +188,3 @@ class ForgeFiles:
         new = type(self).__new__(type(self))
         new.adopt(model, self.config)
         return new
-
-    def load_lora(self, path: str | Path, adapter_name: str = "default", merge: bool = False) -> None:
-        """Load an adapter: not implemented yet."""
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such file or directory")
-        raise later("load_lora", "merge the adapter before loading, or put Lora leaves into params")
-
-    def merge_lora(self, adapter_name: str | None = None) -> None:
-        """Merge an adapter into the weights: not implemented yet."""
-        raise later("merge_lora", "no adapter can be loaded yet")
-
-    def unmerge_lora(self, adapter_name: str | None = None) -> None:
-        """Take a merged adapter out again: not implemented yet."""
-        raise later("unmerge_lora", "no adapter can be loaded yet")
-
-    def set_adapter(self, adapter_name: str | None) -> None:
-        """Choose the active adapter: not implemented yet."""
-        raise later("set_adapter", "no adapter can be loaded yet")

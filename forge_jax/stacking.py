@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Cache
+from forge_jax.lora.level import alike
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec, segments
 
@@ -26,7 +27,7 @@ def gather(spec: ModelSpec, item: Callable[[int], Any]) -> Stacks:
     """Stack `item(layer)` over the repeats of every layer of every period."""
 
     def stack(first: int, width: int, repeats: int) -> Any:
-        same = [item(layer) for layer in range(first, first + width * repeats, width)]
+        same = alike([item(layer) for layer in range(first, first + width * repeats, width)])
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *same)
 
     return tuple(

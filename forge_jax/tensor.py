@@ -1,8 +1,8 @@
 """Weights, plain or not, and the only three functions that multiply by them: `contract`, `take`, `dense`.
 
-A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes), a `Lora` (any leaf plus a
-low-rank update) or an `Observed` (any leaf that tells what it is multiplied by). Everything else in the library treats
-leaves as opaque.
+A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes) or an `Around`: another
+leaf and something about it, such as an update (`forge_jax.lora`) or what it is multiplied by (`forge_jax.calibration`).
+Everything else in the library treats leaves as opaque.
 """
 
 import math
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from forge_jax.products import decoded_product, product, rounded_product, subscripts
 
@@ -131,7 +132,7 @@ class QTensor:
 
 
 class Around:
-    """What leaves around another leaf, `base`, have in common."""
+    """A leaf around another one, `base`. What kind it is shows only in how it multiplies."""
 
     base: Any
 
@@ -143,63 +144,58 @@ class Around:
     @property
     def ndim(self) -> int:
         """The rank of the weight it stands for."""
-        return self.base.ndim
+        return len(self.shape)
 
     @property
     def dtype(self) -> Any:
         """The dtype of the weight it stands for."""
         return self.base.dtype
 
+    def contract(self, eq: str, x: Array) -> Array:
+        """einsum(eq, x, this weight), see `contract`."""
+        raise NotImplementedError
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Lora(Around):
-    """A low-rank update beside a weight that is not touched: value = base + scale * (a @ b).
+    def take(self, ids: Array) -> Array:
+        """Rows of this table, see `take`."""
+        raise NotImplementedError
 
-    a is [*leading axes of base, R], b is [R, *trailing axes of base]; `contract` sums over all of one side.
-    """
-
-    base: Any
-    a: Array
-    b: Array
-    scale: float = field(metadata={"static": True}, default=1.0)
+    def pick(self, index: Array) -> "Weight":
+        """One of the weights stacked in this one, see `pick`."""
+        raise NotImplementedError
 
     def dense(self) -> Array:
-        """The merged weight."""
-        base = dense(self.base)
-        update = jnp.tensordot(self.a, self.b, axes=1)
-        return base + (self.scale * update).astype(base.dtype)
+        """The plain array it stands for."""
+        raise NotImplementedError
+
+    def by_row(self) -> Array:
+        """The plain array of each row of a batch, or with an axis of 1 the one of all: [B or 1, ...], see `beside`."""
+        return self.dense()[None]
+
+    def astype(self, dtype: DTypeLike) -> Array:
+        """The plain array it stands for, in another dtype: what ops ask of parameters that multiply nothing."""
+        return self.dense().astype(dtype)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Observed(Around):
-    """A weight that tells what it is multiplied by, without any side effect.
-
-    The gradient with respect to `taps`, which are zeros, of whatever depends on its products are sums over all rows x
-    [n] that it was multiplied by: "gram" [n, n] of x x^T, "square" [n] of x^2, "absolute" [n] of |x|, "count" [] of
-    rows that are not all zero. They hold through loops and branches, and for each of the `stacked` weights by itself
-    where one is picked: every tap begins with those axes. The `inputs` axes after them are those that rows run along.
-    """
-
-    base: Any
-    taps: dict[str, Array]
-    stacked: int = field(metadata={"static": True}, default=0)
-    inputs: int = field(metadata={"static": True}, default=1)
-
-
-Weight = Array | QTensor | Lora | Observed
+Weight = Array | QTensor | Around
 
 
 def dense(w: Weight) -> Array:
     """The plain array that a leaf stands for."""
     match w:
-        case Observed():
-            return dense(w.base)
-        case QTensor() | Lora():
+        case QTensor() | Around():
             return w.dense()
         case _:
             return w
+
+
+def beside(w: Weight, ndim: int, dtype: DTypeLike) -> Array:
+    """A parameter with the last axes of activations of rank `ndim`, to be added to them or multiplied with them.
+
+    It broadcasts by intent and not by promotion: [1, ..., *shape], or with a first axis B where each row has its own.
+    """
+    values = (w.by_row() if isinstance(w, Around) else dense(w)[None]).astype(dtype)
+    lead = values.shape[:1] if ndim >= values.ndim else ()
+    return values.reshape(*lead, *(1,) * (ndim - values.ndim), *values.shape[1:])
 
 
 def unpacked(tree: Any) -> Any:
@@ -209,17 +205,20 @@ def unpacked(tree: Any) -> Any:
     )
 
 
+def has_packed(tree: Any) -> bool:
+    """Whether a tree of parameters has packed leaves, by themselves or inside others."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, QTensor))
+    return any(isinstance(leaf, QTensor) for leaf in leaves)
+
+
 def contract(eq: str, x: Array, w: Weight) -> Array:
     """einsum(eq, x, w) for any kind of weight, in the dtype of `x`.
 
     The second operand is always the weight. Axes of `w` that `eq` does not sum over keep their order in the result.
     """
     match w:
-        case Lora(base, a, b, scale):
-            into, out, (first, second) = lora_equations(eq, a, b)
-            return contract(eq, x, base) + scale * contract(out, contract(into, x, first), second)
-        case Observed(base):
-            return contract(eq, seen(eq, x, w), base)
+        case Around():
+            return w.contract(eq, x)
         case QTensor() if rows_fit(eq, w):
             return packed_product(eq, x, w)
         case QTensor():
@@ -264,10 +263,8 @@ def take(w: Weight, ids: Array) -> Array:
             return replace(w, parts=chosen).dense()
         case QTensor():
             return w.dense()[ids]
-        case Lora(base, a, b, scale):
-            return take(base, ids) + scale * jnp.tensordot(a[ids], b, axes=1)
-        case Observed(base):
-            return take(base, ids)
+        case Around():
+            return w.take(ids)
         case _:
             return w[ids]
 
@@ -281,63 +278,7 @@ def pick(w: Weight, index: Array) -> Weight:
         return jax.lax.dynamic_index_in_dim(leaf, at, 0, keepdims=False)
 
     match w:
-        case Lora():
-            raise NotImplementedError("low-rank updates of stacked weights are not implemented yet")
-        case Observed(base, taps):
-            picked = {name: jax.lax.dynamic_index_in_dim(tap, index, 0, keepdims=False) for name, tap in taps.items()}
-            return replace(w, base=pick(base, index), taps=picked, stacked=w.stacked - 1)
+        case Around():
+            return w.pick(index)
         case _:
             return jax.tree.map(slice_of, w)
-
-
-def seen(eq: str, x: Array, w: Observed) -> Array:
-    """x, whose rows join the gradient of the taps of `w` if the equation sums over what they run along."""
-    xs, axes, out = subscripts(eq)
-    stacked, inputs = axes[: w.stacked], axes[w.stacked : w.stacked + w.inputs]
-    if any(axis not in xs or axis in out for axis in inputs):
-        return x
-    lead = [axis for axis in stacked if axis in xs]
-    batch = [axis for axis in xs if axis not in stacked + inputs]
-    rows = x.transpose([xs.index(axis) for axis in (*lead, *batch, *inputs)])
-    rows = rows.reshape(*(x.shape[xs.index(axis)] for axis in lead), -1, math.prod(w.shape[w.stacked :][: w.inputs]))
-    rows = jnp.expand_dims(rows, [i for i, axis in enumerate(stacked) if axis not in xs])
-    return tapped(x, rows, w.taps)
-
-
-@jax.custom_vjp
-def tapped(x: Array, rows: Array, taps: dict[str, Array]) -> Array:
-    """x; the gradient of `taps` is a sum over `rows` [*stacked or 1, R, n]."""
-    return x
-
-
-def sums(x: Array, rows: Array, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """x, and what the taps are to get."""
-    rows = rows.astype(jnp.float32)
-    total = {
-        "gram": lambda: jnp.einsum("...ri,...rj->...ij", rows, rows, precision="highest"),
-        "square": lambda: jnp.square(rows).sum(-2),
-        "absolute": lambda: jnp.abs(rows).sum(-2),
-        "count": lambda: (rows != 0).any(-1).astype(jnp.float32).sum(-1),
-    }
-    return x, {name: jnp.broadcast_to(total[name](), tap.shape) for name, tap in taps.items()}
-
-
-tapped.defvjp(sums, lambda total, x: (x, None, total))
-
-
-def lora_equations(eq: str, a: Array, b: Array) -> tuple[str, str, tuple[Array, Array]]:
-    """The two einsums of the low-rank path, into rank R and out of it, and the factor that each multiplies by.
-
-    Raises:
-        ValueError: the sum runs over a part of one factor's axes.
-    """
-    x, w, out = subscripts(eq)
-    inputs = "".join(c for c in w if c not in out)
-    outputs = "".join(c for c in w if c in out)
-    low = "".join(c for c in out if c not in outputs) + "r"
-    leading, trailing = w[: a.ndim - 1], w[a.ndim - 1 :]
-    if leading == inputs:
-        return f"{x},{leading}r->{low}", f"{low},r{trailing}->{out}", (a, b)
-    if trailing == inputs:  # a tied head reads the embedding the other way round
-        return f"{x},r{trailing}->{low}", f"{low},{leading}r->{out}", (b, a)
-    raise ValueError(f"Lora: {eq} sums over {inputs!r}, but a covers {leading!r} and b {trailing!r}")

@@ -3,6 +3,7 @@
 `judge.py tests/oracle_loader.py` (in the folder of reference checkpoints) runs it; the tests use it too.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from converters.adapters.peft import read_peft
 from converters.checkpoint import open_checkpoint
 from forge_jax import generation
 from forge_jax.decoder import Inputs, forward
+from forge_jax.lora import attach
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
@@ -33,6 +36,11 @@ def open_float32(path: str | Path) -> tuple[ModelSpec, Tree]:
         checkpoint.source.close()
 
 
+def model_type(path: str | Path) -> str:
+    """The family of a checkpoint."""
+    return json.loads((Path(path) / "config.json").read_text())["model_type"]
+
+
 def order_of(shape: tuple[int, int], mask: Any, position_ids: Any) -> np.ndarray:
     """Where each token stands: given, or counted along the mask; -1 where the mask is 0."""
     keep = np.ones(shape, np.int32) if mask is None else np.asarray(mask, np.int32)
@@ -44,11 +52,11 @@ def load(path: str | Path, *, adapter: str | None = None) -> Forward:
     """A function of (input_ids, attention_mask, position_ids) that gives logits [B, T, V].
 
     Raises:
-        NotImplementedError: for an adapter, or for inputs that are not text.
+        NotImplementedError: for inputs that are not text.
     """
-    if adapter is not None:
-        raise NotImplementedError("adapters are not read yet")
     spec, params = open_float32(path)
+    if adapter is not None:
+        params = attach(params, read_peft(Path(adapter), model_type(path), spec))
 
     def call(input_ids: Any, attention_mask: Any = None, position_ids: Any = None, **others: Any) -> np.ndarray:
         if others:

@@ -20,6 +20,15 @@ TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef"
 # what the branch of a mixer is called, if not "attention"
 MIXERS: dict[type, str] = {DeltaNet: "delta", ShortConv: "conv"}
 
+# where newer code has the mixture that checkpoints have elsewhere
+MOVED = ((".block_sparse_moe.", ".mlp."),)
+# and how it calls experts in one tensor
+AS_EXPERTS = (
+    (".block_sparse_moe.input_linear.weight", ".block_sparse_moe.experts.gate_up_proj"),
+    (".block_sparse_moe.output_linear.weight", ".block_sparse_moe.experts.down_proj"),
+    (".block_sparse_moe.router.layer.", ".block_sparse_moe.router."),
+)
+
 Mixer = Attention | DeltaNet | Latent | ShortConv
 
 

@@ -21,6 +21,7 @@ class Family:
     buffers: names of tensors that are no parameters and are left unread, with {l} for a layer's number.
     drafts: what the names of modules that guess further tokens begin with, left unread too; {l} is a layer's number
     past the last.
+    trained: parts of names that the library which trains, and so an adapter, has otherwise: (in checkpoints, there).
     """
 
     model_types: tuple[str, ...]
@@ -29,11 +30,24 @@ class Family:
     prefix: str = "model."
     buffers: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
+    trained: tuple[tuple[str, str], ...] = ()
     first: Callable[[ModelSpec], tuple[Rule, ...]] = lambda spec: ()
 
     def table(self, spec: ModelSpec) -> tuple[Rule, ...]:
         """The rules of a model of this family."""
         return (*self.first(spec), *self.rules)
+
+    def trained_name(self, name: str) -> str:
+        """The name that a checkpoint's tensor has in the library that trains."""
+        for stored, there in self.trained:
+            name = name.replace(stored, there)
+        return name
+
+    def stored_name(self, name: str) -> str:
+        """The name in checkpoints of a tensor of the library that trains."""
+        for stored, there in self.trained:
+            name = name.replace(there, stored)
+        return name
 
     def unread(self, spec: ModelSpec, name: str) -> bool:
         """Whether a tensor is none of the model's parameters, but known: a buffer, or part of a draft module."""

@@ -1,7 +1,14 @@
 """Granite 3, mixtures of experts, with and without a shared expert: Granite's multipliers, experts stored as one."""
 
 from converters.architectures.common import LAYER, TRANSPOSED, activation, attention_rules, end_rules, rename
-from converters.architectures.experts import OURS, TRAINING, fused_expert_rules, pre_norm_rules, router_rules
+from converters.architectures.experts import (
+    AS_EXPERTS,
+    OURS,
+    TRAINING,
+    fused_expert_rules,
+    pre_norm_rules,
+    router_rules,
+)
 from converters.architectures.family import Family
 from converters.architectures.granite import DEFAULTS, assemble, attention
 from converters.rules import Rule
@@ -40,4 +47,5 @@ FAMILY = Family(
         Rule(f"{OURS}.shared.down", f"{SHARED}.output_linear.weight", TRANSPOSED),
         *pre_norm_rules(LAYER),
     ),
+    trained=AS_EXPERTS,
 )

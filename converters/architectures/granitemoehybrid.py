@@ -14,7 +14,7 @@ from converters.architectures.common import (
     grouped_attention,
     head_dim,
 )
-from converters.architectures.experts import OURS, TRAINING, fused_expert_rules, router_rules
+from converters.architectures.experts import AS_EXPERTS, OURS, TRAINING, fused_expert_rules, router_rules
 from converters.architectures.family import Family
 from converters.rope import DIALECT, read_rope
 from converters.rules import Rule
@@ -78,4 +78,4 @@ RULES = (
     *ssm.pre_rules(LAYER, "input_layernorm", "post_attention_layernorm"),
 )
 
-FAMILY = Family(("granitemoehybrid",), config, RULES)
+FAMILY = Family(("granitemoehybrid",), config, RULES, trained=AS_EXPERTS)

@@ -12,7 +12,7 @@ from converters.architectures.common import (
     norm_rules,
     rename,
 )
-from converters.architectures.experts import TRAINING
+from converters.architectures.experts import MOVED, TRAINING
 from converters.architectures.family import Family
 from converters.architectures.mixtral import DEFAULTS
 from converters.architectures.mixtral import FAMILY as MIXTRAL
@@ -81,4 +81,5 @@ FAMILY = Family(
     ),
     # they follow from the config
     buffers=tuple(f"{THEIRS}.{name}" for name in ("slope_rate", "query_decay", "key_decay", "diagonal_decay")),
+    trained=MOVED,
 )

@@ -14,6 +14,7 @@ from converters.architectures.common import (
     whole_norm_rules,
 )
 from converters.architectures.experts import (
+    MOVED,
     OURS,
     TRAINING,
     expert_rules,
@@ -88,4 +89,5 @@ FAMILY = Family(
         *expert_rules(f"{EXPERTS}.experts", gate="w1", down="w2", up="w3"),
         *pre_norm_rules(LAYER),
     ),
+    trained=MOVED,
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from converters.architectures.common import LAYER, activation, attention_rules, decoder, end_rules, rotary_attention
-from converters.architectures.experts import TRAINING, expert_rules, pre_norm, pre_norm_rules, router_rules
+from converters.architectures.experts import MOVED, TRAINING, expert_rules, pre_norm, pre_norm_rules, router_rules
 from converters.architectures.family import Family
 from converters.take import Take
 from forge_jax.spec import ModelSpec, Moe, Norm, Router
@@ -42,4 +42,5 @@ FAMILY = Family(
         *expert_rules(f"{EXPERTS}.experts", gate="w1", down="w2", up="w3"),
         *pre_norm_rules(LAYER),
     ),
+    trained=MOVED,
 )

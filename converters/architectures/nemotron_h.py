@@ -137,4 +137,4 @@ RULES = (
     *(rule for name in sorted(set(NAMES.values())) for rule in norm_rules(f"layers.{{l}}.{name}.pre", f"{LAYER}.norm")),
 )
 
-FAMILY = Family(("nemotron_h",), config, RULES, prefix="backbone.")
+FAMILY = Family(("nemotron_h",), config, RULES, prefix="backbone.", trained=(("backbone.", "model."),))

@@ -12,7 +12,7 @@ from converters.architectures.common import (
     head_dim,
     rename,
 )
-from converters.architectures.experts import TRAINING, expert_rules, pre_norm, pre_norm_rules, router_rules
+from converters.architectures.experts import MOVED, TRAINING, expert_rules, pre_norm, pre_norm_rules, router_rules
 from converters.architectures.family import Family
 from converters.rope import read_rope, rope_dict
 from converters.take import Take
@@ -73,4 +73,5 @@ FAMILY = Family(
         *expert_rules(f"{EXPERTS}.experts", gate="w1", down="w2", up="w3"),
         *pre_norm_rules(LAYER),
     ),
+    trained=((".block_sparse_moe.gate.", ".mlp.router."), *MOVED),
 )

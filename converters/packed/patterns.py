@@ -95,8 +95,17 @@ class Match:
                 return places & {0}
             case codes.AT if value is codes.AT_END_STRING or (value is codes.AT_END and not self.text.endswith("\n")):
                 return places & {len(self.text)}
+            case codes.AT if value in (codes.AT_BOUNDARY, codes.AT_NON_BOUNDARY):
+                wanted = value is codes.AT_BOUNDARY
+                return frozenset(i for i in places if self.boundary(i) == wanted)
             case _:
                 raise Unmatched(str(op).lower().replace("_", " "))
+
+    def boundary(self, place: int) -> bool:
+        """Whether a word begins or ends at a place."""
+        before, after = self.text[max(place - 1, 0) : place], self.text[place : place + 1]
+        word = CATEGORIES[codes.CATEGORY_WORD]
+        return bool(before and word(before)) != bool(after and word(after))
 
     def repeated(self, value: Any, places: Places) -> Places:
         """Where a part that is repeated `least` to `most` times may end; no place is looked at twice."""

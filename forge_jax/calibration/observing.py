@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from forge_jax.calibration.observed import Observed
 from forge_jax.decoder import block, entered, inputs, jitted_block, share, unshared, whole
 from forge_jax.ops import Call, Context
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.spec import Block, ModelSpec
-from forge_jax.tensor import Observed
 
 ALONE = Context(experts="grouped")  # the way of a mixture that shows each expert its own tokens
 State = tuple[Array, Call]

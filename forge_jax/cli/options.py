@@ -72,6 +72,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Everything about the model of a command that makes text."""
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=f"the model ({DEFAULT_MODEL})")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: float32 on a CPU)")
+    parser.add_argument("--adapter", type=Path, metavar="PATH", help="put a PEFT directory or a GGUF adapter beside it")
     add_source(parser)
 
 
@@ -193,7 +194,7 @@ def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
     """Load the model that the options ask for, with a bar on a terminal."""
     from forge_jax import loading
 
-    return loading.load(
+    model = loading.load(
         name,
         dtype=dtype,
         revision=args.revision,
@@ -202,3 +203,8 @@ def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
         allow=args.allow,
         progress=sys.stderr.isatty(),
     )
+    if vars(args).get("adapter") is None:
+        return model
+    from forge_jax.adapting import adapted, load_adapter
+
+    return adapted(model, load_adapter(args.adapter, model))

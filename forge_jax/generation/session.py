@@ -20,11 +20,11 @@ from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
 from forge_jax.generation.loop import Drafting, Record, State
 from forge_jax.generation.programs import FRUGAL, LOCAL, Programs
-from forge_jax.generation.sizes import capacity, chunks, equal_chunks
+from forge_jax.generation.sizes import capacity, chunks, compute_dtype, equal_chunks, with_adapters
 from forge_jax.generation.speculation import Drafter, Report, rounds
 from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
-from forge_jax.params import Tree, flatten
+from forge_jax.params import Tree
 from forge_jax.sampling import (
     SamplerPlan,
     SamplingParams,
@@ -35,7 +35,7 @@ from forge_jax.sampling import (
     start_history,
 )
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import QTensor, take
+from forge_jax.tensor import has_packed
 
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
@@ -78,6 +78,7 @@ class Session:
         held: Held | None = None,
         known_ids: int | None = None,
         vocabulary: Vocabulary | None = None,
+        adapters: Sequence[int] | None = None,
         programs: Programs = LOCAL,
         draft: Drafter | None = None,
         draft_always: bool = False,
@@ -102,14 +103,15 @@ class Session:
             invariant: compute rows one after another (`forge_jax.rowwise`), with room for so many tokens whatever is
                 asked: in sessions with the same number, a row has the same bits alone and in any batch.
             vocabulary: the bytes of the tokens; constraints need it.
+            adapters: which of several adapters each prompt has, -1 for none; see `forge_jax.lora.attach`.
 
         Raises:
             ValueError: an empty prompt, an id outside the vocabulary, more tokens than the context holds, or a
                 constraint that is not valid.
         """
-        packed = any(isinstance(leaf, QTensor) for _, leaf in flatten(params))
-        self.spec, self.params, self.programs = spec, params, FRUGAL if packed and programs is LOCAL else programs
+        self.spec, self.programs = spec, FRUGAL if has_packed(params) and programs is LOCAL else programs
         rows = [list(map(int, prompt)) for prompt in prompts]
+        self.params = with_adapters(params, adapters, len(rows), 1)
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
         self.matchers = matchers_of(sampling, self.batch, vocabulary, stop_ids)
@@ -137,6 +139,7 @@ class Session:
         if n > 1:
             logits, cache = jnp.repeat(logits, n, axis=0), self.layout.repeat(cache, n)
             drafting = drafting and rounds.repeat(drafting, n)
+            self.params = with_adapters(params, adapters, len(rows), n)
         self.begin(cache, drafting, size, [row for row in rows for _ in range(n)], new_tokens, logits)
 
     def no_drafts(self, rows: int, size: int) -> Drafting | None:
@@ -423,11 +426,6 @@ def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
         return None
     shape = (batch, size, plan.logprobs)
     return Record(jnp.zeros((batch, size)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-
-
-def compute_dtype(params: Tree) -> Any:
-    """The dtype that activations have: that of a row of the embedding."""
-    return jax.eval_shape(lambda table: take(table, jnp.zeros((), jnp.int32)), params["embed"]).dtype
 
 
 def generate(spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any) -> list[Output]:

@@ -1,4 +1,14 @@
-"""The few sizes that programs are compiled for, so that no length of a prompt or a text compiles again."""
+"""The few sizes that programs are compiled for, so that no length of a prompt or a text compiles again, and what else
+is worked out before anything runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from forge_jax.lora import choose_adapters
+from forge_jax.params import Tree
 
 CHUNK = 512  # prompts longer than this are read in pieces of this length
 EQUAL = 64  # tokens of a piece where all must be alike
@@ -36,3 +46,21 @@ def capacity(length: int, limit: int) -> int:
     # powers of two and the sizes half-way between: a cache is never more than half as large again as it must be
     size = bucket(length, 256)
     return min(size * 3 // 4 if 256 < length <= size * 3 // 4 else size, limit)
+
+
+def compute_dtype(params: Tree) -> Any:
+    """The dtype that activations have: that of a row of the embedding."""
+    return jnp.dtype(params["embed"].dtype)
+
+
+def with_adapters(params: Tree, adapters: Sequence[int] | None, rows: int, n: int) -> Tree:
+    """The parameters for `n` continuations of each of `rows` prompts, of which each has one of several adapters.
+
+    Raises:
+        ValueError: another number of adapters than there are prompts, or no adapter of a number.
+    """
+    if adapters is None:
+        return params
+    if len(adapters) != rows:
+        raise ValueError(f"generation: {len(adapters)} adapters for {rows} prompts; expected one each, -1 for none")
+    return choose_adapters(params, np.repeat(np.asarray(adapters, np.int32), n))

@@ -22,7 +22,7 @@ from forge_jax.ops.heads import finished, linear, over_heads, project, shortened
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Alibi, Attention, LogScaling, PowerScaling, QueryScaling
-from forge_jax.tensor import contract, dense
+from forge_jax.tensor import beside, contract, dense
 
 BLOCK = 128  # queries of a prompt that are looked at together
 HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
@@ -362,7 +362,7 @@ def left(op: Attention, params: Tree, x_BTD: Array, y_BTNH: Array, ctx: Context)
     if op.out_norm is not None:
         y = over_heads(op.out_norm, params.get("out_norm", {}), y, ctx.heads(op).queries, ctx)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
-    return out + params["o_bias"].astype(out.dtype)[None, None] if op.o_bias else out
+    return out + beside(params["o_bias"], out.ndim, out.dtype) if op.o_bias else out
 
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):

@@ -15,13 +15,13 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Differential
-from forge_jax.tensor import contract, dense
+from forge_jax.tensor import beside, contract, dense
 
 
 def project(op: Differential, params: Tree, name: str, x_BTD: Array) -> Array:
     """One of q, k, v with its bias: [B, T, pairs, P, H]."""
     y = contract("BTD,DNPH->BTNPH", x_BTD, params[name])
-    return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.attention.qkv_bias else y
+    return y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if op.attention.qkv_bias else y
 
 
 def turned(op: Differential, x_BTNPH: Array, call: Call) -> Array:
@@ -68,4 +68,4 @@ def differential(op: Differential, params: Tree, x_BTD: Array, state: Tree | Non
     y = v.codec.turn(y).reshape(b, t, kv, 2, n // kv, 2 * h)
     y = subtracted(op, params, y[:, :, :, 0], y[:, :, :, 1]).reshape(b, t, n, 2, h)
     out = ctx.psum(contract("BTNPH,NPHD->BTD", y, params["o"]))
-    return (out + params["o_bias"].astype(out.dtype)[None, None] if op.attention.o_bias else out), state
+    return (out + beside(params["o_bias"], out.ndim, out.dtype) if op.attention.o_bias else out), state

@@ -17,7 +17,7 @@ from forge_jax.ops.moe import blocks
 from forge_jax.ops.router import route
 from forge_jax.params import Tree
 from forge_jax.spec import HeadMixture
-from forge_jax.tensor import Weight, contract, dense, pick
+from forge_jax.tensor import Weight, beside, contract, dense, pick
 
 
 def grouped(x_RI: Array, w_EIO: Weight, ids_R: Array, split: str) -> Array:
@@ -64,4 +64,4 @@ def head_mixture(op: HeadMixture, params: Tree, x_BTD: Array, state: Tree | None
     y_RKH = y_BTNH.reshape(b, t, k, chosen, h).swapaxes(2, 3).reshape(-1, k, h)
     y_RD = through(y_RKH, params["o"], ids_R, "MKH,KHD->MD") * weight_BTX.reshape(-1, 1).astype(x_BTD.dtype)
     out = ctx.psum(y_RD.reshape(b, t, chosen, d).sum(2))
-    return (out + params["o_bias"].astype(out.dtype)[None, None] if base.o_bias else out), state
+    return (out + beside(params["o_bias"], out.ndim, out.dtype) if base.o_bias else out), state

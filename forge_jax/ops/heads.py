@@ -9,7 +9,7 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Attention, Norm
-from forge_jax.tensor import Weight, contract, dense
+from forge_jax.tensor import Weight, beside, contract, dense
 
 
 def over_heads(spec: Norm, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
@@ -43,7 +43,7 @@ def linear(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
     """One of q, k, v before its norm: [B, T, heads, H]."""
     source = "k" if name == "v" and op.values == "keys" else name
     y = contract("BTD,DNH->BTNH", x_BTD, params[source])
-    return y + params[f"{source}_bias"].astype(y.dtype)[None, None] if op.qkv_bias else y
+    return y + beside(params[f"{source}_bias"], y.ndim, y.dtype) if op.qkv_bias else y
 
 
 def finished(op: Attention, params: Tree, name: str, y: Array, heads: tuple[int, ...], ctx: Context) -> Array:

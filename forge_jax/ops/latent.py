@@ -20,14 +20,14 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Indexer, Latent
-from forge_jax.tensor import contract, dense
+from forge_jax.tensor import beside, contract, dense
 
 
 def project(params: Tree, name: str, eq: str, x: Array) -> Array:
     """A linear layer, with its bias where there is one."""
     y = contract(eq, x, params[name])
     bias = params.get(f"{name}_bias")
-    return y if bias is None else y + bias.astype(y.dtype)[None, None]
+    return y if bias is None else y + beside(bias, y.ndim, y.dtype)
 
 
 def query_source(op: Latent, params: Tree, x_BTD: Array) -> tuple[Array, Array]:
@@ -127,7 +127,7 @@ def latent_attention(op: Latent, params: Tree, x_BTD: Array, state: Tree | None,
     y = gated(op.gate, params, source if op.q_raw else x_BTD, y)
     out = ctx.psum(contract("BTNH,NHD->BTD", y, params["o"]))
     if op.bias:
-        out = out + params["o_bias"].astype(out.dtype)[None, None]
+        out = out + beside(params["o_bias"], out.ndim, out.dtype)
     if state is not None and slots is not None:
         state = remember(state, slots, new, out[:, :, 0], ctx)
     return out, state

@@ -18,7 +18,7 @@ from forge_jax.ops.mlp import activate
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Mamba
-from forge_jax.tensor import contract, dense
+from forge_jax.tensor import beside, contract, dense
 
 CHUNK = 64  # tokens whose states are in memory together
 
@@ -38,7 +38,7 @@ def mamba(op: Mamba, params: Tree, x_BTD: Array, state: Tree | None, call: Call,
 
     def project(name: str) -> Array:
         y = contract("BTD,DNH->BTNH", x_BTD, params[name])
-        return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
+        return y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if op.bias else y
 
     x_BTNH = project("x")
     shape = x_BTNH.shape[2:]
@@ -66,7 +66,7 @@ def mamba(op: Mamba, params: Tree, x_BTD: Array, state: Tree | None, call: Call,
     y_BTNH = y_BTNH + x * params["skip"].astype(jnp.float32)[None, None]
     y_BTNH = (y_BTNH * jax.nn.silu(project("z").astype(jnp.float32))).astype(x_BTD.dtype)
     out = ctx.psum(contract("BTNH,NHD->BTD", y_BTNH, params["out"]))
-    out = out + params["out_bias"].astype(out.dtype)[None, None] if op.bias else out
+    out = out + beside(params["out_bias"], out.ndim, out.dtype) if op.bias else out
     if state is not None:
         state = {"tail": tail_BCS.reshape(state["tail"].shape), "state": h_BNHS}
     return out, state

@@ -19,7 +19,7 @@ from forge_jax.ops.conv import convolved
 from forge_jax.ops.mlp import activate
 from forge_jax.params import Tree
 from forge_jax.spec import Mamba2, Norm
-from forge_jax.tensor import contract, dense
+from forge_jax.tensor import beside, contract, dense
 
 CHUNK = 64  # tokens that look at each other in one product
 
@@ -68,7 +68,7 @@ def mamba2(op: Mamba2, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
 
     def project(name: str, letters: str) -> Array:
         y = contract(f"BTD,D{letters}->BT{letters}", x_BTD, params[name])
-        y = y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.in_bias else y
+        y = y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if op.in_bias else y
         return y if scales[name] == 1.0 else y * scales[name]
 
     tails: Tree = {}
@@ -102,5 +102,5 @@ def mamba2(op: Mamba2, params: Tree, x_BTD: Array, state: Tree | None, call: Cal
         y_BTNH = grouped_norm(op.norm, params["norm"]["scale"], y_BTNH, groups_N, op, ctx)
     y_BTNH = y_BTNH * gate_BTNH if op.norm_first else y_BTNH
     out = ctx.psum(contract("BTNH,NHD->BTD", y_BTNH.astype(x_BTD.dtype), params["out"]))
-    out = out + params["out_bias"].astype(out.dtype)[None, None] if op.out_bias else out
+    out = out + beside(params["out_bias"], out.ndim, out.dtype) if op.out_bias else out
     return out, (tails | {"state": h_BNHS} if state is not None else None)

@@ -10,7 +10,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Activation, Clamp, Mlp, SoftClamp
-from forge_jax.tensor import contract, dense
+from forge_jax.tensor import beside, contract, dense
 
 
 def activate(name: Activation, x: Array) -> Array:
@@ -71,7 +71,7 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context, gain_BTX: Ar
 
     def linear(name: str) -> Array:
         y = contract("BTD,DF->BTF", x_BTD, params[name])
-        y = y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.bias else y
+        y = y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if op.bias else y
         return y if op.gain is None else y * (op.gain * dense(params[f"{name}_gain"]).astype(y.dtype))[None, None]
 
     first = linear("gate" if op.gated else "up")
@@ -90,7 +90,7 @@ def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context, gain_BTX: Ar
         hidden = hidden * jnp.take(gain_BTX, ctx.local(part_F), axis=-1, mode="clip").astype(hidden.dtype)
     out = ctx.psum(contract("BTF,FD->BTD", hidden, params["down"]))
     out = out * dense(params["scalar"]).astype(out.dtype).reshape(1, 1, 1) if op.scalar else out
-    return out + params["down_bias"].astype(out.dtype)[None, None] if op.bias else out
+    return out + beside(params["down_bias"], out.ndim, out.dtype) if op.bias else out
 
 
 def mlp(op: Mlp, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):

@@ -21,7 +21,7 @@ from forge_jax.ops.gate import gated
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Mlstm
-from forge_jax.tensor import contract
+from forge_jax.tensor import beside, contract
 
 CHUNK = 64  # tokens that look at each other in one product
 
@@ -74,7 +74,7 @@ def mlstm(op: Mlstm, params: Tree, x_BTD: Array, state: Tree | None, call: Call,
     def project(name: str, bias: bool = op.bias) -> Array:
         letters = "NH"[: params[name].ndim - 1]
         y = contract(f"BTD,D{letters}->BT{letters}", x_BTD, params[name])
-        return (y + params[f"{name}_bias"].astype(y.dtype)[None, None] if bias else y).astype(jnp.float32)
+        return (y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if bias else y).astype(jnp.float32)
 
     def capped(name: str) -> Array:
         z_BTN = project(name, bias=True)
@@ -94,5 +94,5 @@ def mlstm(op: Mlstm, params: Tree, x_BTD: Array, state: Tree | None, call: Call,
     y_BTNV = norm(op.norm, params["norm"], y_BTNV)
     y_BTNV = gated(op.gate, params, x_BTD, y_BTNV)
     out = ctx.psum(contract("BTNV,NVD->BTD", y_BTNV.astype(x_BTD.dtype), params["o"]))
-    out = out + params["o_bias"].astype(out.dtype)[None, None] if op.bias else out
+    out = out + beside(params["o_bias"], out.ndim, out.dtype) if op.bias else out
     return out, after if state is not None else None

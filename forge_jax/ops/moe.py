@@ -19,7 +19,7 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.router import Routing, record, route, router_input
 from forge_jax.params import Tree
 from forge_jax.spec import Moe
-from forge_jax.tensor import contract, dense, pick, take
+from forge_jax.tensor import beside, contract, dense, pick, take
 
 LARGEST = 128  # tokens of a block: beyond it products get no faster, only the filling grows
 
@@ -185,7 +185,7 @@ def latent(op: Moe, params: Tree, name: str, x_BTD: Array) -> Array:
     if op.latent is None:
         return x_BTD
     y = contract("BTD,DE->BTE", x_BTD, params[name])
-    return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if op.latent_bias else y
+    return y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if op.latent_bias else y
 
 
 def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, ctx: Context):
@@ -218,7 +218,7 @@ def moe(op: Moe, params: Tree, x_BTD: Array, state: Routing | None, call: Call, 
         identical = (ids_NX >= op.router.experts) & (ids_NX < op.router.experts + op.identity)
         y_ND = y_ND + x_ND * jnp.where(identical, weight_NX, 0).sum(1, keepdims=True)
     y = latent(op, params, "latent_out", y_ND.reshape(b, t, -1))
-    y = y + params["out_bias"].astype(y.dtype)[None, None] if op.out_bias else y
+    y = y + beside(params["out_bias"], y.ndim, y.dtype) if op.out_bias else y
     if op.shared is not None:
         shared = feed_forward(op.shared, params["shared"], x_BTD, ctx, sinks_BTX if op.router.sinks else None)
         if op.shared_gate:

@@ -9,7 +9,7 @@ from jax import Array
 from forge_jax.ops.call import Context
 from forge_jax.params import Tree
 from forge_jax.spec import Norm
-from forge_jax.tensor import contract
+from forge_jax.tensor import beside, contract
 
 WHOLE = Context()
 
@@ -34,21 +34,21 @@ def norm(
     size = total or math.prod(x.shape[axis] for axis in axes)
 
     def mean(values: Array) -> Array:
-        whole = (values if real is None else values * widen(real, x.ndim)).sum(axes, keepdims=True)
+        whole = (values if real is None else values * beside(real, x.ndim, jnp.float32)).sum(axes, keepdims=True)
         return (ctx.psum(whole) if total else whole) / size
 
     y = x.astype(jnp.float32)
     if spec.kind == "affine":
-        y = y + widen(params["bias"], x.ndim) if spec.bias else y
-        return (y * (spec.offset + widen(params["scale"], x.ndim)) if spec.scale else y).astype(x.dtype)
+        y = y + beside(params["bias"], x.ndim, jnp.float32) if spec.bias else y
+        return (y * (spec.offset + beside(params["scale"], x.ndim, jnp.float32)) if spec.scale else y).astype(x.dtype)
     if spec.kind == "layer":
         y = y - mean(y)
     power = mean(y * y) * (size if spec.kind == "unit" else 1)
     y = y * jax.lax.rsqrt(power + spec.eps)
     if spec.scale:
-        y = y * (spec.offset + widen(params["scale"], x.ndim))
+        y = y * (spec.offset + beside(params["scale"], x.ndim, jnp.float32))
     if spec.bias:
-        y = y + widen(params["bias"], x.ndim)
+        y = y + beside(params["bias"], x.ndim, jnp.float32)
     y = y.astype(x.dtype)
     return y if spec.gate is None else y * gate(params, y)
 
@@ -58,8 +58,3 @@ def gate(params: Tree, x: Array) -> Array:
     hidden_NR = jax.nn.silu(contract("ND,DR->NR", x.reshape(-1, x.shape[-1]), params["down"]))
     z_ND = contract("NR,RD->ND", hidden_NR, params["up"])
     return jax.nn.sigmoid(z_ND.astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
-
-
-def widen(weight: Array, ndim: int) -> Array:
-    """A float32 weight with leading axes of 1, so that it broadcasts to rank `ndim` by intent and not by promotion."""
-    return weight.astype(jnp.float32).reshape((1,) * (ndim - weight.ndim) + weight.shape)

@@ -3,14 +3,16 @@
 Knows names of axes and kinds of leaves; nothing about ops, devices or what is computed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import PartitionSpec
 
+from forge_jax.lora import Apart, Chosen, Lora, Turned
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import Lora, QTensor
+from forge_jax.tensor import QTensor
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,32 @@ def tensor_rules(axis: str = "model", expert_axis: str | None = None) -> Rules:
     return Rules((*((name, axis) for name in SPLIT), ("experts", expert_axis), *((name, None) for name in WHOLE)))
 
 
-def lora_axes(param: Param) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
-    """The logical axes of the two factors of a low-rank update: the rank is split over nothing."""
-    inputs = max(param.inputs, 1)  # a table is indexed by its first axis
-    return (*param.axes[:inputs], None), (None, *param.axes[inputs:])
+@dataclass(frozen=True)
+class LoraAxes:
+    """The logical axes of the parts of a low-rank update; ranks and numbers of adapters are split over nothing."""
+
+    a: tuple[str | None, ...]
+    b: tuple[str | None, ...]
+    outputs: tuple[str | None, ...]
+
+    def map(self, leaf: Lora, base: Any, do: Callable[[Any, tuple[str | None, ...]], Any]) -> Lora:
+        """The leaf with `do(array, axes)` in the place of each of its arrays, and with another base."""
+        gain, bias = (None if part is None else do(part, self.outputs) for part in (leaf.gain, leaf.bias))
+        row_B = None if leaf.row_B is None else do(leaf.row_B, (None,))
+        return replace(leaf, base=base, a=do(leaf.a, self.a), b=do(leaf.b, self.b), gain=gain, bias=bias, row_B=row_B)
+
+
+def lora_axes(param: Param, rows: bool = False) -> LoraAxes:
+    """The axes of an update of a parameter; with `rows`, of those of several adapters."""
+    first, stacked = (None,) * rows, param.axes[: param.stacked]
+    inputs = param.stacked + max(param.inputs, 1)  # a table is indexed by its first axis
+    into, out = param.axes[param.stacked : inputs], param.axes[inputs:]
+    return LoraAxes((*first, *stacked, *into, None), (*first, *stacked, None, *out), (*first, *stacked, *out))
+
+
+def turned(param: Param) -> Param:
+    """The description of a head, from that of the table it is tied to."""
+    return Param(param.shape[::-1], param.axes[::-1])
 
 
 def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
@@ -58,9 +82,17 @@ def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
     match leaf:
         case QTensor():
             return packed_specs(leaf, param, rules)
-        case Lora(base, a, b, scale):
-            into, out = lora_axes(param)
-            return Lora(leaf_specs(base, param, rules), array_spec(a, into, rules), array_spec(b, out, rules), scale)
+        case Lora(base):
+            axes = lora_axes(param, leaf.row_B is not None)
+            return axes.map(leaf, leaf_specs(base, param, rules), lambda x, own: array_spec(x, own, rules))
+        case Apart(base, head):
+            return Apart(leaf_specs(base, param, rules), leaf_specs(head, turned(param), rules))
+        case Turned(base):
+            return Turned(leaf_specs(base, turned(param), rules))
+        case Chosen(options):
+            every = tuple(leaf_specs(option, param, rules) for option in options)
+            whole: Any = PartitionSpec(None)
+            return Chosen(every, whole, whole)
         case _:
             return array_spec(leaf, param.axes, rules)
 

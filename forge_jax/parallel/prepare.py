@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from forge_jax.lora import Apart, Chosen, Lora, Turned
 from forge_jax.ops.call import head_slots
-from forge_jax.parallel.axes import described, lora_axes
+from forge_jax.parallel.axes import described, lora_axes, turned
 from forge_jax.params import Param, Tree, unflatten
 from forge_jax.quantization.schemes import Grouped
 from forge_jax.spec import (
@@ -44,7 +45,7 @@ from forge_jax.spec import (
     Sum,
     Wkv,
 )
-from forge_jax.tensor import Lora, QTensor
+from forge_jax.tensor import QTensor
 
 Slots = dict[str | None, np.ndarray]
 """For each split axis the entry that each slot holds, -1 where it is padding."""
@@ -220,10 +221,19 @@ def arrange_leaf(leaf: Any, param: Param, slots: Slots, shards: int) -> Any:
                     stacklevel=2,
                 )
             return arrange_axes(leaf.dense(), param.axes, slots) if packed is None else packed
-        case Lora(base, a, b, scale):
-            into, out = lora_axes(param)
-            base = arrange_leaf(base, param, slots, shards)
-            return Lora(base, arrange_axes(a, into, slots), arrange_axes(b, out, slots), scale)
+        case Lora(base):
+            axes = lora_axes(param, leaf.row_B is not None)
+            new = axes.map(leaf, arrange_leaf(base, param, slots, shards), lambda x, own: arrange_axes(x, own, slots))
+            if new.bias is None or not any(axis in slots for axis in axes.a):
+                return new
+            # where inputs are split every device adds its part of the sum, and so a part of the bias
+            return replace(new, bias=new.bias / shards)
+        case Apart(base, head):
+            return Apart(arrange_leaf(base, param, slots, shards), arrange_leaf(head, turned(param), slots, shards))
+        case Turned(base):
+            return Turned(arrange_leaf(base, turned(param), slots, shards))
+        case Chosen(options):
+            return replace(leaf, options=tuple(arrange_leaf(option, param, slots, shards) for option in options))
         case _:
             return arrange_axes(leaf, param.axes, slots)
 

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from forge_jax.lora import Lora
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.quantization.packers import Packer
 from forge_jax.quantization.policy import choose, row_length
 from forge_jax.spec import ModelSpec
-from forge_jax.tensor import Lora, QTensor, dense
+from forge_jax.tensor import Around, QTensor, dense
 
 
 def quantize(
@@ -110,6 +111,8 @@ def encode_leaf(
     """
     if isinstance(w, Lora):
         return replace(w, base=encode_leaf(w.base, param, packer, importance, path))
+    if isinstance(w, Around):
+        raise ValueError(f"quantize: {path} is adapted in more ways than one; quantise the parameters before `attach`")
     dtype = w.dtype if isinstance(w, QTensor) else str(w.dtype)
     places = [part.sharding for part in jax.tree.leaves(w) if isinstance(part, jax.Array)]
     rows, inner, trailing = rows_of(np.asarray(dense(w)), param)

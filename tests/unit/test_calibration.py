@@ -11,6 +11,7 @@ from helpers import read_golden
 
 from forge_jax import calibration
 from forge_jax.calibration.folds import Fold, holding
+from forge_jax.calibration.observed import Observed
 from forge_jax.calibration.observing import advanced, entries, matrices, observe, paths
 from forge_jax.calibration.rounding import round_leaf
 from forge_jax.decoder import forward, inputs, share, unshared, whole
@@ -18,7 +19,7 @@ from forge_jax.params import Param, Tree, abstract, flatten, map_params, unflatt
 from forge_jax.quantization.gptq import Gptq
 from forge_jax.quantization.grid import Grid, Rounded
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Moe, Norm, Rope, Router
-from forge_jax.tensor import Observed, QTensor, contract, pick, take
+from forge_jax.tensor import QTensor, contract, pick, take
 
 RMS = Norm(1e-3)
 ATTENTION = Branch("attention", Attention(4, 2, 8, 0.4, rope=Rope(8)), pre=Norm(1e-3, offset=1.0))

@@ -9,12 +9,12 @@ import pytest
 
 from forge_jax import cache as caches
 from forge_jax.decoder import forward, inputs
+from forge_jax.lora import Lora
 from forge_jax.ops import Context
 from forge_jax.ops.latent import absorbed, entries, expanded
 from forge_jax.params import Tree, init
 from forge_jax.quantization import quantize
 from forge_jax.spec import Block, Branch, DynamicNtk, Latent, ModelSpec, Norm, Rope
-from forge_jax.tensor import Lora
 
 OP = Latent(3, 10, 6, 4, 5, 0.37, Norm(1e-3), Rope(4, 123.0, interleaved=True), 7, latent_scale=1.3, bias=True)
 IDS = np.random.default_rng(0).integers(0, 37, (2, 13)).astype(np.int32)
@@ -138,6 +138,6 @@ def test_a_low_rank_update_is_read_by_both_forms() -> None:
     normal = partial(jax.random.normal, jax.random.key(5))
     for name in ("q_a", "q", "kv_a", "k", "v"):
         base = attention[name]
-        attention[name] = Lora(base, normal((base.shape[0], 2)), normal((2, *base.shape[1:])), 0.1)
+        attention[name] = Lora(base, normal((base.shape[0], 2)), normal((2, *base.shape[1:])) * 0.1)
     expected, _ = forward(spec, params, inputs(IDS))
     np.testing.assert_allclose(in_chunks(spec, params, [1] * 13), expected, rtol=0, atol=3e-5)

@@ -11,6 +11,7 @@ from parallel_check import assert_sharded_equals_plain, distance
 
 from forge_jax import parallel
 from forge_jax.decoder import forward, inputs
+from forge_jax.lora import Lora
 from forge_jax.ops import Context
 from forge_jax.parallel.prepare import arrange_packed
 from forge_jax.params import Param, Tree, flatten, map_params, unflatten
@@ -30,7 +31,7 @@ from forge_jax.spec import (
     Rope,
     Sinusoids,
 )
-from forge_jax.tensor import Lora, QTensor
+from forge_jax.tensor import QTensor
 
 RMS = Norm(1e-3)
 LAYER = Norm(1e-3, "layer", bias=True)
@@ -186,7 +187,7 @@ def low_rank(leaf: QTensor | np.ndarray, inputs: int, seed: int) -> Lora:
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(*leaf.shape[:inputs], 3)).astype(np.float32) * np.float32(0.3)
     b = rng.normal(size=(3, *leaf.shape[inputs:])).astype(np.float32) * np.float32(0.3)
-    return Lora(leaf, a, b, 0.5)
+    return Lora(leaf, a, b)
 
 
 # by the last part of a path: how many axes are summed over, and how many numbers share a scale

@@ -8,13 +8,14 @@ from jax.sharding import PartitionSpec as P
 
 from forge_jax import parallel
 from forge_jax.decoder import inputs
+from forge_jax.lora import Lora
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import lora_axes
 from forge_jax.parallel.prepare import pieces_of
 from forge_jax.params import Param, abstract, flatten, map_params
 from forge_jax.quantization.schemes import Integers
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm
-from forge_jax.tensor import Lora, QTensor
+from forge_jax.tensor import QTensor
 
 
 def model(heads: int = 6, kv_heads: int = 2, **options) -> ModelSpec:
@@ -179,18 +180,19 @@ def test_specs_of_each_kind_of_leaf() -> None:
     attention = params["layers"]["0"]["attention"]
     attention["q"] = packed((6, 8, 16), (6, 1, 1), 0, trailing=2)
     attention["k"] = packed((2, 8, 16), (1, 8, 4), 4, trailing=2)
-    attention["o"] = Lora(attention["o"], np.zeros((6, 8, 3)), np.zeros((3, 16)), 2.0)
+    attention["o"] = Lora(attention["o"], np.zeros((6, 8, 3)), np.zeros((3, 16)))
     specs = parallel.partition_specs(spec, params, parallel.tensor_rules("tp"))
     assert specs["embed"] == P("tp", None)
     assert specs["head"] == P(None, "tp")
     found = specs["layers"]["0"]["attention"]
     assert found["q"].parts == {"codes": P("tp", None, None), "scale": P("tp", None, None)}
     assert found["k"].parts == {"codes": P("tp", None, None), "scale": P(None, None, None)}
-    assert found["o"] == Lora(P("tp", None, None), P("tp", None, None), P(None, None), 2.0)
+    assert found["o"] == Lora(P("tp", None, None), P("tp", None, None), P(None, None))
     assert found["sinks"] == P("tp")
     assert specs["layers"]["0"]["mlp"]["down"] == P("tp", None)
     assert specs["final_norm"]["scale"] == P(None)
-    assert lora_axes(Param((37, 16), ("vocab", "embed"), inputs=0)) == (("vocab", None), (None, "embed"))
+    axes = lora_axes(Param((37, 16), ("vocab", "embed"), inputs=0))
+    assert (axes.a, axes.b) == (("vocab", None), (None, "embed"))
 
 
 def test_rules_are_data() -> None:

@@ -11,10 +11,11 @@ from parallel_check import QUICK, assert_sharded_equals_plain, distance
 
 from forge_jax.decoder import forward, inputs
 from forge_jax.generation import generate
+from forge_jax.lora import Lora
 from forge_jax.params import Param, Tree, flatten, map_params, unflatten
 from forge_jax.quantization import encode_leaf, packer, quantize
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Moe, Norm, Rope, Router
-from forge_jax.tensor import Lora, QTensor, contract, dense
+from forge_jax.tensor import QTensor, contract, dense
 
 RMS = Norm(1e-5)
 ATTENTION = Branch("attention", Attention(8, 4, 16, 0.25, rope=Rope(16)), pre=RMS)

@@ -10,6 +10,8 @@ FRONT = {
     "forge",
     "forge_drafts",
     "forge_files",
+    "forge_adapters",
+    "adapting",
     "loading",
     "prompt_cache",
     "text",
@@ -30,9 +32,21 @@ FRONT = {
     "calibrating",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
-ORDER = ["spec", "config", "presets", "params", "products", "tensor", "quantization", "cache", "ops", "stacking"]
+ORDER = [
+    "spec",
+    "config",
+    "presets",
+    "params",
+    "products",
+    "tensor",
+    "lora",
+    "quantization",
+    "cache",
+    "ops",
+    "stacking",
+]
 ORDER += ["rowwise", "decoder", "sampling", "generation", "parallel", "training", "calibration"]
-FOR_CONVERTERS = {"spec", "config", "params", "products", "tensor", "quantization"}
+FOR_CONVERTERS = {"spec", "config", "params", "products", "tensor", "lora", "quantization"}
 NAMES = (
     "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
     "cohere glm4 deepseek safetensors gguf onnx huggingface"

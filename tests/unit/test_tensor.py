@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from forge_jax import products
+from forge_jax.lora import Lora
 from forge_jax.params import Param
 from forge_jax.products import product
 from forge_jax.quantization import encode_leaf, packer
 from forge_jax.quantization.schemes import Integers
-from forge_jax.tensor import Lora, QTensor, contract, dense, take
+from forge_jax.tensor import QTensor, contract, dense, take
 
 EQUATIONS = {
     "BTD,DF->BTF": ((2, 3, 8), (8, 6)),
@@ -65,18 +66,18 @@ def test_lora_is_the_product_with_the_merged_weight(eq: str, quantised: bool):
     inputs = sum(c not in eq.split("->")[1] for c in eq.split(",")[1].split("->")[0])
     base = normal(ws, 1)
     base = encode_leaf(base, Param(ws, (None,) * len(ws), inputs=inputs), packer("int8")) if quantised else base
-    leaf = Lora(base, normal((*ws[:inputs], 2), 2), normal((2, *ws[inputs:]), 3), 0.7)
+    leaf = Lora(base, normal((*ws[:inputs], 2), 2), normal((2, *ws[inputs:]), 3))
     assert leaf.shape == ws
     x = normal(xs)
     np.testing.assert_allclose(contract(eq, x, leaf), exact(eq, x, leaf.dense()), rtol=1e-5, atol=1e-4)
 
 
 def test_lora_on_a_tied_embedding_serves_both_ends():
-    leaf = Lora(normal((7, 8)), normal((7, 2), 1), normal((2, 8), 2), 0.5)
+    leaf = Lora(normal((7, 8)), normal((7, 2), 1), normal((2, 8), 2))
     x = normal((2, 3, 8), 3)
     eq = "BTD,VD->BTV"
     np.testing.assert_allclose(contract(eq, x, leaf), exact(eq, x, leaf.dense()), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="sums over 'N'"):
+    with pytest.raises(ValueError, match=r"sums over \['N'\]"):
         contract("BTN,NHD->BTHD", normal((2, 3, 4)), Lora(normal((4, 5, 8)), normal((4, 5, 2)), normal((2, 8))))
 
 
@@ -87,7 +88,7 @@ def test_take_gives_rows_of_every_kind():
     np.testing.assert_array_equal(take(q, ids), np.asarray(q.dense())[np.asarray(ids)])
     columns = encode_leaf(table, Param((7, 8), (None, None)), packer("int8"))
     np.testing.assert_array_equal(take(columns, ids), np.asarray(columns.dense())[np.asarray(ids)])
-    leaf = Lora(table, normal((7, 2), 1), normal((2, 8), 2), 0.5)
+    leaf = Lora(table, normal((7, 2), 1), normal((2, 8), 2))
     np.testing.assert_allclose(take(leaf, ids), np.asarray(leaf.dense())[np.asarray(ids)], rtol=1e-5, atol=1e-6)
 
 

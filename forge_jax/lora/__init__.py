@@ -1,0 +1,19 @@
+"""Adapters: low-rank updates and what else is trained beside a model, as leaves and functions of trees."""
+
+from forge_jax.lora.adapter import Adapter, Tokens, Update, attach, choose_adapters, merge
+from forge_jax.lora.extract import extract
+from forge_jax.lora.leaves import Apart, Chosen, Lora, Turned
+
+__all__ = [
+    "Adapter",
+    "Apart",
+    "Chosen",
+    "Lora",
+    "Tokens",
+    "Turned",
+    "Update",
+    "attach",
+    "choose_adapters",
+    "extract",
+    "merge",
+]
