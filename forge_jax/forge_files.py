@@ -52,11 +52,6 @@ def summarise(spec: ModelSpec) -> Summary:
     )
 
 
-def later(what: str, instead: str) -> NotImplementedError:
-    """The error of a method that is named but not there yet."""
-    return NotImplementedError(f"Forge: {what} is not implemented yet; {instead}")
-
-
 class ForgeFiles:
     """Loading, saving, converting, quantising, adapting. `Forge` brings the rest."""
 

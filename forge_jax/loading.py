@@ -23,7 +23,7 @@ from converters.heads import read_head
 from converters.packed import Packing
 from converters.tokenizer import Tokenizer, from_directory, from_gguf
 from forge_jax import parallel
-from forge_jax.generation.session import LOCAL, Programs
+from forge_jax.generation.programs import LOCAL, Programs
 from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
 from forge_jax.params import Tree, count

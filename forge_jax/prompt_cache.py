@@ -24,7 +24,8 @@ from converters.safetensors_file import Entry, SafetensorsSource, dtype_name, op
 from forge_jax import cache as caches
 from forge_jax.cache import Policy
 from forge_jax.generation.held import Held
-from forge_jax.generation.session import BURST, compute_dtype
+from forge_jax.generation.session import BURST
+from forge_jax.generation.sizes import compute_dtype
 from forge_jax.loading import Model
 from forge_jax.params import flatten
 

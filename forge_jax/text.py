@@ -9,7 +9,7 @@ from typing import Any
 
 from converters.tokenizer import StopStrings, StreamDecoder, Tokenizer
 from forge_jax.generation import Session
-from forge_jax.generation.session import FinishReason, Output
+from forge_jax.generation.results import FinishReason, Output
 from forge_jax.generation.speculation import Drafter, DraftModel, Report
 from forge_jax.loading import Model
 from forge_jax.sampling import Constraint, SamplingParams

@@ -20,9 +20,9 @@ def page_key(parent: Key, tokens: Sequence[int]) -> Key:
     return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
-def keys(tokens: Sequence[int], page: int) -> Iterator[Key]:
-    """The keys of all whole pages of a text."""
-    key = b""
+def keys(tokens: Sequence[int], page: int, mark: int = 0) -> Iterator[Key]:
+    """The keys of all whole pages of a text. `mark`: what else its numbers depend on, such as its adapter."""
+    key = page_key(b"", [mark])
     for end in range(page, len(tokens) + 1, page):
         key = page_key(key, tokens[end - page : end])
         yield key
@@ -124,15 +124,15 @@ class Rows:
     anchors: int = 0
     tables: list[list[int]] = field(default_factory=list)
 
-    def admit(self, tokens: Sequence[int]) -> int:
-        """A new row with pages for a text, whose whole pages are those of others where they are the same.
+    def admit(self, tokens: Sequence[int], mark: int = 0) -> int:
+        """A new row with pages for a text, whose whole pages are those of others of its `mark` where they are the same.
 
         Returns the row's number.
 
         Raises:
             ValueError: too few pages are free; nothing has changed then.
         """
-        every = [] if self.ring else list(keys(tokens, self.page))
+        every = [] if self.ring else list(keys(tokens, self.page, mark))
         found = [self.pool.find(key) for key in every]
         have = sum(page is not None for page in found)
         rest = min(-(-len(tokens) // self.page), self.width) - have

@@ -25,7 +25,7 @@ from forge_jax.evaluation.figures import Comparison, Estimate, Evaluation, compa
 from forge_jax.evaluation.rows import Row, overlapping, scored
 from forge_jax.evaluation.tables import table
 from forge_jax.forge import Forge
-from forge_jax.generation.session import compute_dtype
+from forge_jax.generation.sizes import compute_dtype
 from forge_jax.loading import Model
 
 __all__ = ["Comparison", "Estimate", "Evaluation", "evaluate", "table"]

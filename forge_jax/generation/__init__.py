@@ -5,8 +5,9 @@ Knows token ids only; text, stop strings and templates belong to the front.
 
 from forge_jax.generation.held import Held, fork, trim
 from forge_jax.generation.loop import State, advance, prefill, step
-from forge_jax.generation.session import Session, generate, stream
+from forge_jax.generation.session import Session
 from forge_jax.generation.sizes import bucket, capacity
+from forge_jax.generation.whole import generate, stream
 
 __all__ = [
     "Held",

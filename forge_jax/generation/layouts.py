@@ -36,8 +36,8 @@ class Dense:
         """A cache for `rows` texts of up to `size` tokens."""
         return self.new_cache(self.spec, rows, size, **self.options)
 
-    def admit(self, cache: Cache, texts: Sequence[Sequence[int]]) -> Cache:
-        """Prepare an empty cache for the texts that are read first."""
+    def admit(self, cache: Cache, texts: Sequence[Sequence[int]], marks: Sequence[int]) -> Cache:
+        """Prepare an empty cache for the texts that are read first; equal texts of unequal marks are told apart."""
         return cache
 
     def room(self, cache: Cache, starts: Sequence[int], stops: Sequence[int]) -> Cache:
@@ -98,11 +98,11 @@ class Paged(Dense):
             places[key] = replace(places[key], table_BQ=jnp.asarray(table_BQ))
         return replace(cache, places=places)
 
-    def admit(self, cache: Cache, texts: Sequence[Sequence[int]]) -> Cache:
-        """Pages for the texts that are read first; what begins alike is on the same ones."""
+    def admit(self, cache: Cache, texts: Sequence[Sequence[int]], marks: Sequence[int]) -> Cache:
+        """Pages for the texts that are read first; what begins alike, with equal marks, is on the same ones."""
         for rows in self.rows.values():
-            for text in texts:
-                rows.admit(text)
+            for text, mark in zip(texts, marks, strict=True):
+                rows.admit(text, mark)
         return self.tabled(cache)
 
     def room(self, cache: Cache, starts: Sequence[int], stops: Sequence[int]) -> Cache:

@@ -29,6 +29,14 @@ class Record:
     top_logprobs_BSN: Array
 
 
+def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
+    """An empty record, if the plan reports log-probabilities."""
+    if plan.logprobs is None:
+        return None
+    shape = (batch, size, plan.logprobs)
+    return Record(jnp.zeros((batch, size)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drafting:

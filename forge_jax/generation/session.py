@@ -5,10 +5,9 @@ interrupt never falls between a call and the storing of its result: a session th
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,15 +17,15 @@ from forge_jax.generation.asked import check_invariant, check_prompts, check_roo
 from forge_jax.generation.held import Held, begun, left
 from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
-from forge_jax.generation.loop import Drafting, Record, State
+from forge_jax.generation.loop import Drafting, State, new_record
 from forge_jax.generation.programs import FRUGAL, LOCAL, Programs
+from forge_jax.generation.results import FinishReason, Output, outputs
 from forge_jax.generation.sizes import capacity, chunks, compute_dtype, equal_chunks, with_adapters
 from forge_jax.generation.speculation import Drafter, Report, rounds
 from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
 from forge_jax.params import Tree
 from forge_jax.sampling import (
-    SamplerPlan,
     SamplingParams,
     Vocabulary,
     VocabularyLimit,
@@ -40,18 +39,6 @@ from forge_jax.tensor import has_packed
 BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
 FIRST = 128  # new tokens that a cache has room for before it must grow
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one row gave: the new ids (the stop id, if one ended it, is the last), why it ended, and its logprobs."""
-
-    ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    logprobs: tuple[float, ...] | None = None
-    top_logprobs: tuple[dict[int, float], ...] | None = None
 
 
 class Session:
@@ -114,6 +101,7 @@ class Session:
         self.params = with_adapters(params, adapters, len(rows), 1)
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
+        self.adapters = np.repeat([0] * len(rows) if adapters is None else adapters, n).tolist()
         self.matchers = matchers_of(sampling, self.batch, vocabulary, stop_ids)
         self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed, self.matchers)
         if known_ids is not None and known_ids < spec.logits:
@@ -197,7 +185,10 @@ class Session:
         """
         logits = jnp.zeros((len(rows), self.spec.logits), jnp.float32)
         stops = [start + len(row) for start, row in zip(starts, rows, strict=True)]
-        cache = self.layout.admit(cache, rows) if fresh else self.layout.room(cache, starts, stops)
+        if fresh:
+            cache = self.layout.admit(cache, rows, self.adapters[:: self.batch // len(rows)])
+        else:
+            cache = self.layout.room(cache, starts, stops)
         at = 0
         for width in (chunks if self.invariant is None else equal_chunks)(max(map(len, rows)), size):
             tokens, order = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
@@ -267,10 +258,7 @@ class Session:
     def speculation(self) -> Report | None:
         """What drafts did so far; None without a drafter."""
         counted = self.state.drafting
-        if counted is None:
-            return None
-        passes, rounds, proposed, accepted = counted.passes, counted.rounds, counted.proposed, counted.accepted
-        return Report(int(passes), int(rounds), int(proposed), int(accepted), self.pace.on)
+        return None if counted is None else Report.of(counted, self.pace.on)
 
     def make_room(self, count: int) -> None:
         """Double the cache if the next `count` tokens would not fit."""
@@ -333,18 +321,8 @@ class Session:
 
     def outputs(self) -> list[Output]:
         """Every row's new ids, reason to end, and log-probabilities if they were asked for."""
-        record = self.state.record and jax.tree.map(np.asarray, self.state.record)
-        out = []
-        for i, ids in enumerate(self.ids()):
-            reason = self.finish_reason(i)
-            if record is None:
-                out.append(Output(tuple(ids), reason))
-                continue
-            at = slice(self.start_lengths[i], self.start_lengths[i] + len(ids))
-            tops = zip(record.top_ids_BSN[i, at].tolist(), record.top_logprobs_BSN[i, at].tolist(), strict=True)
-            best = tuple(dict(zip(t, p, strict=True)) for t, p in tops)
-            out.append(Output(tuple(ids), reason, tuple(record.logprob_BS[i, at].tolist()), best))
-        return out
+        reasons: list[FinishReason | None] = [self.finish_reason(row) for row in range(self.batch)]
+        return outputs(self.ids(), reasons, self.start_lengths.tolist(), self.state.record)
 
     def finish_reason(self, row: int) -> FinishReason | None:
         """Why a row ended: at a stop id or with a constrained text that is complete, or for its length."""
@@ -417,26 +395,3 @@ class Session:
             logits, cache, drafting = self.read(cache, drafting, size, pending, starts.tolist(), fresh=self.stale)
             self.stale = False
             self.begin(cache, drafting, size, whole, new_tokens, logits)
-
-
-# ------------------------------------------------------------------------------------------------ helpers
-def new_record(plan: SamplerPlan, batch: int, size: int) -> Record | None:
-    """An empty record, if the plan reports log-probabilities."""
-    if plan.logprobs is None:
-        return None
-    shape = (batch, size, plan.logprobs)
-    return Record(jnp.zeros((batch, size)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-
-
-def generate(spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any) -> list[Output]:
-    """Complete every prompt. Options are those of `Session`."""
-    session = Session(spec, params, prompts, **options)
-    session.advance()
-    return session.outputs()
-
-
-def stream(
-    spec: ModelSpec, params: Tree, prompts: Sequence[Sequence[int]], **options: Any
-) -> Iterator[list[int | None]]:
-    """Yield each step's new id of every row, None for rows that have ended. The same tokens as `generate`."""
-    return Session(spec, params, prompts, **options).steps()

@@ -84,11 +84,12 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
         drafts: Array,
         ctx: Context,
     ) -> State:
-        def local(spec: ModelSpec, params: Tree, *rest: Any, ctx: Context) -> State:
-            return rounds.advance(spec, plan, params, *rest, ctx)
+        def local(spec: ModelSpec, params: Tree, given: tuple[Any, ...], ctx: Context) -> State:
+            drafter, values, state, passes, end_B, drafts = given
+            return rounds.advance(spec, plan, params, drafter, values, state, passes, end_B, drafts, ctx)
 
         run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
-        return run(params, drafter, values, state, passes, end_B, drafts)
+        return run(params, (drafter, values, state, passes, end_B, drafts))
 
     new_cache = partial(init_cache, mesh=mesh, axis=axis)
     return Programs(whole, prefill, LOCAL.choose, advance, new_cache, learn, speculate)

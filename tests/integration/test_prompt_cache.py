@@ -14,7 +14,7 @@ from parallel_check import QUICK
 from converters.safetensors_file import Entry, open_safetensors, write_safetensors
 from forge_jax import prompt_cache
 from forge_jax.generation import Held, Session, fork, trim
-from forge_jax.generation.session import local_programs
+from forge_jax.generation.programs import local_programs
 from forge_jax.loading import Model
 from forge_jax.params import init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope, ShortConv

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from forge_jax import Session, forward, inputs, loading, text
-from forge_jax.generation.session import LOCAL
+from forge_jax.generation.programs import LOCAL
 from forge_jax.hub import resolve
 from forge_jax.loading import Model
 from forge_jax.ops import Context

@@ -17,7 +17,7 @@ from forge_jax import parallel
 from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.generation import Session
 from forge_jax.generation.layouts import Dense, Paged
-from forge_jax.generation.session import local_programs
+from forge_jax.generation.programs import local_programs
 from forge_jax.params import Tree, init
 from forge_jax.sampling import SamplingParams
 from forge_jax.spec import Attention, Block, Branch, DynamicNtk, Latent, LongRope, Mlp, ModelSpec, Norm, Rope
@@ -70,7 +70,7 @@ def read(batch: int, kept: Any, how: str, shards: int, sizes: tuple[int, ...], p
     for rows in layout.rows.values() if isinstance(layout, Paged) else ():
         for page in np.random.default_rng(batch).permutation(list(rows.pool.free)).tolist():
             rows.pool.free.move_to_end(page)  # dealt out in no order
-    cache = layout.admit(cache, [IDS[row, : min(sizes[0], LENGTHS[row])].tolist() for row in range(batch)])
+    cache = layout.admit(cache, [IDS[row, : min(sizes[0], LENGTHS[row])].tolist() for row in range(batch)], [0] * batch)
     out = []
     for call, starts, stops in pieces(batch, sizes):
         cache = layout.room(cache, starts if out else stops, stops)

@@ -32,6 +32,12 @@ class Report:
     accepted: int
     on: bool
 
+    @classmethod
+    def of(cls, drafting: Drafting, on: bool) -> "Report":
+        """What was counted so far."""
+        passes, rounds = int(drafting.passes), int(drafting.rounds)
+        return cls(passes, rounds, int(drafting.proposed), int(drafting.accepted), on)
+
     @property
     def acceptance(self) -> float:
         """The share of drafts that were accepted; 0 without any."""
