@@ -22,6 +22,7 @@ from forge_jax.config import ForgeConfig, unsupported
 from forge_jax.forge_adapters import ForgeAdapters
 from forge_jax.forge_drafts import ForgeDrafts
 from forge_jax.forge_files import Summary
+from forge_jax.forge_inputs import checked_ids, checked_targets, cross_entropy
 from forge_jax.generation import Session, capacity
 from forge_jax.generation.sizes import compute_dtype
 from forge_jax.loading import Model
@@ -184,7 +185,9 @@ class Forge(ForgeAdapters, ForgeDrafts):
             empty = routing(self.spec) if any(mixtures(self.spec)) else None
             logits, self._routing = self.model.programs.forward(self.spec, self.params, decoder.inputs(ids), empty)
         if targets is not None:
-            return logits, cross_entropy(logits, self._targets(targets, ids.shape, ignore_index), ignore_index)
+            return logits, cross_entropy(
+                logits, checked_targets(targets, ids, self.vocab_size, ignore_index), ignore_index
+            )
         if return_loss:
             return logits, cross_entropy(logits[:, :-1], ids[:, 1:], ignore_index)
         return logits
@@ -222,23 +225,7 @@ class Forge(ForgeAdapters, ForgeDrafts):
         return caches.policy(self.config.kv_cache_dtype, compute_dtype(self.params))
 
     def _ids(self, ids: Any) -> Array:
-        array = np.asarray(ids)
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"Forge: ids are {array.dtype}{list(array.shape)}; expected integers of shape [B, T]")
-        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
-            raise ValueError(
-                f"Forge: ids reach from {array.min()} to {array.max()}; the vocabulary has {self.vocab_size}"
-            )
-        return jnp.asarray(array, jnp.int32)
-
-    def _targets(self, targets: Any, shape: tuple[int, ...], ignore_index: int) -> Array:
-        array = np.asarray(targets)
-        array = array[None] if array.ndim == 1 else array
-        if array.shape != shape:
-            raise ValueError(f"Forge.forward: targets are {list(array.shape)}, the ids {list(shape)}")
-        self._ids(np.where(array == ignore_index, 0, array))  # what is ignored may be outside the vocabulary
-        return jnp.asarray(array, jnp.int32)
+        return checked_ids(ids, self.vocab_size)
 
     def forward_multimodal(
         self, input_ids: Any = None, vision_features: Any = None, audio_features: Any = None
@@ -376,15 +363,6 @@ class Forge(ForgeAdapters, ForgeDrafts):
     def stream(self, prompt: Any, **options: Any) -> text.TextStream:
         """Complete a text, or a chat given as messages, piece by piece. Options: `forge_jax.text.stream`."""
         return text.stream(self.model, prompt, **self._drafted(options))
-
-
-def cross_entropy(logits_BTV: Array, targets_BT: Array, ignore_index: int) -> Array:
-    """Mean negative log-likelihood in nats over the targets that are not `ignore_index`; 0 if there are none."""
-    keep = targets_BT != ignore_index
-    ids = jnp.where(keep, targets_BT, 0)
-    chosen = jnp.take_along_axis(logits_BTV, ids[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits_BTV, axis=-1) - chosen
-    return jnp.where(keep, loss, 0.0).sum() / jnp.maximum(keep.sum(), 1).astype(loss.dtype)
 
 
 def create_model(size: str = "small", vocab_size: int | None = None, **overrides: Any) -> Forge:

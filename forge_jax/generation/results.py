@@ -27,11 +27,11 @@ def outputs(
     """The outputs of all rows; `starts` are the places of their first new ids in the record."""
     if record is None:
         return [Output(tuple(row), reason) for row, reason in zip(ids, reasons, strict=True)]
-    held = Record(*(np.asarray(part) for part in (record.logprob_BS, record.top_ids_BSN, record.top_logprobs_BSN)))
+    logprob_BS, top_ids_BSN, top_BSN = map(np.asarray, (record.logprob_BS, record.top_ids_BSN, record.top_logprobs_BSN))
     out = []
     for i, (row, reason, start) in enumerate(zip(ids, reasons, starts, strict=True)):
         at = slice(start, start + len(row))
-        tops = zip(held.top_ids_BSN[i, at].tolist(), held.top_logprobs_BSN[i, at].tolist(), strict=True)
+        tops = zip(top_ids_BSN[i, at].tolist(), top_BSN[i, at].tolist(), strict=True)
         best = tuple(dict(zip(t, p, strict=True)) for t, p in tops)
-        out.append(Output(tuple(row), reason, tuple(held.logprob_BS[i, at].tolist()), best))
+        out.append(Output(tuple(row), reason, tuple(logprob_BS[i, at].tolist()), best))
     return out

@@ -10,6 +10,7 @@ FRONT = {
     "forge",
     "forge_drafts",
     "forge_files",
+    "forge_inputs",
     "forge_adapters",
     "adapting",
     "loading",
