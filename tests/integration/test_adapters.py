@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,14 @@ CASES = [
     *("gemma2_plain", "gpt2_dora", "mixtral_attn"),
 ]
 QUICK = ("gpt2_dora",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles() -> Iterator[None]:
+    """Programs that run once need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +142,7 @@ def test_split_over_devices(case: Any, name: str):
     assert apart(found, reference["logits"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_on_packed_weights(case: Any):
     model, adapter, reference = case("llama_plain")
     packed = forge.quantize(model, "int8")
