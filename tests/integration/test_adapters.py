@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -15,9 +16,9 @@ import forge_jax as forge
 from converters.gguf.writer import write_gguf
 from forge_jax import parallel
 from forge_jax.adapting import adapted, merged
-from forge_jax.cli import main
+from forge_jax.cli import main, options
 from forge_jax.loading import Model, load
-from forge_jax.lora import Adapter, Update, attach, choose_adapters, extract, merge
+from forge_jax.lora import Adapter, Lora, Update, attach, choose_adapters, extract, merge
 from forge_jax.stacking import stack
 
 LLAMA = ("all_linear", "dora", "embedding", "layers", "modules_to_save", "patterns", "plain", "rslora")
@@ -276,6 +277,8 @@ def test_the_command_line_takes_an_adapter(shared: Path, capsys: pytest.CaptureF
     model = str(shared / "oracle/corpus/llama")
     assert main(["generate", "x", "-m", model, "--adapter", "no/where"]) != 0
     assert "no/where: no such file or directory" in capsys.readouterr().err
+    args = Namespace(revision=None, subfolder=None, file=None, allow=[], adapter=shared / "oracle/lora/llama_plain")
+    assert isinstance(options.load(args, model, "float32").params["layers"]["0"]["attention"]["q"], Lora)
 
 
 # ------------------------------------------------------------------------------------------------ bad input
