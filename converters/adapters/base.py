@@ -53,8 +53,10 @@ def base_of(model_type: str, spec: ModelSpec) -> Base:
     return Base(family, spec, params, named)
 
 
-def stacked(path: str, found: Mapping[int, Update], param: Param) -> Update:
+def stacked(path: str, found: Mapping[int, Update], param: Param, axis: int) -> Update:
     """The updates of weights that are numbered by the first axis of a leaf, as one; those that have none get zeros."""
+    if axis:
+        raise ValueError(f"adapter: {path}: updates numbered along axis {axis} are not implemented")
     like = next(iter(found.values()))
     rank, experts = max(update.rank for update in found.values()), param.shape[0]
     if any(update.bias is not None for update in found.values()):
@@ -72,3 +74,16 @@ def stacked(path: str, found: Mapping[int, Update], param: Param) -> Update:
     if len(magnitudes) < experts or any(m is None for m in magnitudes):
         raise ValueError(f"adapter: {path}: magnitudes of some experts are missing")
     return Update(a, b, np.stack(magnitudes), None, same, param.stacked)
+
+
+def side_by_side(path: str, found: Mapping[int, Update], param: Param, axis: int) -> Update:
+    """The updates of matrices that an axis of outputs numbers, as one: each has directions of its own."""
+    inputs = param.stacked + max(param.inputs, 1)
+    if axis < inputs or any(u.magnitude is not None or u.bias is not None for u in found.values()):
+        raise ValueError(f"adapter: {path}: updates numbered along axis {axis}, of inputs or with magnitudes or biases")
+    rows = []
+    for i, update in found.items():
+        b = np.zeros((update.rank, *param.shape[inputs:]), update.b.dtype)
+        b[(slice(None),) * (axis - inputs + 1) + (i,)] = update.b * np.asarray(update.scale, update.b.dtype)
+        rows.append(b)
+    return Update(np.concatenate([update.a for update in found.values()], -1), np.concatenate(rows))

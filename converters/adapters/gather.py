@@ -46,13 +46,17 @@ def stored_updates(
         if all(update is None for update in mine):
             continue
         if instance.axis is not None:
-            mine = [None if update is None else sliced(update, instance.index) for update in mine]
+            mine = [None if update is None else sliced(update, instance.index, instance.axis) for update in mine]
         layout = Layout(instance, tuple(params[path] for path in instance.paths))
         yield joined(layout, mine)
 
 
-def sliced(update: Update, index: int) -> Update:
-    """The update of one of the weights that the first axis numbers."""
+def sliced(update: Update, index: int, axis: int) -> Update:
+    """The update of one of the weights that an axis numbers, the first one or one of outputs."""
+    if axis >= update.stacked:
+        b = np.take(np.asarray(update.b), index, axis - np.ndim(update.a) + 2 + update.stacked)
+        own = (b != 0).reshape(update.rank, -1).any(1)  # directions of others
+        return replace(update, a=np.asarray(update.a)[..., own], b=b[own])
     magnitude, bias = (None if part is None else np.asarray(part)[index] for part in (update.magnitude, update.bias))
     a, b = np.asarray(update.a)[index], np.asarray(update.b)[index]
     return replace(update, a=a, b=b, magnitude=magnitude, bias=bias, stacked=update.stacked - 1)

@@ -40,7 +40,8 @@ class Layout:
     @cached_property
     def stacked(self) -> int:
         """How many leading axes of our leaves number weights of a kind."""
-        return self.params[0].stacked - (self.instance.axis is not None)
+        stacked, axis = self.params[0].stacked, self.instance.axis
+        return stacked - (axis is not None and axis < stacked)
 
     @cached_property
     def stored(self) -> list[list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import rules
-from converters.adapters.base import Base, base_of, stacked
+from converters.adapters.base import Base, base_of, side_by_side, stacked
 from converters.adapters.layout import Layout
 from converters.adapters.settings import Settings, named, read_settings
 from converters.detect import open_source
@@ -80,7 +80,7 @@ class Reader:
         self.updates: dict[str, Update] = {}
         self.values: dict[str, np.ndarray] = {}
         self.tokens: dict[str, Tokens] = {}
-        self.slices: dict[str, dict[int, Update]] = {}
+        self.slices: dict[str, dict[rules.Instance, Update]] = {}
 
     def adapter(self) -> Adapter:
         """Sort the tensors, check that they are those of the config, read them."""
@@ -307,14 +307,16 @@ class Reader:
                 raise ValueError(f"{self.file}: two updates of {path}, one of them by {instance.theirs}")
             self.updates[path] = update
         else:
-            self.slices.setdefault(path, {})[instance.index] = update
+            self.slices.setdefault(path, {})[instance] = update
 
     def stack_slices(self) -> None:
         """Put the updates of single experts together; ranks are padded with zeros."""
         for path, found in self.slices.items():
             if path in self.updates:
                 raise ValueError(f"{self.file}: two updates of {path}, one of them expert by expert")
-            self.updates[path] = stacked(path, found, self.base.params[path])
+            param, axis = self.base.params[path], next(iter(found)).axis or 0
+            join = stacked if axis < param.stacked else side_by_side
+            self.updates[path] = join(path, {each.index: update for each, update in found.items()}, param, axis)
 
     def read_value(self, name: str, tensor: str) -> None:
         """A parameter that is replaced whole. The base of an adapted embedding is that of a tied head too."""

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import forge_jax as forge
 from converters.gguf.writer import write_gguf
 from forge_jax import parallel
 from forge_jax.adapting import adapted, merged
-from forge_jax.cli import main
+from forge_jax.cli import main, options
 from forge_jax.loading import Model, load
-from forge_jax.lora import Adapter, Update, attach, choose_adapters, extract, merge
+from forge_jax.lora import Adapter, Lora, Update, attach, choose_adapters, extract, merge
 from forge_jax.stacking import stack
 
 LLAMA = ("all_linear", "dora", "embedding", "layers", "modules_to_save", "patterns", "plain", "rslora")
@@ -28,6 +29,14 @@ CASES = [
     *("gemma2_plain", "gpt2_dora", "mixtral_attn"),
 ]
 QUICK = ("gpt2_dora",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles() -> Iterator[None]:
+    """Programs that run once need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +143,7 @@ def test_split_over_devices(case: Any, name: str):
     assert apart(found, reference["logits"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_on_packed_weights(case: Any):
     model, adapter, reference = case("llama_plain")
     packed = forge.quantize(model, "int8")
@@ -267,6 +277,8 @@ def test_the_command_line_takes_an_adapter(shared: Path, capsys: pytest.CaptureF
     model = str(shared / "oracle/corpus/llama")
     assert main(["generate", "x", "-m", model, "--adapter", "no/where"]) != 0
     assert "no/where: no such file or directory" in capsys.readouterr().err
+    args = Namespace(revision=None, subfolder=None, file=None, allow=[], adapter=shared / "oracle/lora/llama_plain")
+    assert isinstance(options.load(args, model, "float32").params["layers"]["0"]["attention"]["q"], Lora)
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -3,11 +3,12 @@
 What is written here is read by PEFT in turn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -101,6 +102,14 @@ def shaken(module: Any, scale: float = 0.3) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles() -> Iterator[None]:
+    """Programs that run once need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
