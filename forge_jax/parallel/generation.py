@@ -1,7 +1,6 @@
 """Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +85,18 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
         drafts: Array,
         ctx: Context,
     ) -> State:
-        def local(spec: ModelSpec, params: Tree, *rest: Any, ctx: Context) -> State:
-            return rounds.advance(spec, plan, params, *rest, ctx)
+        def local(
+            spec: ModelSpec,
+            params: Tree,
+            drafter: Drafter,
+            values: SamplerValues,
+            state: State,
+            passes: Array,
+            end_B: Array,
+            drafts: Array,
+            ctx: Context,
+        ) -> State:
+            return rounds.advance(spec, plan, params, drafter, values, state, passes, end_B, drafts, ctx)
 
         run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
         return run(params, drafter, values, state, passes, end_B, drafts)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forge_jax import DraftModel, EarlyExit, Lookup, MtpHead, SamplingParams, Session, inputs, parallel
+from forge_jax import DraftModel, EarlyExit, Lookup, MtpHead, SamplingParams, Session, inputs, parallel, stack
 from forge_jax.decoder import forward, hidden
 from forge_jax.generation.speculation import Sampler, Target
 from forge_jax.generation.speculation.lookup import matches
 from forge_jax.generation.speculation.pace import FIRST, Pace
 from forge_jax.ops import Context
 from forge_jax.params import Tree, map_params
+from forge_jax.quantization import quantize
 from forge_jax.sampling import build, distribution, start_history
 from forge_jax.spec import Attention, Block, Branch, Mamba, Mlp, ModelSpec, Norm, Rope
 
@@ -138,6 +139,24 @@ def test_on_a_mesh() -> None:
         ours = Session(RINGS, placed, PROMPTS, programs=parallel.programs(mesh), **given)
         ours.advance()
         assert_same(ours, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lookup", "itself"])
+@pytest.mark.parametrize("form", ["packed", "stacked", "bfloat16 cache"])
+def test_other_forms_of_parameters_and_caches(form: str, kind: str) -> None:
+    params, dtype = numbers(RINGS), "bfloat16" if form == "bfloat16 cache" else None
+    if form == "packed":
+        params = quantize(RINGS, params, "int8")
+    if form == "stacked":
+        params = stack(RINGS, params)
+    draft = DraftModel(RINGS, params) if kind == "itself" else DRAFTERS[kind](RINGS)
+    ours = Session(RINGS, params, PROMPTS, cache_dtype=dtype, draft=draft, draft_always=True, **OPTIONS)
+    plain = Session(RINGS, params, PROMPTS, cache_dtype=dtype, **OPTIONS)
+    plain.advance()
+    ours.advance()
+    for one, other in zip(ours.outputs(), plain.outputs(), strict=True):
+        assert one.ids == other.ids
 
 
 # ------------------------------------------------------------------------------------------------ a trained module

@@ -24,5 +24,4 @@ __all__ = [
     "Report",
     "Sampler",
     "Target",
-    "advance",
 ]
