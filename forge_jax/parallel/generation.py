@@ -1,7 +1,6 @@
 """Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
 
 from functools import partial
-from typing import Any
 
 import jax
 from jax import Array
@@ -84,12 +83,21 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
         drafts: Array,
         ctx: Context,
     ) -> State:
-        def local(spec: ModelSpec, params: Tree, given: tuple[Any, ...], ctx: Context) -> State:
-            drafter, values, state, passes, end_B, drafts = given
+        def local(
+            spec: ModelSpec,
+            params: Tree,
+            drafter: Drafter,
+            values: SamplerValues,
+            state: State,
+            passes: Array,
+            end_B: Array,
+            drafts: Array,
+            ctx: Context,
+        ) -> State:
             return rounds.advance(spec, plan, params, drafter, values, state, passes, end_B, drafts, ctx)
 
         run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
-        return run(params, (drafter, values, state, passes, end_B, drafts))
+        return run(params, drafter, values, state, passes, end_B, drafts)
 
     new_cache = partial(init_cache, mesh=mesh, axis=axis)
     return Programs(whole, prefill, LOCAL.choose, advance, new_cache, learn, speculate)

@@ -58,6 +58,9 @@ def test_a_prompt_from_anywhere_gives_the_library_s_text(run, model, tmp_path):
     assert run("generate", "Hello", "you")[1] == expected
     code, out, err = run("generate", "--no-stats", stdin="Hello you\n")
     assert (code, out, err) == (0, expected, "")
+    code, out, err = run("generate", "--lookup", "--draft-tokens", "3", "Hello you")
+    assert (code, out) == (0, expected)
+    assert "passes of the model" in err
     (tmp_path / "prompt.txt").write_text("Hello you\n")
     assert run("generate", "--prompt-file", str(tmp_path / "prompt.txt"))[1] == expected
 

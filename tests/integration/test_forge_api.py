@@ -280,10 +280,30 @@ def test_what_is_planned_says_so_and_what_to_do_instead(forge: Forge, call: Any,
         call(forge, Path(__file__))
 
 
-def test_missing_adapters_and_stopping_what_was_not_started(forge: Forge):
+def test_missing_adapters(forge: Forge):
     with pytest.raises(FileNotFoundError, match="no such file or directory"):
         forge.load_lora("no/where")
     for call in (forge.merge_lora, forge.unmerge_lora, lambda: forge.set_adapter("default")):
         with pytest.raises(ValueError, match="no adapter"):
             call()
+
+
+# ------------------------------------------------------------------------------------------------ speculative decoding
+def test_speculative_decoding_gives_the_tokens_of_generate():
+    forge = Forge(config=CONFIG)
+    with pytest.raises(ValueError, match="nothing drafts; call enable_speculative_decoding"):
+        forge.generate_speculative(IDS)
+    plain = forge.generate(IDS, 12, seed=4)
+    forge.enable_speculative_decoding(forge, num_speculative_tokens=3)
+    np.testing.assert_array_equal(forge.generate_speculative(IDS, 12, seed=4), plain)
+    assert forge.session is not None
+    assert forge.session.speculation is not None
+    assert forge.session.speculation.accepted > 0
+    other = Forge(vocab_size=37, dim=16, depth=1, heads=2, max_len=forge.max_len)
+    with pytest.raises(ValueError, match="it knows 37 tokens, the model 60"):
+        forge.enable_speculative_decoding(other)
+    with pytest.raises(ValueError, match="tokens = 40; expected 1 to 31"):
+        forge.enable_speculative_decoding(forge, num_speculative_tokens=40)
     forge.disable_speculative_decoding()
+    forge.generate(IDS, 2, seed=4)
+    assert forge.session.speculation is None

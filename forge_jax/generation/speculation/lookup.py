@@ -6,17 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
 from forge_jax.generation.loop import State
-from forge_jax.generation.speculation.protocol import STATIC, Drafts, Fed, Sampler, Target, check_tokens
+from forge_jax.generation.speculation.protocol import STATIC, Drafts, Memoryless, Sampler, Target, check_tokens
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Memoryless):
     """Copy what followed the longest earlier match of the last tokens, the latest of equally long ones.
 
     Costs no model, so it pays wherever a text repeats its prompt or itself: editing, summaries, code, lists.
@@ -40,18 +39,6 @@ class Lookup:
         check_tokens("Lookup", self.tokens, 31)
         if not 1 <= self.shortest <= self.longest <= 64:
             raise ValueError(f"Lookup: matches of {self.shortest} to {self.longest} tokens; expected 1 <= both <= 64")
-
-    def memory(self, spec: ModelSpec, batch: int, size: int, dtype: DTypeLike) -> Any:
-        """Nothing: the history is all that it looks at."""
-        return None
-
-    def learn(self, target: Target, memory: Any, fed: Fed) -> Any:
-        """Nothing."""
-        return memory
-
-    def rewind(self, memory: Any, length_B: Array) -> Any:
-        """Nothing."""
-        return memory
 
     def propose(
         self, target: Target, sampler: Sampler, state: State, memory: Any, most_B: Array

@@ -14,7 +14,16 @@ from forge_jax.cache import Cache
 from forge_jax.decoder import Inputs, hidden, readout
 from forge_jax.generation.loop import State, pending
 from forge_jax.generation.speculation.keeping import emptied, restored
-from forge_jax.generation.speculation.protocol import STATIC, Drafts, Fed, Sampler, Target, check_tokens, rollout
+from forge_jax.generation.speculation.protocol import (
+    STATIC,
+    Drafts,
+    Fed,
+    Memoryless,
+    Sampler,
+    Target,
+    check_tokens,
+    rollout,
+)
 from forge_jax.ops import Context
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
@@ -134,7 +143,7 @@ def fitted(z_BV: Array, size: int) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(Memoryless):
     """Draft with the first layers of the target, its final norm and its head. Their cache is the target's own.
 
     Drafts are written into slots beyond the text, where the target writes the same tokens when it verifies them.
@@ -159,18 +168,6 @@ class EarlyExit:
             raise ValueError(f"EarlyExit: layers = {self.layers}; expected 1 to {len(spec.layers) - 1} of this model")
         if stacking.stacked(params):
             raise ValueError("EarlyExit: the first of stacked layers cannot be run alone; unstack the parameters first")
-
-    def memory(self, spec: ModelSpec, batch: int, size: int, dtype: DTypeLike) -> Any:
-        """Nothing but the target's cache."""
-        return None
-
-    def learn(self, target: Target, memory: Any, fed: Fed) -> Any:
-        """Nothing."""
-        return memory
-
-    def rewind(self, memory: Any, length_B: Array) -> Any:
-        """Nothing."""
-        return memory
 
     def propose(
         self, target: Target, sampler: Sampler, state: State, memory: Any, most_B: Array

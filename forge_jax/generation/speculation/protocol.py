@@ -96,6 +96,22 @@ class Drafter(Protocol):
         ...
 
 
+class Memoryless:
+    """What a drafter does that looks at nothing but the state."""
+
+    def memory(self, spec: ModelSpec, batch: int, size: int, dtype: DTypeLike) -> Any:
+        """Nothing."""
+        return None
+
+    def learn(self, target: Target, memory: Any, fed: Fed) -> Any:
+        """Nothing."""
+        return memory
+
+    def rewind(self, memory: Any, length_B: Array) -> Any:
+        """Nothing."""
+        return memory
+
+
 Think = Callable[[Array, Array, Any], tuple[Array, Any]]
 """(tokens [B, 1], order [B, 1], carry) -> (logits [B, V], carry): one step of whatever drafts."""
 
