@@ -103,6 +103,7 @@ def test_all_combinations_are_the_plain_path(layout: str, kept: Any, batch: int,
     assert_same(found, expected, batch, kept != "float32")
 
 
+@pytest.mark.slow
 def test_rows_of_a_session_share_the_pages_of_their_prompt():
     prompts = [IDS[0].tolist() * 3, (IDS[0].tolist() * 3)[:40] + [1, 2]]
     options: Any = {"n": 3, "max_new_tokens": 60, "seed": 3, "programs": local_programs(QUICK)}

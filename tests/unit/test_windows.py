@@ -72,6 +72,7 @@ def test_every_token_is_computed_from_what_it_sees_alone():
         np.testing.assert_allclose(found[:, places], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_layers_upon_layers_through_a_ring_are_the_whole_text():
     plain = model(replace(ATTENTION, qk_norm=Norm()), 3)
     spec, params = windowed(plain, WINDOW, ANCHORS), init(plain, jax.random.key(1))
@@ -93,7 +94,8 @@ def test_distances_are_exact_however_far_a_text_has_come():
     np.testing.assert_allclose(far, near, rtol=0, atol=2e-6 * np.abs(near).max())
 
 
-@pytest.mark.parametrize("layout", [pytest.param("dense", marks=pytest.mark.slow), "paged"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dense", "paged"])
 def test_a_session_goes_on_beyond_the_context(layout: str):
     plain = model(ATTENTION)
     spec, params = windowed(plain, 20, 4), init(plain, jax.random.key(0))
