@@ -4,10 +4,10 @@ A codec knows one token and head at a time and nothing of slots, pages and masks
 bfloat16, which has the range of float32, and codes are chosen with the scale as it is kept.
 
     float     x in another dtype
-    int8      scale = max |x| / 127, codes = round(x / scale)
     fp8       scale = max |x| / 448, codes = x / scale in E4M3
-    int4      y = x turned by Hadamard matrices; a group of up to 32 features has scale = max |y| / 7.5 and
-              codes = round(y / scale + 7.5), two a byte
+    int8      y = x turned by Hadamard matrices, scale = max |y| / 127, codes = round(y / scale)
+    int4      the same y; a group of up to 32 features has scale = max |y| / 7.5 and codes = round(y / scale + 7.5),
+              two a byte
     int2      the same with scale = sqrt(mean y^2), codes = round(y / scale + 1.5) cut at 0 and 3, four a byte
 """
 
@@ -77,14 +77,18 @@ class Float(Codec):
 
 @dataclass(frozen=True)
 class Scaled(Codec):
-    """Codes of one byte, of which the largest is `largest`, and a scale for each token and head."""
+    """Codes of one byte, of which the largest is `largest`, and a scale for each token and head.
+
+    Steps of one size want numbers of one size, so they are `turned`; a float's steps grow with it.
+    """
 
     dtype: str
     largest: float
+    turned: bool = False
 
     def encode(self, x: Array) -> Parts:
         """Codes [..., T, H] and scale [..., T, 1]."""
-        x, scale = scaled(x, self.largest)
+        x, scale = scaled(self.turn(x.astype(jnp.float32)), self.largest)
         y = jnp.clip(x, -self.largest, self.largest)
         y = jnp.round(y) if jnp.issubdtype(self.dtype, jnp.integer) else y
         return {"codes": y.astype(self.dtype), "scale": scale}
@@ -92,6 +96,10 @@ class Scaled(Codec):
     def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
         """Codes times scale, in float32."""
         return (parts["codes"].astype(jnp.float32) * parts["scale"].astype(jnp.float32)).astype(dtype)
+
+    def turn(self, x: Array) -> Array:
+        """As `hadamard` does, or not at all."""
+        return hadamard(x) if self.turned else x
 
 
 @dataclass(frozen=True)
@@ -143,13 +151,12 @@ class Rotated(Codec):
         return (y * parts["scale"].astype(jnp.float32)[..., None]).reshape(*lead, size).astype(dtype)
 
     def turn(self, x: Array) -> Array:
-        """By Hadamard matrices of the largest power of two that divides the size, along the diagonal."""
+        """As `hadamard` does."""
         return hadamard(x)
 
 
 def scaled(x: Array, largest: float) -> tuple[Array, Array]:
-    """x over its scale, in float32, and the scale in bfloat16: the largest number becomes about `largest`."""
-    x = x.astype(jnp.float32)
+    """x over its scale, and the scale in bfloat16: the largest number becomes about `largest`."""
     return over(x, jnp.abs(x).max(-1, keepdims=True) / largest)
 
 
@@ -161,7 +168,9 @@ def over(x: Array, scale: Array) -> tuple[Array, Array]:
 
 
 def hadamard(x: Array) -> Array:
-    """x times Sylvester's matrices, scaled to length 1, in sums of two: the same whatever stands beside it."""
+    """x times Sylvester's matrices, scaled to length 1: of the largest power of two that divides the size, along the
+    diagonal. In sums of two, which are the same whatever stands beside them.
+    """
     shape = x.shape
     size, half = math.gcd(shape[-1], 1 << 30), 1
     y = x.reshape(*shape[:-1], shape[-1] // size, size)
@@ -181,7 +190,7 @@ FLOATS: Mapping[str, str] = MappingProxyType(
 )
 PACKED: Mapping[str, Codec] = MappingProxyType(
     {
-        "int8": Scaled("int8", "int8", 127.0),
+        "int8": Scaled("int8", "int8", 127.0, turned=True),
         "fp8": Scaled("fp8", "float8_e4m3fn", 448.0),
         "int4": Rotated("int4", 4),
         "int2": Rotated("int2", 2),

@@ -2,7 +2,7 @@
 
     "int8"                                        every slab with slots
     {"*": "int8", "full.-1": "bfloat16"}          but for the last layer that looks back on everything
-    {"*": "int4", "*.v": "int8", "layers.0": "bfloat16"}
+    {"*": "int4", "*.k": "int8", "layers.0": "bfloat16"}
 
 A slab of layer 3 of 30 is called layers.3.attention.k and layers.-27.attention.k, and by its kind of place, of which
 it may be the second of 5: full.1.attention.k and full.-4.attention.k. A pattern names it, or the beginning of its name

@@ -56,6 +56,7 @@ def test_a_held_text_is_not_read_again_and_another_session_goes_on_with_it(held:
         assert begun.held().texts[1] == (*TEXT[:40], 7, *expected[1][:-1])
 
 
+@pytest.mark.slow
 def test_a_trimmed_text_is_the_shorter_text(held: Held):
     shorter = trim(MODEL.spec, held, [33])  # in the window's ring, 32 more than it looks back on are kept
     prompt = [*TEXT[:33], 1, 2]
@@ -66,6 +67,7 @@ def test_a_trimmed_text_is_the_shorter_text(held: Held):
         trim(MODEL.spec, held, [41])
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_held_whole_is_looked_at_again(held: Held):
     prompt = [TEXT[:40]] * 2
     assert session(prompt, cache_dtype="int8", held=held).ids() == session(prompt, cache_dtype="int8").ids()
@@ -85,6 +87,7 @@ def test_what_does_not_go_on_from_it_is_an_error(held: Held, prompts: list[list[
         session(prompts, held=held, **options)
 
 
+@pytest.mark.slow
 def test_running_states_are_held_but_not_trimmed():
     hybrid = model((ATTENTION, ShortConv(32, 3)))
     options: Any = {"programs": PROGRAMS}

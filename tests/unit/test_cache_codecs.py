@@ -55,19 +55,22 @@ def exact_scale(found: jax.Array, largest: np.ndarray, levels: float) -> np.ndar
 
 
 # ------------------------------------------------------------------------------------------------ formulas
-@pytest.mark.parametrize("size", [1, 5, 24, 64])
+@pytest.mark.parametrize("size", [1, 5, 64])
 def test_int8_is_its_formula(size: int):
     x = numbers(max(size, 4))[..., :size]
-    parts = PACKED["int8"].encode(jnp.asarray(x))
-    scale = exact_scale(parts["scale"], np.abs(x).max(-1, keepdims=True), 127)
-    codes = np.rint(np.divide(x, scale, out=np.zeros_like(scale * x), where=scale > 0)).clip(-127, 127)
-    np.testing.assert_array_equal(parts["codes"], codes)
-    np.testing.assert_allclose(PACKED["int8"].decode(parts, jnp.float32), codes * scale, rtol=1e-7)
+    parts = jax.jit(PACKED["int8"].encode)(x)
+    y = x.astype(np.float64) @ hadamard(size)
+    scale = exact_scale(parts["scale"], np.abs(y).max(-1, keepdims=True), 127)
+    units = np.divide(y, scale, out=np.zeros_like(y), where=scale > 0).clip(-127, 127)
+    apart = np.asarray(parts["codes"]) != np.rint(units)
+    assert (np.abs(np.abs(units % 1 - 0.5)[apart]) < 1e-4).all()  # only where float32 falls to another side of a border
+    kept = np.asarray(parts["codes"], np.float64) * scale
+    np.testing.assert_allclose(PACKED["int8"].decode(parts, jnp.float32), kept, rtol=1e-7)
 
 
 def test_fp8_is_its_formula():
     x = numbers(24)
-    parts = PACKED["fp8"].encode(jnp.asarray(x))
+    parts = jax.jit(PACKED["fp8"].encode)(x)
     scale = exact_scale(parts["scale"], np.abs(x).max(-1, keepdims=True), 448)
     units = np.divide(x, scale, out=np.zeros_like(scale * x), where=scale > 0).clip(-448, 448)
     codes = units.astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
@@ -78,10 +81,10 @@ def test_fp8_is_its_formula():
 
 
 @pytest.mark.parametrize("name", ["int4", "int2"])
-@pytest.mark.parametrize(("size", "group"), [(4, 4), (24, 8), (64, 32), (80, 16)])
+@pytest.mark.parametrize(("size", "group"), [(4, 4), (80, 16), (96, 32)])
 def test_rotated_codes_are_their_formula(name: str, size: int, group: int):
     x, bits = numbers(size), int(name[-1])
-    parts, middle = PACKED[name].encode(jnp.asarray(x)), 2 ** (bits - 1) - 0.5
+    parts, middle = jax.jit(PACKED[name].encode)(x), 2 ** (bits - 1) - 0.5
     y = (x.astype(np.float64) @ hadamard(size)).reshape(*x.shape[:-1], -1, group)
     largest = np.abs(y).max(-1) if bits == 4 else np.sqrt((y**2).mean(-1))
     scale = exact_scale(parts["scale"], largest, 7.5 if bits == 4 else 1)[..., None]
@@ -92,15 +95,16 @@ def test_rotated_codes_are_their_formula(name: str, size: int, group: int):
     apart = found != codes  # only where float32 and float64 fall to two sides of a border
     assert (np.abs(np.abs(units.reshape(x.shape) % 1 - 0.5)[apart]) < 1e-4).all()
     kept = ((found.reshape(y.shape) - middle) * scale).reshape(x.shape)
-    np.testing.assert_allclose(PACKED[name].decode(parts, jnp.float32), kept, rtol=1e-6)
-    plain = PACKED[name].turn(PACKED[name].decode(parts, jnp.float32))
+    decode = jax.jit(lambda parts: PACKED[name].decode(parts, jnp.float32))
+    np.testing.assert_allclose(decode(parts), kept, rtol=1e-6)
+    plain = jax.jit(PACKED[name].turn)(decode(parts))
     np.testing.assert_allclose(plain, kept @ hadamard(size), rtol=0, atol=3e-6 * np.abs(x).max())
 
 
-@pytest.mark.parametrize("size", [1, 6, 64, 96])
+@pytest.mark.parametrize("size", [1, 6, 96])
 def test_a_turn_keeps_products_and_is_its_own_inverse(size: int):
     x, y = np.random.default_rng(1).standard_normal((2, 7, size)).astype(np.float32)
-    turn = PACKED["int4"].turn
+    turn = jax.jit(PACKED["int4"].turn)
     np.testing.assert_allclose(turn(turn(x)), x, atol=1e-6)
     np.testing.assert_allclose(turn(x), x @ hadamard(size), atol=2e-6)
     np.testing.assert_allclose(turn(x) @ turn(y).T, x @ y.T, atol=2e-5)
@@ -133,7 +137,9 @@ def chunked(sizes: list[int], kept: object, *, fresh: bool = True) -> np.ndarray
 PARAMS = init(SPEC, jax.random.key(0))
 
 
-@pytest.mark.parametrize("kept", ["bfloat16", "int8", "int2", MIXED], ids=str)
+@pytest.mark.parametrize(
+    "kept", [MIXED, *(pytest.param(name, marks=pytest.mark.slow) for name in ("bf16", "fp8", "int8", "int4", "int2"))]
+)
 def test_a_lossy_cache_shows_each_token_alike_to_every_call(kept: object):
     exact = np.asarray(RUN(SPEC, PARAMS, inputs(IDS), None, Context())[0])
     whole = chunked([24], kept)

@@ -89,7 +89,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray, batch: int, lossy: bool
 
 CODECS = ("float32", "bfloat16", "fp8", "int8", "int4", "int2", {"*": "int8", "*.v": "int4", "layers.0": "bf16"})
 CROSS = list(product(("dense", "paged"), CODECS, (1, 3), (1, 2)))
-SHORT = [("paged", "float32", 3, 1), ("paged", "int4", 3, 2), ("paged", CODECS[-1], 1, 1)]
+SHORT = [("paged", CODECS[-1], 3, 2)]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_all_combinations_are_the_plain_path(layout: str, kept: Any, batch: int,
     assert_same(found, expected, batch, kept != "float32")
 
 
+@pytest.mark.slow
 def test_rows_of_a_session_share_the_pages_of_their_prompt():
     prompts = [IDS[0].tolist() * 3, (IDS[0].tolist() * 3)[:40] + [1, 2]]
     options: Any = {"n": 3, "max_new_tokens": 60, "seed": 3, "programs": local_programs(QUICK)}
@@ -120,7 +121,9 @@ def test_rows_of_a_session_share_the_pages_of_their_prompt():
         np.testing.assert_allclose(paged.logprobs, dense.logprobs, atol=1e-5)
 
 
-@pytest.mark.parametrize("kept", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "kept", ["bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "float16"))]
+)
 @pytest.mark.parametrize(
     "scaling",
     [DynamicNtk(4.0, 8), LongRope((1.0,) * 8, tuple(1.5 + i for i in range(8)), 8, 1.0, 1.2)],

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parallel_check import QUICK
 
 from forge_jax import cache as caches
 from forge_jax.decoder import forward, inputs
 from forge_jax.generation import Session
+from forge_jax.generation.session import local_programs
 from forge_jax.ops import Context
 from forge_jax.params import Tree, init
 from forge_jax.spec import (
@@ -45,7 +47,7 @@ def seen(ids: np.ndarray, at: int, window: int = WINDOW, anchors: int = ANCHORS)
 
 def chunked(spec: ModelSpec, params: Tree, ids: np.ndarray, sizes: list[int], **options: object) -> np.ndarray:
     """Logits of a text read piece by piece into a ring with a slack of 2."""
-    run = jax.jit(forward, static_argnums=(0, 4))
+    run = jax.jit(forward, static_argnums=(0, 4), compiler_options=QUICK)
     cache, out, at = caches.init(spec, len(ids), ids.shape[1], slack=2, **options), [], 0
     for size in sizes:
         logits, cache = run(spec, params, inputs(ids[:, at : at + size], at), cache, Context(fresh=not at))
@@ -59,7 +61,7 @@ def test_every_token_is_computed_from_what_it_sees_alone():
     plain = model(ATTENTION)
     spec, params = windowed(plain, WINDOW, ANCHORS), init(plain, jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 50, (2, 31))
-    run = jax.jit(forward, static_argnums=0)
+    run = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
     places = [0, 6, 8, 9, 10, 11, 20, 30]  # windows begin to move at 7 and to be apart from the anchors at 10
     expected = np.stack([np.asarray(run(plain, params, inputs(seen(ids, at)))[0])[:, -1] for at in places], 1)
     for found in (
@@ -70,6 +72,7 @@ def test_every_token_is_computed_from_what_it_sees_alone():
         np.testing.assert_allclose(found[:, places], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_layers_upon_layers_through_a_ring_are_the_whole_text():
     plain = model(replace(ATTENTION, qk_norm=Norm()), 3)
     spec, params = windowed(plain, WINDOW, ANCHORS), init(plain, jax.random.key(1))
@@ -91,11 +94,12 @@ def test_distances_are_exact_however_far_a_text_has_come():
     np.testing.assert_allclose(far, near, rtol=0, atol=2e-6 * np.abs(near).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["dense", "paged"])
 def test_a_session_goes_on_beyond_the_context(layout: str):
     plain = model(ATTENTION)
     spec, params = windowed(plain, 20, 4), init(plain, jax.random.key(0))
-    session = Session(spec, params, [[1, 2, 3]], max_new_tokens=150, layout=layout)
+    session = Session(spec, params, [[1, 2, 3]], max_new_tokens=150, layout=layout, programs=local_programs(QUICK))
     session.advance()
     (ids,) = session.ids()
     text = np.array([[1, 2, 3, *ids]])
