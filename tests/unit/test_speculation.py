@@ -114,8 +114,10 @@ def test_streams_counts_and_continuations() -> None:
     """A step at a time, no more than was asked for, and several texts of a prompt."""
     drafter = DRAFTERS["itself"](HYBRID)
     plain, ours = session(HYBRID), session(HYBRID, drafter)
+    plain.advance(4)
     ours.advance(4)
-    assert list(map(len, ours.ids())) == [5] * 4
+    assert ours.ids() == plain.ids()
+    assert max(map(len, ours.ids())) == 5
     steps = list(ours.steps())
     plain.advance()
     for row, ids in enumerate(plain.ids()):
@@ -340,7 +342,7 @@ def chi_square(law: np.ndarray, counts: np.ndarray) -> tuple[float, int]:
         for kind in TOY_DRAFTERS
         for sampler in SAMPLERS
     ]
-    + [pytest.param("lookup", "top-p", 512, 4, id="quick")],
+    + [pytest.param("lookup", "temperature", 512, 4, id="quick")],
 )
 def test_texts_have_the_law_of_the_sampler(kind: str, sampler: str, rows: int, calls: int) -> None:
     """Chi-square over all texts of 3 tokens: below the quantile of 1e-6, and the drafts took part."""
