@@ -1,5 +1,6 @@
 """Codecs of caches against their formulas in float64, and what they cost."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -125,12 +126,11 @@ def test_floats_are_casts(name: str):
 # ------------------------------------------------------------------------------------------------ in a model
 def chunked(sizes: list[int], kept: object, *, fresh: bool = True) -> np.ndarray:
     """Logits of a text that is read piece by piece, through a ring and full layers."""
-    cache, out, at = caches.init(SPEC, 2, IDS.shape[1], slack=4, dtype=caches.policy(kept)), [], 0
-    for size in sizes:
-        now = Context(fresh=fresh and not at)
-        logits, cache = RUN(SPEC, PARAMS, inputs(IDS[:, at : at + size], at), cache, now)
+    cache, out = caches.init(SPEC, 2, IDS.shape[1], slack=4, dtype=caches.policy(kept)), []
+    for at, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+        call, now = inputs(IDS[:, at : at + size], at), Context(fresh=fresh and not at)
+        logits, cache = RUN(SPEC, PARAMS, call, cache, now)
         out.append(np.asarray(logits))
-        at += size
     return np.concatenate(out, 1)
 
 
