@@ -2,6 +2,9 @@
 
 Products and sums of several rows at once are put together in an order that depends on how many there are. A loop over
 rows runs the program of a single one, whatever the batch, at the cost of reading the weights for every row.
+
+That holds for logits. What a sampler makes of them, it makes of all rows at once: on a GPU the sum in a log-probability
+may still differ in its last bits.
 """
 
 from collections.abc import Callable
@@ -42,7 +45,8 @@ def row_by_row(function: Callable[[Any, S], tuple[Array, S]], inputs: Any, state
     batch = jax.tree.leaves(inputs)[0].shape[0]
     like, _ = jax.eval_shape(lambda: function(row(inputs, 0, 0), row(state, 0, axis)))
     start = jnp.zeros((batch, *like.shape[1:]), like.dtype)
-    return jax.lax.fori_loop(0, batch, body, (start, state))
+    # a compiler that knew there is one row would take the loop apart, and fuse other things than for several
+    return jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(batch)), body, (start, state))
 
 
 def with_cache(
