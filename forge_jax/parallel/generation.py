@@ -1,6 +1,7 @@
 """Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from jax import Array
@@ -48,10 +49,8 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
         count: Array,
         ctx: Context,
     ) -> State:
-        def local(
-            spec: ModelSpec, params: Tree, values: SamplerValues, state: State, count: Array, ctx: Context
-        ) -> State:
-            return loop.advance(spec, plan, params, values, state, count, ctx)
+        def local(spec: ModelSpec, params: Tree, *given: Any, ctx: Context) -> State:
+            return loop.advance(spec, plan, params, *given, ctx=ctx)
 
         return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
 
@@ -83,18 +82,8 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
         drafts: Array,
         ctx: Context,
     ) -> State:
-        def local(
-            spec: ModelSpec,
-            params: Tree,
-            drafter: Drafter,
-            values: SamplerValues,
-            state: State,
-            passes: Array,
-            end_B: Array,
-            drafts: Array,
-            ctx: Context,
-        ) -> State:
-            return rounds.advance(spec, plan, params, drafter, values, state, passes, end_B, drafts, ctx)
+        def local(spec: ModelSpec, params: Tree, *given: Any, ctx: Context) -> State:
+            return rounds.advance(spec, plan, params, *given, ctx=ctx)
 
         run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
         return run(params, drafter, values, state, passes, end_B, drafts)
