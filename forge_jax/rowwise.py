@@ -43,10 +43,18 @@ def row_by_row(function: Callable[[Any, S], tuple[Array, S]], inputs: Any, state
         return put(out, made, i, 0), put(state, new, i, axis)
 
     batch = jax.tree.leaves(inputs)[0].shape[0]
+    if batch == 1:  # taking one row of one is nothing to a compiler, and it would put the rest together otherwise
+        inputs, state = twice(inputs, 0), twice(state, axis)
     like, _ = jax.eval_shape(lambda: function(row(inputs, 0, 0), row(state, 0, axis)))
-    start = jnp.zeros((batch, *like.shape[1:]), like.dtype)
-    # a compiler that knew there is one row would take the loop apart, and fuse other things than for several
-    return jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(batch)), body, (start, state))
+    start = jnp.zeros((max(batch, 2), *like.shape[1:]), like.dtype)
+    # nor may it know how often the loop runs, or it would take one of a single turn apart
+    out, state = jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(batch)), body, (start, state))
+    return (out, state) if batch > 1 else (out[:1], row(state, 0, axis))
+
+
+def twice(tree: Any, axis: int) -> Any:
+    """Every leaf after itself along an axis."""
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], axis), tree)
 
 
 def with_cache(

@@ -37,7 +37,7 @@ def through(golden: Any, tokens: np.ndarray, how: str, seed: int) -> np.ndarray:
     """The logits of every token, by its place."""
     options = {"slack": SLACK}
     layout = Dense(golden.spec, caches.init, options) if how == "dense" else Paged(golden.spec, caches.init, options, 4)
-    cache = layout.admit(layout.empty(*tokens.shape), [[]] * len(tokens))
+    cache = layout.admit(layout.empty(*tokens.shape), [[]] * len(tokens), [0] * len(tokens))
     out = np.zeros((*tokens.shape, golden.spec.logits), np.float32)
     for ids, order in cut(tokens, seed):
         there = order >= 0

@@ -215,7 +215,7 @@ def test_patterns_that_would_take_forever_take_no_time():
             matches("((a?){300}){300}b", "a" * 300, "here")
 
 
-@pytest.mark.parametrize("pattern", [r"(a)\1", "(?i)a", r"\ba", "(?<=a)b", "(", "a" * 500, "a{99999999999999}", "a*+"])
+@pytest.mark.parametrize("pattern", [r"(a)\1", "(?i)a", "(?<=a)b", "(", "a" * 500, "a{99999999999999}", "a*+"])
 def test_patterns_that_are_refused(pattern: str):
     with pytest.raises(ValueError, match="here: "):
         matches(pattern, "aaa", "here")

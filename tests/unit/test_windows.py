@@ -11,7 +11,7 @@ from parallel_check import QUICK
 from forge_jax import cache as caches
 from forge_jax.decoder import forward, inputs
 from forge_jax.generation import Session
-from forge_jax.generation.session import local_programs
+from forge_jax.generation.programs import local_programs
 from forge_jax.ops import Context
 from forge_jax.params import Tree, init
 from forge_jax.spec import (
