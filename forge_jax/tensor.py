@@ -6,6 +6,7 @@ Everything else in the library treats leaves as opaque.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -131,7 +132,7 @@ class QTensor:
         return rows.transpose(*axes[:first], *summed, *axes[first : len(self.outputs)])
 
 
-class Around:
+class Around(ABC):
     """A leaf around another one, `base`. What kind it is shows only in how it multiplies."""
 
     base: Any
@@ -151,21 +152,21 @@ class Around:
         """The dtype of the weight it stands for."""
         return self.base.dtype
 
+    @abstractmethod
     def contract(self, eq: str, x: Array) -> Array:
         """einsum(eq, x, this weight), see `contract`."""
-        raise NotImplementedError
 
     def take(self, ids: Array) -> Array:
-        """Rows of this table, see `take`."""
-        raise NotImplementedError
+        """Rows of this table, see `take`. NotImplementedError for a kind of leaf that is on no table."""
+        raise NotImplementedError(f"{type(self).__name__}: a weight of this kind is no table; merge it first")
 
     def pick(self, index: Array) -> "Weight":
-        """One of the weights stacked in this one, see `pick`."""
-        raise NotImplementedError
+        """One of the weights stacked in this one, see `pick`. NotImplementedError for a kind that holds no stack."""
+        raise NotImplementedError(f"{type(self).__name__}: a weight of this kind is not stacked; merge it first")
 
+    @abstractmethod
     def dense(self) -> Array:
         """The plain array it stands for."""
-        raise NotImplementedError
 
     def by_row(self) -> Array:
         """The plain array of each row of a batch, or with an axis of 1 the one of all: [B or 1, ...], see `beside`."""

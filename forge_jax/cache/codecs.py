@@ -13,6 +13,7 @@ bfloat16, which has the range of float32, and codes are chosen with the scale as
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,7 +28,7 @@ Parts = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Codec:
+class Codec(ABC):
     """One way to keep numbers. `lossless(dtype)`: whether numbers of a dtype come back as they were."""
 
     name: str
@@ -40,13 +41,13 @@ class Codec:
         """Whether numbers of this dtype come back bit for bit."""
         return False
 
+    @abstractmethod
     def encode(self, x: Array) -> Parts:
         """The parts of [..., T, H], each [..., T, *]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, parts: Parts, dtype: DTypeLike) -> Array:
         """[..., T, H] in the basis in which they are kept: `turn` gives the numbers themselves."""
-        raise NotImplementedError
 
     def turn(self, x: Array) -> Array:
         """The last axis carried into the basis in which numbers are kept, or back: the turn is its own inverse.

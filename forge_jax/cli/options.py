@@ -182,9 +182,9 @@ def constraint(args: argparse.Namespace) -> "Constraint | None":
     from forge_jax.sampling import Constraint
 
     if args.json_schema:
-        return Constraint.json(args.json_schema.read_text(encoding="utf-8"))
+        return Constraint.json(read_text(args.json_schema))
     if args.grammar:
-        return Constraint.grammar(args.grammar.read_text(encoding="utf-8"))
+        return Constraint.grammar(read_text(args.grammar))
     if args.regex is not None:
         return Constraint.regex(args.regex)
     return Constraint.choice(args.choice) if args.choice else None

@@ -72,6 +72,18 @@ class State:
     drafting: Drafting | None = None
 
 
+def read(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache, ctx: Context = Context()) -> tuple[Array, Cache]:
+    """`decoder.hidden` with a cache: the stream after the last layer, and the advanced cache.
+
+    Raises:
+        ValueError: there is no cache.
+    """
+    x_BTD, new = hidden(spec, params, inputs, cache, ctx)
+    if new is None:
+        raise ValueError("generation needs a cache")
+    return x_BTD, new
+
+
 def prefill(
     spec: ModelSpec, params: Tree, cache: Cache, tokens_BT: Array, order_BT: Array, logits_BV: Array, ctx: Context
 ) -> tuple[Array, Cache]:
@@ -84,9 +96,7 @@ def prefill(
     Returns:
         The logits after each row's last token so far, and the cache.
     """
-    x_BTD, new = hidden(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
-    if new is None:
-        raise ValueError("prefill needs a cache")
+    x_BTD, new = read(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
     return last_logits(spec, params, x_BTD, order_BT, logits_BV, ctx), new
 
 
@@ -133,9 +143,7 @@ def step(spec: ModelSpec, plan: SamplerPlan, params: Tree, values: SamplerValues
     """Put each row's pending token through the model and choose the next one."""
     token_B, last_B = pending(state.history)
     order_B1 = jnp.where(state.done_B, -1, last_B)[:, None]
-    x_B1D, cache = hidden(spec, params, Inputs(token_B[:, None], order_B1), state.cache, ctx)
-    if cache is None:
-        raise ValueError("step needs a cache")
+    x_B1D, cache = read(spec, params, Inputs(token_B[:, None], order_B1), state.cache, ctx)
     return choose(plan, values, readout(spec, params, x_B1D, ctx)[:, 0], replace(state, cache=cache))
 
 

@@ -1,6 +1,7 @@
 """Generation on a mesh: the programs of a session, with the model's part of each mapped over the devices."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -10,13 +11,13 @@ from jax.sharding import Mesh
 from forge_jax.cache import Cache
 from forge_jax.decoder import Inputs, forward
 from forge_jax.generation import loop
-from forge_jax.generation.loop import Drafting, State
+from forge_jax.generation.loop import State
 from forge_jax.generation.programs import LOCAL, Programs
-from forge_jax.generation.speculation import Drafter, rounds
+from forge_jax.generation.speculation import rounds
 from forge_jax.ops import Context
 from forge_jax.parallel.tensor_parallel import init_cache, shard_mapped, shards_of
 from forge_jax.params import Tree
-from forge_jax.sampling import SamplerPlan, SamplerValues
+from forge_jax.sampling import SamplerPlan
 from forge_jax.spec import ModelSpec
 
 
@@ -32,61 +33,35 @@ def programs(mesh: Mesh, *, axis: str = "model") -> Programs:
     def whole(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache | None = None) -> tuple[Array, Cache | None]:
         return shard_mapped(forward, spec, mesh, axis=axis)(params, inputs, cache)
 
-    @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=("cache", "logits_BV"))
-    def prefill(
-        spec: ModelSpec, params: Tree, cache: Cache, tokens_BT: Array, order_BT: Array, logits_BV: Array, ctx: Context
-    ) -> tuple[Array, Cache]:
-        run = shard_mapped(loop.prefill, spec, mesh, ctx=ctx, axis=axis)
-        return run(params, cache, tokens_BT, order_BT, logits_BV)
+    def reads(function: Callable[..., Any], *donated: str) -> Callable[..., Any]:
+        """One of (spec, params, ..., ctx)."""
 
-    @partial(jax.jit, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",))
-    def advance(
-        spec: ModelSpec,
-        plan: SamplerPlan,
-        params: Tree,
-        values: SamplerValues,
-        state: State,
-        count: Array,
-        ctx: Context,
-    ) -> State:
-        def local(spec: ModelSpec, params: Tree, *given: Any, ctx: Context) -> State:
-            return loop.advance(spec, plan, params, *given, ctx=ctx)
+        @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=donated)
+        @wraps(function)  # for the names of its arguments
+        def run(spec: ModelSpec, params: Tree, *given: Any) -> Any:
+            return shard_mapped(function, spec, mesh, ctx=given[-1], axis=axis)(params, *given[:-1])
 
-        return shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)(params, values, state, count)
+        return run
 
-    @partial(jax.jit, static_argnames=("spec", "ctx"), donate_argnames=("drafting", "cache", "logits_BV"))
-    def learn(
-        spec: ModelSpec,
-        params: Tree,
-        drafter: Drafter,
-        drafting: Drafting,
-        cache: Cache,
-        tokens_BT: Array,
-        order_BT: Array,
-        logits_BV: Array,
-        ctx: Context,
-    ) -> tuple[Array, Cache, Drafting]:
-        run = shard_mapped(rounds.prefill, spec, mesh, ctx=ctx, axis=axis)
-        return run(params, drafter, drafting, cache, tokens_BT, order_BT, logits_BV)
+    def makes(function: Callable[..., State]) -> Callable[..., State]:
+        """One of (spec, plan, params, ..., ctx) that makes tokens."""
 
-    @partial(jax.jit, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",))
-    def speculate(
-        spec: ModelSpec,
-        plan: SamplerPlan,
-        params: Tree,
-        drafter: Drafter,
-        values: SamplerValues,
-        state: State,
-        passes: Array,
-        end_B: Array,
-        drafts: Array,
-        ctx: Context,
-    ) -> State:
-        def local(spec: ModelSpec, params: Tree, *given: Any, ctx: Context) -> State:
-            return rounds.advance(spec, plan, params, *given, ctx=ctx)
+        @partial(jax.jit, static_argnames=("spec", "plan", "ctx"), donate_argnames=("state",))
+        @wraps(function)
+        def run(spec: ModelSpec, plan: SamplerPlan, params: Tree, *given: Any) -> State:
+            def local(spec: ModelSpec, params: Tree, *given: Any, ctx: Context) -> State:
+                return function(spec, plan, params, *given, ctx)
 
-        run = shard_mapped(local, spec, mesh, ctx=ctx, axis=axis)
-        return run(params, drafter, values, state, passes, end_B, drafts)
+            return shard_mapped(local, spec, mesh, ctx=given[-1], axis=axis)(params, *given[:-1])
 
-    new_cache = partial(init_cache, mesh=mesh, axis=axis)
-    return Programs(whole, prefill, LOCAL.choose, advance, new_cache, learn, speculate)
+        return run
+
+    return Programs(
+        forward=whole,
+        prefill=reads(loop.prefill, "cache", "logits_BV"),
+        choose=LOCAL.choose,
+        advance=makes(loop.advance),
+        new_cache=partial(init_cache, mesh=mesh, axis=axis),
+        learn=reads(rounds.prefill, "drafting", "cache", "logits_BV"),
+        speculate=makes(rounds.advance),
+    )

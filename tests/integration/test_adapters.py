@@ -3,7 +3,7 @@
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from forge_jax.loading import Model, load
 from forge_jax.lora import Adapter, Lora, Update, attach, choose_adapters, extract, merge
 from forge_jax.stacking import stack
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 LLAMA = ("all_linear", "dora", "embedding", "layers", "modules_to_save", "patterns", "plain", "rslora")
 QWEN2 = ("bias_all", "dora_rslora")
 CASES = [
@@ -29,14 +31,6 @@ CASES = [
     *("gemma2_plain", "gpt2_dora", "mixtral_attn"),
 ]
 QUICK = ("gpt2_dora",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that run once need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 What is written here is read by PEFT in turn.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,6 +24,7 @@ transformers = pytest.importorskip("transformers")
 load_file = pytest.importorskip("safetensors.torch").load_file
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_compiles"),
     pytest.mark.torch,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -102,14 +102,6 @@ def shaken(module: Any, scale: float = 0.3) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that run once need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import jsonschema
-import llguidance
 import numpy as np
 import pytest
 from helpers import compilations
@@ -410,7 +409,3 @@ def test_what_cannot_be_asked(params, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ImportError, match=r'pip install "forge-jax\[constrained\]"'):
         Matcher(Constraint.regex("b"), VOCABULARY)
-
-
-def test_the_library_is_new_enough():
-    assert tuple(map(int, llguidance.__version__.split(".")[:2])) >= (1, 9)

@@ -1,6 +1,5 @@
 """Adapted leaves against products with the weights that they stand for."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,15 +11,9 @@ import pytest
 from forge_jax.lora import Adapter, Apart, Chosen, Lora, Tokens, Turned, Update, attach, choose_adapters, merge
 from forge_jax.tensor import beside, contract, dense, pick, take
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that run once need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

@@ -1,8 +1,5 @@
 """A session on a mesh makes the tokens of a session on one device."""
 
-from collections.abc import Iterator
-
-import jax
 import numpy as np
 import pytest
 
@@ -13,15 +10,9 @@ from forge_jax.params import Tree, map_params
 from forge_jax.sampling import SamplingParams
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that make a few tokens need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def model() -> ModelSpec:

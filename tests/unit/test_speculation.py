@@ -1,7 +1,6 @@
 """Speculative decoding against its definition: whoever drafts, the text is the one of plain generation."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +19,8 @@ from forge_jax.quantization import quantize
 from forge_jax.sampling import build, distribution, start_history
 from forge_jax.spec import Attention, Block, Branch, Mamba, Mlp, ModelSpec, Norm, Rope
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 VOCABULARY = 37
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7] * 5, [8, 9, 10, 8, 9], [11] * 12]
 STOP = 30
@@ -30,14 +31,6 @@ SAMPLING = [
     SamplingParams(temperature=1.1, top_p=0.9, min_p=0.02, min_tokens=3),
 ]
 OPTIONS: dict[str, Any] = {"max_new_tokens": [30, 25, 40, 9], "sampling": SAMPLING, "stop_ids": [STOP]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles() -> Iterator[None]:
-    """Programs that make a few tokens need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def attending(window: int | None) -> Block:

@@ -17,8 +17,8 @@ from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
 from forge_jax.cache import Cache
-from forge_jax.decoder import Inputs, embed, hidden, readout
-from forge_jax.generation.loop import State
+from forge_jax.decoder import Inputs, embed, readout
+from forge_jax.generation.loop import State, read
 from forge_jax.generation.speculation.keeping import restored
 from forge_jax.generation.speculation.protocol import STATIC, Drafts, Fed, Sampler, Target, check_tokens, rollout
 from forge_jax.ops import norm
@@ -114,8 +114,7 @@ class MtpHead:
         ]
         x_BTD = contract("BTE,ED->BTD", jnp.concatenate(parts, axis=-1), self.params["join"])
         place_BT = jnp.maximum(order_BT - 1, -1)  # the first token of a text has no state before it
-        x_BTD, new = hidden(self.spec, self.params, Inputs(tokens_BT, place_BT, embeds_BTD=x_BTD), cache)
-        return x_BTD, cache if new is None else new
+        return read(self.spec, self.params, Inputs(tokens_BT, place_BT, embeds_BTD=x_BTD), cache)
 
     @property
     def final_norm(self) -> Any:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Cache, memories, recurrent, rewind
-from forge_jax.decoder import Inputs, hidden
+from forge_jax.decoder import Inputs
+from forge_jax.generation.loop import read
 from forge_jax.generation.speculation.protocol import Target
 from forge_jax.spec import ModelSpec, segments
 
@@ -74,7 +75,6 @@ def committed(target: Target, before: Cache, after: Cache, fed: Inputs, length_B
     again = restored(target.spec, before, after)
 
     def reread() -> Cache:
-        _, cache = hidden(target.spec, target.params, replace(fed, order_BT=kept_BT), again, target.ctx)
-        return again if cache is None else cache
+        return read(target.spec, target.params, replace(fed, order_BT=kept_BT), again, target.ctx)[1]
 
     return jax.lax.cond((fed.order_BT == kept_BT).all(), lambda: after, reread)

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from forge_jax import cache as caches
 from forge_jax import stacking
 from forge_jax.cache import Cache
-from forge_jax.decoder import Inputs, hidden, readout
-from forge_jax.generation.loop import State, pending
+from forge_jax.decoder import Inputs, readout
+from forge_jax.generation.loop import State, pending, read
 from forge_jax.generation.speculation.keeping import emptied, restored
 from forge_jax.generation.speculation.protocol import (
     STATIC,
@@ -24,7 +24,6 @@ from forge_jax.generation.speculation.protocol import (
     check_tokens,
     rollout,
 )
-from forge_jax.ops import Context
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
@@ -112,10 +111,7 @@ class DraftModel:
     def through(self, tokens_BT: Array, order_BT: Array, cache: Cache) -> tuple[Array, Cache]:
         """Tokens through the model."""
         known_BT = jnp.minimum(tokens_BT, self.spec.vocab_size - 1)
-        x_BTD, new = hidden(self.spec, self.params, Inputs(known_BT, order_BT), cache, Context())
-        if new is None:
-            raise ValueError("a draft model needs a cache")
-        return x_BTD, new
+        return read(self.spec, self.params, Inputs(known_BT, order_BT), cache)
 
     def catch_up(self, memory: Held, tokens_BS: Array, until_B: Array) -> Held:
         """Read the tokens of every row whose order is below until_B."""
@@ -177,8 +173,8 @@ class EarlyExit(Memoryless):
         before = Cache(state.cache.places, state.cache.layers[: self.layers])
 
         def think(token_B1: Array, order_B1: Array, cache: Cache) -> tuple[Array, Cache]:
-            x_B1D, new = hidden(spec, target.params, Inputs(token_B1, order_B1), cache, target.ctx)
-            return readout(spec, target.params, x_B1D, target.ctx)[:, 0], cache if new is None else new
+            x_B1D, cache = read(spec, target.params, Inputs(token_B1, order_B1), cache, target.ctx)
+            return readout(spec, target.params, x_B1D, target.ctx)[:, 0], cache
 
         drafts, after = rollout(sampler, think, before, state, most_B, self.tokens)
         first = restored(spec, before, after).layers

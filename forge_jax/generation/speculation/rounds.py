@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
 from forge_jax.cache import Cache
-from forge_jax.decoder import Inputs, hidden, readout
+from forge_jax.decoder import Inputs, readout
 from forge_jax.generation import loop
-from forge_jax.generation.loop import Drafting, State, choose, pending
+from forge_jax.generation.loop import Drafting, State, choose, pending, read
 from forge_jax.generation.speculation.keeping import committed
 from forge_jax.generation.speculation.protocol import Drafter, Drafts, Fed, Sampler, Target
 from forge_jax.ops import Context
@@ -58,9 +58,7 @@ def prefill(
     ctx: Context,
 ) -> tuple[Array, Cache, Drafting]:
     """`loop.prefill`, from which the drafter learns."""
-    x_BTD, new = hidden(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
-    if new is None:
-        raise ValueError("prefill needs a cache")
+    x_BTD, new = read(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
     memory = drafter.learn(Target(spec, params, ctx), drafting.memory, Fed(x_BTD, tokens_BT, order_BT))
     logits_BV = loop.last_logits(spec, params, x_BTD, order_BT, logits_BV, ctx)
     return logits_BV, new, replace(drafting, memory=memory)
@@ -129,9 +127,7 @@ def verify(target: Target, sampler: Sampler, drafter: Drafter, state: State, dra
     fed_BT = jnp.concatenate([token_B[:, None], drafts.tokens_BK[:, : width - 1]], axis=1)
     order_BT = jnp.where(~state.done_B[:, None] & (place_1T <= count_B1), last_B[:, None] + place_1T, -1)
     fed, before = Inputs(fed_BT, order_BT), state.cache
-    x_BTD, after = hidden(target.spec, target.params, fed, before, target.ctx)
-    if after is None:
-        raise ValueError("verify needs a cache")
+    x_BTD, after = read(target.spec, target.params, fed, before, target.ctx)
     z_BTV = readout(target.spec, target.params, x_BTD, target.ctx)
     draft_BT = jnp.where(place_1T < count_B1, jnp.roll(fed_BT, -1, axis=1), -1)
     state = accept(sampler, z_BTV, draft_BT, replace(state, cache=after))
