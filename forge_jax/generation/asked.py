@@ -34,14 +34,25 @@ def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit
     return new
 
 
-def check_invariant(room: int | None, layout: str, draft: object) -> None:
-    """Raise ValueError where rows cannot be computed apart: from pages that they share, or with drafts, of which there
-    are more or fewer as the other rows take theirs."""
+def check_invariant(room: int | None, layout: str, draft: object, adapters: Sequence[int] | None) -> None:
+    """Raise ValueError where rows cannot be computed apart: from pages that they share, with adapters that they choose
+    among together, or with drafts, of which there are more or fewer as the other rows take theirs."""
     if room is not None and layout != "dense":
         raise ValueError(f"generation: invariant={room} needs layout='dense', whose rows share nothing; not {layout!r}")
+    if room is not None and adapters is not None:
+        raise ValueError(f"generation: invariant={room} beside adapters by row; attach one adapter for all rows")
     if room is not None and draft is not None:
         raise ValueError(
             f"generation: invariant={room} beside a drafter: passes would differ with the other rows; leave one out"
+        )
+
+
+def check_held(adapters: Sequence[int]) -> None:
+    """Raise ValueError if a row has one of several adapters: nothing in a held cache says with which it was read."""
+    if any(adapter != -1 for adapter in adapters):
+        raise ValueError(
+            f"generation: texts are held without adapters by row, and these rows have {list(adapters)[:8]}; attach one "
+            "adapter for all rows, or read the texts again"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from forge_jax import cache as caches
-from forge_jax.generation.asked import check_invariant, check_prompts, check_room, wanted
+from forge_jax.generation.asked import check_held, check_invariant, check_prompts, check_room, wanted
 from forge_jax.generation.held import Held, begun, left
 from forge_jax.generation.interrupts import uninterrupted
 from forge_jax.generation.layouts import Layout, laid_out
@@ -101,7 +101,7 @@ class Session:
         self.params = with_adapters(params, adapters, len(rows), 1)
         check_prompts(rows, spec.vocab_size, n)
         self.batch = len(rows) * n
-        self.adapters = np.repeat([0] * len(rows) if adapters is None else adapters, n).tolist()
+        self.adapters = np.repeat([-1] * len(rows) if adapters is None else adapters, n).tolist()
         self.matchers = matchers_of(sampling, self.batch, vocabulary, stop_ids)
         self.plan, self.values = build(sampling, self.batch, spec.logits, stop_ids, seed, self.matchers)
         if known_ids is not None and known_ids < spec.logits:
@@ -113,7 +113,7 @@ class Session:
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         kept = caches.policy(cache_dtype, compute_dtype(params))
         slack = BURST + (draft.tokens if draft else 0)
-        check_invariant(invariant, layout, draft)
+        check_invariant(invariant, layout, draft, adapters)
         self.invariant, self.ctx = invariant, Context(apart=invariant is not None)
         self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": slack, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
@@ -121,6 +121,7 @@ class Session:
         if held is None:
             cache, starts = self.layout.empty(len(rows), size), [0] * len(rows)
         else:
+            check_held(self.adapters)
             cache, size, starts = begun(spec, held, self.layout, rows, size)
         pending = [row[start:] for row, start in zip(rows, starts, strict=True)]
         logits, cache, drafting = self.read(cache, drafting, size, pending, starts, fresh=held is None)
@@ -349,7 +350,8 @@ class Session:
         """What has been read so far, to begin other sessions with: everything but the pending token of each row."""
         if self.stale:
             raise ValueError("generation: tokens were taken back from a running state; extend the session first")
-        tokens, lengths = np.asarray(self.state.history.tokens_BS), np.asarray(self.state.history.length_B)
+        check_held(self.adapters)
+        tokens, lengths = np.asarray(self.state.history.tokens_BS), self.lengths()
         return left(self.state.cache, [row[: n - 1].tolist() for row, n in zip(tokens, lengths, strict=True)])
 
     # -------------------------------------------------------------------------------------------- editing

@@ -140,3 +140,19 @@ def test_all_choices_meet(case: Case) -> None:
 
 def test_adapters_make_a_difference() -> None:
     assert len({plain(0, lora, 0) for lora in (0, 1)}) == 2
+
+
+def test_what_does_not_go_together_says_so() -> None:
+    params, _ = parameters(True, 1)
+    with pytest.raises(ValueError, match="invariant=64 beside adapters by row"):
+        Session(SPEC, params, [PROMPTS[0]], max_new_tokens=2, adapters=[1], invariant=64)
+    with pytest.raises(ValueError, match=r"without adapters by row, and these rows have \[1\]"):
+        Session(SPEC, params, [PROMPTS[0]], max_new_tokens=2, adapters=[1]).held()
+    held = Session(SPEC, params, [PROMPTS[0]], max_new_tokens=2, adapters=[-1]).held()
+    with pytest.raises(ValueError, match=r"without adapters by row, and these rows have \[0\]"):
+        Session(SPEC, params, [PROMPTS[0]], max_new_tokens=2, adapters=[0], held=held)
+    session = Session(SPEC, params, [PROMPTS[0]], max_new_tokens=NEW, adapters=[-1], held=held)
+    session.advance()
+    alone = Session(SPEC, params, [PROMPTS[0]], max_new_tokens=NEW, adapters=[-1])
+    alone.advance()
+    assert session.outputs() == alone.outputs()
