@@ -22,7 +22,7 @@ CODECS: dict[str, Any] = {
     "int4": "int4",
     "int2": "int2",
     "int4, values int8": {"*": "int4", "*.v": "int8"},
-    "int4, keys int8": {"*": "int4", "*.k": "int8"},
+    "k8v4": "k8v4",
     "int4, ends bfloat16": {"*": "int4", "layers.0": "bfloat16", "layers.-1": "bfloat16"},
 }
 

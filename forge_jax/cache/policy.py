@@ -3,6 +3,7 @@
     "int8"                                        every slab with slots
     {"*": "int8", "full.-1": "bfloat16"}          but for the last layer that looks back on everything
     {"*": "int4", "*.k": "int8", "layers.0": "bfloat16"}
+    "k8v4"                                        a name for {"*": "int4", "*.k": "int8"}
 
 A slab of layer 3 of 30 is called layers.3.attention.k and layers.-27.attention.k, and by its kind of place, of which
 it may be the second of 5: full.1.attention.k and full.-4.attention.k. A pattern names it, or the beginning of its name
@@ -15,6 +16,7 @@ stay in the dtype of what is computed, which a rule that names them may change t
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +25,9 @@ from jax.typing import DTypeLike
 from forge_jax.cache.codecs import Codec, Float, codec
 from forge_jax.cache.memory import Slab, memories, place_key
 from forge_jax.spec import ModelSpec
+
+MIXED: Mapping[str, Mapping[str, str]] = MappingProxyType({"k8v4": MappingProxyType({"*": "int4", "*.k": "int8"})})
+"""Rules with a name. Keys need more bits than values: what a query finds depends on them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Policy:
 
 
 def policy(kept: Any, computed: DTypeLike = jnp.float32) -> Policy:
-    """What a user says of a cache: None, a dtype, a codec, its name, or a mapping from patterns to those.
+    """What a user says of a cache: None, a dtype, a codec, a name of one or of rules, or patterns and codecs.
 
     `computed` is the dtype of what is computed.
 
@@ -51,13 +56,13 @@ def policy(kept: Any, computed: DTypeLike = jnp.float32) -> Policy:
         ValueError: an unknown codec.
     """
     plain = Float(jnp.dtype(computed).name)
-    match kept:
+    match MIXED.get(kept, kept) if isinstance(kept, str) else kept:
         case Policy():
             return kept
         case None:
             return Policy(plain)
-        case Mapping():
-            return Policy(plain, tuple((str(pattern), codec(name)) for pattern, name in kept.items()))
+        case Mapping() as rules:
+            return Policy(plain, tuple((str(pattern), codec(name)) for pattern, name in rules.items()))
     found = codec(kept)
     return Policy(found) if isinstance(found, Float) else Policy(plain, (("*", found),))
 

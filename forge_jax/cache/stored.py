@@ -105,6 +105,7 @@ def write(
     for row in range(batch):
         slot = slot_BT[row, 0]
         at = (row if rows_BT is None else rows_BT[row, 0], 0, jnp.minimum(slot, size - 1), 0)
+        at = tuple(jnp.asarray(place, jnp.int32) for place in at)  # of one type where integers have 64 bits too
         old = jax.lax.dynamic_slice(part_BKSX, at, (1, *new_BKTX.shape[1:]))
         new = jnp.where(slot < size, new_BKTX[row : row + 1], old)
         part_BKSX = jax.lax.dynamic_update_slice(part_BKSX, new, at)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
-CACHE_HELP = "how keys and values are kept: float32, bfloat16, float16, int8, fp8, int4 or int2 (as the weights are)"
+CACHE_HELP = (
+    "how keys and values are kept: float32, bfloat16, float16, int8, fp8, k8v4, int4, int2 (as weights are)"
+)
 
 Commands = Any  # what argparse's add_subparsers gives; it has no public type
 

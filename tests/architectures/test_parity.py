@@ -132,8 +132,9 @@ def logits_of(spec: ModelSpec, params: Tree, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(loop(spec, params, inputs(jnp.asarray(tokens)))[0])
 
 
-# in float64, with states in float32, both ways agree within 3e-6; in float32 they are 6e-6 and 13e-6 from that
-ROUNDED = {"zamba2_bare": 2.0}
+# beside the plain pass in float64 (states in float32) a text cut into calls is 3e-6 (bare) and 6e-6 away; in float32
+# the plain pass and the cut ones are 3e-6 and 14e-6 (bare), 5e-6 and 6e-6 away, each on its own side
+ROUNDED = {"zamba2_bare": 2.0, "zamba2": 1.2}
 
 
 def assert_close(found: Any, expected: np.ndarray, times: float = 1.0) -> None:

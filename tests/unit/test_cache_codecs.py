@@ -174,6 +174,11 @@ def names(kept: object) -> list[list[str]]:
     return [[chosen[i, "attention", name].name for name in "kv"] for i in range(3)]
 
 
+def test_a_name_for_rules_is_the_rules():
+    assert caches.policy("k8v4") == caches.policy({"*": "int4", "*.k": "int8"})
+    assert str(caches.policy("k8v4")) == "*: int4, *.k: int8"
+
+
 def test_the_last_rule_that_matches_decides():
     assert names("int8") == [["int8"] * 2] * 3
     assert names({"layers.-1": "fp8"}) == [["float32"] * 2] * 2 + [["fp8"] * 2]
