@@ -23,9 +23,8 @@ from converters.files import parse_json
 from converters.safetensors_file import Entry, SafetensorsSource, dtype_name, open_safetensors, write_safetensors
 from forge_jax import cache as caches
 from forge_jax.cache import Policy
-from forge_jax.generation.held import Held
-from forge_jax.generation.session import BURST
-from forge_jax.generation.sizes import compute_dtype
+from forge_jax.generation.held import Held, named
+from forge_jax.generation.sizes import BURST, compute_dtype
 from forge_jax.loading import Model
 from forge_jax.params import flatten
 
@@ -141,15 +140,9 @@ def policy(model: Model, cache_dtype: Any) -> Policy:
 
 def shapes(model: Model, kept: Policy, rows: int, length: int, path: str) -> caches.Cache:
     """The arrays of a session's cache, as shapes."""
-    if model.mesh is not None or "stacked" in model.params:
-        raise ValueError(f"{path}: a cache that is spread over devices or stacked is not written or read; load without")
+    if model.mesh is not None:
+        raise ValueError(f"{path}: a cache that is spread over devices is not written or read; load without a mesh")
     return jax.eval_shape(partial(caches.init, model.spec, rows, length, slack=BURST, dtype=kept))
-
-
-def named(cache: caches.Cache) -> dict[str, Any]:
-    """Every array by its place in the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(cache)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def described(cache: caches.Cache) -> dict[str, tuple[tuple[int, ...], str]]:

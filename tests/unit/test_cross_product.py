@@ -21,6 +21,8 @@ from forge_jax.parallel import make_mesh, programs, shard
 from forge_jax.params import Tree, init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NORM = Norm(1e-5)
 
 
