@@ -24,7 +24,7 @@ PAGE = 16  # tokens a page
 Layout = Literal["dense", "paged"]
 
 copy_pages = jax.jit(caches.copy_pages, static_argnames=("spec",), donate_argnames=("cache",))
-rearranged = jax.jit(caches.moved, static_argnames=("spec",), donate_argnames=("empty",))
+rearranged = jax.jit(caches.moved, static_argnames=("spec",))
 
 
 def moved(spec: ModelSpec, cache: Cache, empty: Cache) -> Cache:

@@ -18,6 +18,7 @@ from forge_jax.generation import Held, Session, fork, trim
 from forge_jax.generation.programs import local_programs
 from forge_jax.generation.speculation import Lookup
 from forge_jax.loading import Model
+from forge_jax.parallel import make_mesh, programs, shard
 from forge_jax.params import init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope, ShortConv
 
@@ -67,6 +68,7 @@ LAYOUTS: dict[str, tuple[Any, Any]] = {
     "paged": (DEEP.params, "paged"),
     "stacked": (stack(DEEP.spec, DEEP.params), "dense"),
 }
+MODELS = {layout: replace(DEEP, params=params) for layout, (params, _) in LAYOUTS.items()}
 
 
 def deep(layout: str, prompts: list[list[int]], **options: Any) -> Session:
@@ -94,8 +96,35 @@ def test_a_text_goes_from_one_layout_to_the_next(codec: str | None, tmp_path: Pa
         held = begun.held()
         assert begun.held().texts[0] == (*read, *output.ids[:-1])
         first = replace(held, cache=first_row(held.cache), texts=held.texts[:1])
-        prompt_cache.save(path, DEEP, first, codec)
+        prompt_cache.save(path, MODELS[layout], first, codec)
         held, read = prompt_cache.load(path, DEEP), [*read, *output.ids]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dense", "paged"])
+def test_meshes_go_on_from_one_device_and_back(layout: Any, tmp_path: Path):
+    mesh, path = make_mesh(2), tmp_path / "a.cache"
+    split = replace(MODEL, params=shard(MODEL.spec, MODEL.params, mesh), mesh=mesh)
+    runs = {"programs": programs(mesh), "layout": layout}
+    plain = session([TEXT[:45]], 18).ids()[0]
+    begun = Session(MODEL.spec, split.params, [TEXT[:45]], max_new_tokens=9, **runs)
+    begun.advance()
+    assert begun.ids()[0] == plain[:9]
+    prompt_cache.save(path, split, begun.held())
+    for held in (begun.held(), prompt_cache.load(path, MODEL)):
+        assert session([TEXT[:45] + plain[:9]], 9, held=held).ids()[0] == plain[9:]
+    again = Session(
+        MODEL.spec, split.params, [TEXT[:45] + plain[:9]], max_new_tokens=9, held=prompt_cache.load(path, split), **runs
+    )
+    again.advance()
+    assert again.ids()[0] == plain[9:]
+    four = make_mesh(4)  # of two kv heads
+    runs = {"programs": programs(four), "layout": layout}
+    odd = Session(MODEL.spec, shard(MODEL.spec, MODEL.params, four), [TEXT[:45]], max_new_tokens=0, **runs).held()
+    with pytest.raises(ValueError, match="heads are not split evenly"):
+        prompt_cache.save(path, MODEL, odd)
+    with pytest.raises(ValueError, match="or by other devices, than this session keeps it"):
+        session([TEXT], held=odd)
 
 
 def first_row(cache: Cache) -> Cache:
