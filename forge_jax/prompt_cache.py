@@ -35,10 +35,10 @@ SAMPLE = 256  # numbers of each array that tell one model's weights from another
 
 def fingerprint(model: Model) -> dict[str, str]:
     """Digests of what a model computes and of the beginning of all its weights, stacked or not."""
-    shapes, weights = by_layer(model)
+    shapes, weights = (dict(flatten(tree)) for tree in by_layer(model))
     digest = hashlib.sha256()
-    for (path, leaf), (_, beginning) in zip(flatten(shapes), flatten(weights), strict=True):
-        for part, numbers in zip(jax.tree.leaves(leaf), jax.tree.leaves(beginning), strict=True):
+    for path in sorted(shapes):
+        for part, numbers in zip(jax.tree.leaves(shapes[path]), jax.tree.leaves(weights[path]), strict=True):
             digest.update(f"{path} {part.dtype} {part.shape}".encode())
             digest.update(np.asarray(numbers).tobytes())
     return {"spec": hashlib.sha256(repr(model.spec).encode()).hexdigest(), "weights": digest.hexdigest()}

@@ -61,7 +61,7 @@ def test_a_held_text_is_not_read_again_and_another_session_goes_on_with_it(held:
         assert begun.held().texts[1] == (*TEXT[:40], 7, *expected[1][:-1])
 
 
-DEEP = model(OPS * 2)  # with layers that are equal, to be stacked
+DEEP = model(OPS[1:] * 2)  # equal layers, to be stacked
 GREEDY = SamplingParams(temperature=0, logprobs=0)
 LAYOUTS: dict[str, tuple[Any, Any]] = {
     "dense": (DEEP.params, "dense"),
@@ -83,10 +83,10 @@ def deep(layout: str, prompts: list[list[int]], **options: Any) -> Session:
 def test_a_text_goes_from_one_layout_to_the_next(codec: str | None, tmp_path: Path):
     """The window's ring has turned, and is of another size in pages; two rows go on from one."""
     prompt, path = TEXT[:45], tmp_path / "a.cache"
-    plain = deep("dense", [prompt] * 2, max_new_tokens=27, cache_dtype=codec).outputs()[0]
+    plain = deep("dense", [prompt] * 2, max_new_tokens=18, cache_dtype=codec).outputs()[0]
     held, read = None, prompt
     assert plain.logprobs is not None
-    for at, layout in enumerate(("paged", "stacked", "dense")):
+    for at, layout in enumerate(("paged", "stacked")):
         begun = deep(layout, [read, [*read[:-1], 5]], max_new_tokens=9, cache_dtype=codec, held=held)
         output = begun.outputs()[0]
         assert output.ids == plain.ids[9 * at : 9 * at + 9]
