@@ -17,7 +17,7 @@ from forge_jax import parallel
 from forge_jax.adapting import adapted, merged
 from forge_jax.cli import main, options
 from forge_jax.loading import Model, load
-from forge_jax.lora import Adapter, Lora, Update, attach, choose_adapters, extract, merge
+from forge_jax.lora import Adapter, Lora, Tokens, Update, attach, choose_adapters, extract, merge
 from forge_jax.stacking import stack
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -166,6 +166,26 @@ def test_rows_choose_where_weights_are_split(case: Any, base: Any):
     params = parallel.shard(model.spec, pool, mesh)
     found, _ = parallel.sharded_forward(model.spec, mesh)(params, forge.inputs(ids), None)
     assert apart(found, np.asarray(logits(model, ids, pool))) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 3])  # 3 do not divide the vocabulary
+def test_replaced_rows_where_the_vocabulary_is_split(base: Any, shards: int):
+    model, rng = base("llama"), np.random.default_rng(0)
+
+    def rows(*ids: int) -> Tokens:
+        return Tokens(np.array(ids), rng.standard_normal((len(ids), 48)).astype(np.float32))
+
+    adapters = [Adapter(tokens={"embed": rows(2, 150), "head": rows(7)}), Adapter(tokens={"head": rows(1, 99, 159)})]
+    ids = np.array([[2, 150, 3, 2], [1, 2, 150, 4], [2, 2, 9, 150]])
+    for params in (attach(model.params, adapters[0]), choose_adapters(attach(model.params, adapters), [1, -1, 0])):
+        mesh = parallel.make_mesh(shards)
+        placed = parallel.shard(model.spec, params, mesh)
+        found, _ = parallel.sharded_forward(model.spec, mesh)(placed, forge.inputs(ids), None)
+        assert apart(found, np.asarray(logits(model, ids, params))) < 1e-5
+    for row, number in enumerate((1, -1, 0)):
+        alone = model.params if number < 0 else merge(attach(model.params, adapters[number]))
+        assert apart(found[row], np.asarray(logits(model, ids[row : row + 1], alone))[0]) < 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)

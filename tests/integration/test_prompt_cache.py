@@ -86,7 +86,7 @@ def test_a_text_goes_from_one_layout_to_the_next(codec: str | None, tmp_path: Pa
     plain = deep("dense", [prompt] * 2, max_new_tokens=18, cache_dtype=codec).outputs()[0]
     held, read = None, prompt
     assert plain.logprobs is not None
-    for at, layout in enumerate(("paged", "stacked")):
+    for at, layout in enumerate(("stacked", "paged")):
         begun = deep(layout, [read, [*read[:-1], 5]], max_new_tokens=9, cache_dtype=codec, held=held)
         output = begun.outputs()[0]
         assert output.ids == plain.ids[9 * at : 9 * at + 9]
