@@ -298,7 +298,7 @@ class Forge(ForgeAdapters, ForgeDrafts):
             out[i, ids.shape[1] : ids.shape[1] + len(row)] = row
         if not return_logits:
             return out
-        logits, _ = self.model.programs.forward(self.spec, session.params, decoder.inputs(out))
+        logits, _ = session.programs.forward(session.spec, session.params, decoder.inputs(out))
         return out, logits[:, ids.shape[1] - 1 : -1]
 
     def generate_stream(
@@ -330,7 +330,7 @@ class Forge(ForgeAdapters, ForgeDrafts):
     ) -> Session:
         model, numbers = self._by_row(adapters)
         self.session = Session(
-            self.spec,
+            model.spec,
             model.params,
             ids.tolist(),
             max_new_tokens=max_new_tokens,

@@ -7,15 +7,20 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import same
 from parallel_check import QUICK
 
 from converters.safetensors_file import Entry, open_safetensors, write_safetensors
 from forge_jax import SamplingParams, prompt_cache, stack
+from forge_jax import cache as caches
 from forge_jax.cache import Cache
 from forge_jax.generation import Held, Session, fork, trim
+from forge_jax.generation.layouts import Stacked
 from forge_jax.generation.programs import local_programs
+from forge_jax.generation.sizes import BURST
 from forge_jax.generation.speculation import Lookup
 from forge_jax.loading import Model
 from forge_jax.parallel import make_mesh, programs, shard
@@ -79,14 +84,27 @@ def deep(layout: str, prompts: list[list[int]], **options: Any) -> Session:
     return out
 
 
-@pytest.mark.parametrize("codec", [None, *(pytest.param(codec, marks=pytest.mark.slow) for codec in ("int8", "int4"))])
+def test_stacked_layers_hold_the_same_bits():
+    options = {"slack": BURST, "dtype": caches.policy("int8")}
+    empty, numbers = caches.init(DEEP.spec, 1, 64, **options), iter(range(1, 99))
+    filled = replace(empty, layers=jax.tree.map(lambda part: jnp.full_like(part, next(numbers)), empty.layers))
+    order = jnp.arange(60)[None]
+    slots = {key: caches.assign(places, order, jnp.zeros_like(order)).after for key, places in empty.places.items()}
+    layout = Stacked(DEEP.spec, caches.init, options)
+    begun = layout.begun(replace(filled, places=slots), [TEXT], 64)
+    assert begun.stacked
+    assert same(layout.left(begun, 1, 64), replace(filled, places=slots))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", [None, "int8", "int4"])
 def test_a_text_goes_from_one_layout_to_the_next(codec: str | None, tmp_path: Path):
     """The window's ring has turned, and is of another size in pages; two rows go on from one."""
     prompt, path = TEXT[:45], tmp_path / "a.cache"
-    plain = deep("dense", [prompt] * 2, max_new_tokens=18, cache_dtype=codec).outputs()[0]
+    plain = deep("dense", [prompt] * 2, max_new_tokens=36, cache_dtype=codec).outputs()[0]
     held, read = None, prompt
     assert plain.logprobs is not None
-    for at, layout in enumerate(("stacked", "paged")):
+    for at, layout in enumerate(("stacked", "paged", "stacked", "dense")):
         begun = deep(layout, [read, [*read[:-1], 5]], max_new_tokens=9, cache_dtype=codec, held=held)
         output = begun.outputs()[0]
         assert output.ids == plain.ids[9 * at : 9 * at + 9]
