@@ -45,19 +45,18 @@ def two_passes(spec: ModelSpec, params: Any, ids: np.ndarray, ctx: Context, stac
     return first, second
 
 
-@pytest.mark.parametrize(("stacked", "batches"), [(False, (2, 7)), (True, (7,))])
-def test_a_row_has_the_same_bits_in_any_company(stacked: bool, batches: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_row_has_the_same_bits_in_any_company(stacked: bool) -> None:
     spec = SPEC if stacked else SHORT
     params = init(spec, jax.random.key(0))
     params = stack(spec, params) if stacked else params
     ids = np.random.default_rng(0).integers(0, 300, (7, 12)).astype(np.int32)
     alone = two_passes(spec, params, ids[:1], APART, stacked)
-    found = {batch: two_passes(spec, params, ids[:batch], APART, stacked) for batch in batches}
-    for both in found.values():
-        for one, expected in zip(both, alone, strict=True):
-            np.testing.assert_array_equal(one[0], expected[0])
+    found = two_passes(spec, params, ids, APART, stacked)
+    for one, expected in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one[0], expected[0])
     together = two_passes(spec, params, ids, Context(), stacked)
-    for one, expected in zip(found[7], together, strict=True):
+    for one, expected in zip(found, together, strict=True):
         np.testing.assert_allclose(one, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
 
 

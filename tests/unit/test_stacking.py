@@ -13,8 +13,6 @@ from forge_jax.params import flatten, init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 from forge_jax.stacking import stack_cache
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NORM = Norm(1e-5)
 MLP = Branch("mlp", Mlp(24), pre=NORM)
 
