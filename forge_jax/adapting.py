@@ -134,7 +134,7 @@ def export_adapter(adapter: Adapter, model: Model, path: str | Path, *, overwrit
 class Held:
     """The adapters that a facade holds: by name, which one is active, and whether it is in the weights.
 
-    mesh: what the adapted model is split over; the base is not.
+    mesh: what the adapted model is split over; the base is not. pool: the base with all of them, of which rows choose.
     """
 
     base: Model
@@ -142,6 +142,7 @@ class Held:
     known: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None
     merged: bool = False
+    pool: Model | None = None
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Keep an adapter under a name.
@@ -151,7 +152,29 @@ class Held:
         """
         if name in self.known:
             raise ValueError(f"load_lora: there is an adapter {name!r} already; give this one another adapter_name")
-        self.known[name] = adapter
+        self.known[name], self.pool = adapter, None
+
+    def check(self, name: str | None) -> None:
+        """Raise ValueError if there is no adapter of a name."""
+        if name is not None and name not in self.known:
+            there = ", ".join(map(repr, self.known)) or "none; load_lora loads one"
+            raise ValueError(f"there is no adapter {name!r}; there is {there}")
+
+    def by_row(self, names: Sequence[str | None]) -> tuple[Model, list[int] | None]:
+        """The base with all adapters beside its weights, and the number of each of some; None is the base alone.
+
+        Raises:
+            ValueError: no adapter of a name, or adapters among which rows cannot choose.
+        """
+        for name in names:
+            self.check(name)
+        if not self.known:
+            return self.base, None
+        if self.pool is None:
+            model = adapted(self.base, list(self.known.values()))
+            self.pool = model if self.mesh is None else sharded(model, self.mesh)
+        numbers = {name: number for number, name in enumerate(self.known)}
+        return self.pool, [-1 if name is None else numbers[name] for name in names]
 
     def model(self, name: str | None, *, merge: bool) -> Model:
         """The base with one adapter beside its weights or in them, or with none.
@@ -159,9 +182,7 @@ class Held:
         Raises:
             ValueError: no adapter of the name, or it does not fit.
         """
-        if name is not None and name not in self.known:
-            there = ", ".join(map(repr, self.known)) or "none; load_lora loads one"
-            raise ValueError(f"there is no adapter {name!r}; there is {there}")
+        self.check(name)
         model = self.base if name is None else adapted(self.base, self.known[name])
         model = merged(model) if merge and name is not None else model
         self.active, self.merged = name, merge and name is not None

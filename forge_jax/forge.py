@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from forge_jax.forge_drafts import ForgeDrafts
 from forge_jax.forge_files import Summary
 from forge_jax.forge_inputs import checked_ids, checked_targets, cross_entropy
 from forge_jax.generation import Session, capacity
+from forge_jax.generation.asked import Choices
 from forge_jax.generation.sizes import compute_dtype
 from forge_jax.loading import Model
 from forge_jax.params import count, init
@@ -262,9 +263,9 @@ class Forge(ForgeAdapters, ForgeDrafts):
         *,
         return_logits: bool = False,
         stream: bool = False,
-        seed: int = 0,
         pad_token: int = 0,
-        cache_dtype: Any = None,
+        adapters: Sequence[str | None] | None = None,
+        **choices: Unpack[Choices],
     ) -> Any:
         """Continue ids [B, T]; rows that end early are filled with `pad_token`.
 
@@ -273,28 +274,31 @@ class Forge(ForgeAdapters, ForgeDrafts):
             stop_tokens: ids that end a row; None: those of the tokenizer, []: none.
             return_logits: also give the logits [B, new, V] that each new token was drawn from, before any processing.
             stream: give an iterator over new ids instead, as `generate_stream`.
-            cache_dtype: how keys and values are kept, as for `Session`; None: as the config says.
+            adapters: the name of each row's adapter of those that `load_lora` loaded, None for the base alone.
+            choices: further ones of `Session`: n, seed, cache_dtype, layout, held, draft_always, invariant. How keys
+                and values are kept and laid out is as the config says unless it is given.
 
         Returns:
-            ids [B, T + new] with the prompt, int32 (NumPy); with `return_logits` a pair.
+            ids [B * n, T + new] with the prompt, int32 (NumPy); with `return_logits` a pair.
 
         Raises:
-            ValueError: more tokens than the context holds, or sampling values out of range.
+            ValueError: more tokens than the context holds, sampling values out of range, or choices that do not go
+                together; the message names them.
         """
         ids = np.asarray(self._ids(input_ids))
         sampling = SamplingParams(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
-        session = self._session(ids, max_new_tokens, sampling, stop_tokens, seed, cache_dtype)
+        session = self._session(ids, max_new_tokens, sampling, stop_tokens, adapters, choices)
         if stream:
             return self._tokens(session)
         session.advance()
         rows = session.ids()
         out = np.full((len(rows), ids.shape[1] + max(map(len, rows))), pad_token, np.int32)
+        out[:, : ids.shape[1]] = np.repeat(ids, len(rows) // len(ids), axis=0)
         for i, row in enumerate(rows):
-            out[i, : ids.shape[1]] = ids[i]
             out[i, ids.shape[1] : ids.shape[1] + len(row)] = row
         if not return_logits:
             return out
-        logits, _ = self.model.programs.forward(self.spec, self.params, decoder.inputs(out))
+        logits, _ = session.programs.forward(session.spec, session.params, decoder.inputs(out))
         return out, logits[:, ids.shape[1] - 1 : -1]
 
     def generate_stream(
@@ -307,13 +311,13 @@ class Forge(ForgeAdapters, ForgeDrafts):
         repetition_penalty: float = 1.1,
         stop_tokens: Sequence[int] | None = None,
         *,
-        seed: int = 0,
-        cache_dtype: Any = None,
+        adapters: Sequence[str | None] | None = None,
+        **choices: Unpack[Choices],
     ) -> Iterator[int | list[int | None]]:
         """Yield new ids one by one: an id for a single row, a list (None: ended) for several. As `generate` gives."""
         ids = np.asarray(self._ids(input_ids))
         sampling = SamplingParams(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
-        return self._tokens(self._session(ids, max_new_tokens, sampling, stop_tokens, seed, cache_dtype))
+        return self._tokens(self._session(ids, max_new_tokens, sampling, stop_tokens, adapters, choices))
 
     def _session(
         self,
@@ -321,24 +325,29 @@ class Forge(ForgeAdapters, ForgeDrafts):
         max_new_tokens: int,
         sampling: SamplingParams,
         stop_tokens: Sequence[int] | None,
-        seed: int,
-        cache_dtype: Any,
+        adapters: Sequence[str | None] | None,
+        choices: Choices,
     ) -> Session:
-        stops = text.stop_ids(self.model) if stop_tokens is None else stop_tokens
+        model, numbers = self._by_row(adapters)
         self.session = Session(
-            self.spec,
-            self.params,
+            model.spec,
+            model.params,
             ids.tolist(),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            stop_ids=stops,
-            seed=seed,
-            cache_dtype=self._cache_dtype() if cache_dtype is None else cache_dtype,
-            layout="paged" if self.config.use_paged_attn else "dense",
-            programs=self.model.programs,
+            stop_ids=text.stop_ids(self.model) if stop_tokens is None else stop_tokens,
+            programs=model.programs,
             draft=self.draft,
+            adapters=numbers,
+            **self._chosen(choices),
         )
         return self.session
+
+    def _chosen(self, choices: Choices) -> Choices:
+        """The choices, and where there is none what the config says of caches."""
+        dtype, layout = choices.get("cache_dtype"), "paged" if self.config.use_paged_attn else "dense"
+        dtype = self._cache_dtype() if dtype is None else dtype
+        return Choices(layout=layout) | choices | Choices(cache_dtype=dtype)
 
     def _tokens(self, session: Session) -> Iterator[int | list[int | None]]:
         for step in session.steps():
@@ -346,23 +355,26 @@ class Forge(ForgeAdapters, ForgeDrafts):
 
     # -------------------------------------------------------------------------------------------- text
     def complete(self, prompt: Any, **options: Any) -> Any:
-        """Complete a text (or a list of texts); gives text (or texts). Options: `forge_jax.text.complete`."""
+        """Complete a text (or a list of texts); gives text (or texts). Options: `forge_jax.text.complete`;
+        `adapters` are names, as in `generate`."""
         several = not isinstance(prompt, str)
-        replies, _ = text.complete(self.model, list(prompt) if several else [prompt], **self._drafted(options))
+        replies, _ = text.complete(prompts=list(prompt) if several else [prompt], **self._options(options))
         return [reply.text for reply in replies] if several or len(replies) > 1 else replies[0].text
 
-    def _drafted(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {"draft": self.draft} | options
+    def _options(self, given: Any) -> dict[str, Any]:
+        """The model that makes texts, and how; what is not given is as for `generate`."""
+        model, numbers = self._by_row(given.get("adapters"))
+        return {"draft": self.draft} | given | self._chosen(given) | {"model": model, "adapters": numbers}
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Answer a message, or a list of {"role", "content"} messages, through the model's chat template."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        replies, _ = text.complete(self.model, [turns], **self._drafted(options))
+        replies, _ = text.complete(prompts=[turns], **self._options(options))
         return replies[0].text
 
     def stream(self, prompt: Any, **options: Any) -> text.TextStream:
         """Complete a text, or a chat given as messages, piece by piece. Options: `forge_jax.text.stream`."""
-        return text.stream(self.model, prompt, **self._drafted(options))
+        return text.stream(prompt=prompt, **self._options(options))
 
 
 def create_model(size: str = "small", vocab_size: int | None = None, **overrides: Any) -> Forge:

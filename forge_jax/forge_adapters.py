@@ -1,5 +1,6 @@
 """The part of `Forge` that holds adapters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,6 +97,14 @@ class ForgeAdapters(ForgeFiles):
         if name not in self.adapters.known:
             raise ValueError(f"export_lora: there is no adapter {name!r}")
         return export_adapter(self.adapters.known[name], self.adapters.base, path, overwrite=overwrite)
+
+    def _by_row(self, names: Sequence[str | None] | None) -> tuple[Model, list[int] | None]:
+        """The model, and the number of each row's adapter where rows have some by name.
+
+        Raises:
+            ValueError: no adapter of a name, or adapters that rows cannot have apart; see `forge_jax.attach`.
+        """
+        return (self.model, None) if names is None else self.adapters.by_row(names)
 
     def _activate(self, name: str | None, merge: bool) -> None:
         """Become the base with one adapter."""

@@ -23,24 +23,36 @@ from converters.files import parse_json
 from converters.safetensors_file import Entry, SafetensorsSource, dtype_name, open_safetensors, write_safetensors
 from forge_jax import cache as caches
 from forge_jax.cache import Policy
-from forge_jax.generation.held import Held
-from forge_jax.generation.session import BURST
-from forge_jax.generation.sizes import compute_dtype
+from forge_jax.generation.held import Held, named
+from forge_jax.generation.sizes import BURST, compute_dtype
 from forge_jax.loading import Model
-from forge_jax.params import flatten
+from forge_jax.params import Tree, flatten
+from forge_jax.stacking import unstack
 
 FORMAT = "forge-jax prompt cache 1"
 SAMPLE = 256  # numbers of each array that tell one model's weights from another's
 
 
 def fingerprint(model: Model) -> dict[str, str]:
-    """Digests of what a model computes and of the beginning of all its weights."""
-    weights = hashlib.sha256()
-    for path, leaf in flatten(model.params):
-        for part in jax.tree.leaves(leaf):
-            weights.update(f"{path} {part.dtype} {part.shape}".encode())
-            weights.update(np.asarray(part.ravel()[:SAMPLE]).tobytes())
-    return {"spec": hashlib.sha256(repr(model.spec).encode()).hexdigest(), "weights": weights.hexdigest()}
+    """Digests of what a model computes and of the beginning of all its weights, stacked or not."""
+    shapes, weights = (dict(flatten(tree)) for tree in by_layer(model))
+    digest = hashlib.sha256()
+    for path in sorted(shapes):
+        for part, numbers in zip(jax.tree.leaves(shapes[path]), jax.tree.leaves(weights[path]), strict=True):
+            digest.update(f"{path} {part.dtype} {part.shape}".encode())
+            digest.update(np.asarray(numbers).tobytes())
+    return {"spec": hashlib.sha256(repr(model.spec).encode()).hexdigest(), "weights": digest.hexdigest()}
+
+
+def by_layer(model: Model) -> tuple[Tree, Tree]:
+    """The shapes of the parameters with an entry a layer, and the beginning of each of them."""
+    params, stacks = model.params, model.params.get("stacked")
+    rest = {key: value for key, value in params.items() if key != "stacked"}
+    first = jax.tree.map(lambda part: part.ravel()[:SAMPLE], rest)
+    if stacks is None:
+        return params, first
+    first["stacked"] = jax.tree.map(lambda part: part.reshape(part.shape[0], -1)[:, :SAMPLE], stacks)
+    return jax.eval_shape(partial(unstack, model.spec), params), unstack(model.spec, first)
 
 
 def save(path: str | Path, model: Model, held: Held, cache_dtype: Any = None) -> None:
@@ -50,13 +62,14 @@ def save(path: str | Path, model: Model, held: Held, cache_dtype: Any = None) ->
         cache_dtype: as it was given to the session.
 
     Raises:
-        ValueError: the cache is not one of this model kept so, or the model is spread over devices.
+        ValueError: the cache is not one of this model kept so, or heads are padded for the devices that it is on.
     """
     kept = policy(model, cache_dtype)
-    expected = shapes(model, kept, len(held.texts), held.cache.length, str(path))
+    expected = shapes(model, kept, len(held.texts), held.cache.length)
     if described(expected) != described(held.cache):
         raise ValueError(
-            f"{path}: the cache is not kept as cache_dtype={cache_dtype!r} says; give what the session got"
+            f"{path}: the cache is not kept as cache_dtype={cache_dtype!r} says, or on devices among which its heads "
+            "are not split evenly; give what the session got, or read the text on one device"
         )
     lengths = np.array([len(text) for text in held.texts], np.int32)
     arrays = named(held.cache) | {
@@ -103,7 +116,7 @@ def read(source: SafetensorsSource, model: Model, path: str) -> Held:
     plain = policy(model, facts.get("plain")).plain
     kept = Policy(plain, policy(model, pairs).rules)
     lengths = whole(source, "lengths", path)
-    expected = shapes(model, kept, len(lengths), length, path)
+    expected = shapes(model, kept, len(lengths), length)
     wanted, found = described(expected), {name: (info.shape, info.dtype) for name, info in source.tensors.items()}
     wrong = [name for name in wanted if found.get(name) != wanted[name]]
     if wrong or set(found) != {*wanted, "texts", "lengths"}:
@@ -139,17 +152,9 @@ def policy(model: Model, cache_dtype: Any) -> Policy:
     return caches.policy(cache_dtype, compute_dtype(model.params))
 
 
-def shapes(model: Model, kept: Policy, rows: int, length: int, path: str) -> caches.Cache:
-    """The arrays of a session's cache, as shapes."""
-    if model.mesh is not None or "stacked" in model.params:
-        raise ValueError(f"{path}: a cache that is spread over devices or stacked is not written or read; load without")
+def shapes(model: Model, kept: Policy, rows: int, length: int) -> caches.Cache:
+    """The arrays of what sessions hold, as shapes."""
     return jax.eval_shape(partial(caches.init, model.spec, rows, length, slack=BURST, dtype=kept))
-
-
-def named(cache: caches.Cache) -> dict[str, Any]:
-    """Every array by its place in the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(cache)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def described(cache: caches.Cache) -> dict[str, tuple[tuple[int, ...], str]]:

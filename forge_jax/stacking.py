@@ -99,6 +99,11 @@ def stack_cache(spec: ModelSpec, cache: Cache) -> Cache:
     return replace(cache, layers=gather(spec, lambda layer: cache.layers[layer]))
 
 
+def unstack_cache(spec: ModelSpec, cache: Cache) -> Cache:
+    """The cache with one entry a layer again."""
+    return replace(cache, layers=tuple(scatter(spec, cache.layers)))
+
+
 def pick(stack: Any, index: Array) -> Any:
     """One repeat of a stacked tree."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), stack)

@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 from converters.tokenizer import StopStrings, StreamDecoder, Tokenizer
 from forge_jax.generation import Session
+from forge_jax.generation.asked import Choices
 from forge_jax.generation.results import FinishReason, Output
 from forge_jax.generation.speculation import Drafter, DraftModel, Report
 from forge_jax.loading import Model
@@ -203,6 +204,32 @@ class TextStream:
         return self.texts.replies()[0]
 
 
+def begin(
+    model: Model,
+    rows: list[list[int]],
+    max_new_tokens: int | None,
+    sampling: SamplingParams | Sequence[SamplingParams],
+    draft: Drafter | Model | None,
+    adapters: Sequence[int] | None,
+    choices: Choices,
+) -> Session:
+    """A session of a model with a tokenizer, which says what ends a text and which ids there are."""
+    return Session(
+        model.spec,
+        model.params,
+        rows,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_ids=stop_ids(model),
+        known_ids=need_tokenizer(model).vocab_size,
+        vocabulary=model.vocabulary,
+        programs=model.programs,
+        draft=drafter(model, draft),
+        adapters=adapters,
+        **choices,
+    )
+
+
 def stream(
     model: Model,
     prompt: str | Sequence[Message] | Sequence[int],
@@ -211,27 +238,20 @@ def stream(
     sampling: SamplingParams = GREEDY,
     constraint: Constraint | None = None,
     stop: Sequence[str] = (),
-    seed: int = 0,
-    cache_dtype: Any = None,
     draft: Drafter | Model | None = None,
+    adapters: Sequence[int] | None = None,
+    **choices: Unpack[Choices],
 ) -> TextStream:
-    """Complete one prompt (a text, a chat, or ids) piece by piece. Options as in `complete`."""
+    """Complete one prompt (a text, a chat, or ids) piece by piece. Options as in `complete`, but for `n`, which is 1.
+
+    Raises:
+        ValueError: as `complete`, or another `n`.
+    """
+    if (n := choices.get("n", 1)) != 1:
+        raise ValueError(f"stream: n={n} texts, but a stream is of one; use `complete`, or a stream for each")
     start = time.perf_counter()
     ids = ids_of(model, prompt)
-    session = Session(
-        model.spec,
-        model.params,
-        [ids],
-        max_new_tokens=max_new_tokens,
-        sampling=constrained(sampling, constraint),
-        stop_ids=stop_ids(model),
-        seed=seed,
-        cache_dtype=cache_dtype,
-        known_ids=need_tokenizer(model).vocab_size,
-        vocabulary=model.vocabulary,
-        programs=model.programs,
-        draft=drafter(model, draft),
-    )
+    session = begin(model, [ids], max_new_tokens, constrained(sampling, constraint), draft, adapters, choices)
     return TextStream(model, ids, session, stop, start)
 
 
@@ -243,10 +263,9 @@ def complete(
     sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
     constraint: Constraint | None = None,
     stop: Sequence[str] = (),
-    n: int = 1,
-    seed: int = 0,
-    cache_dtype: Any = None,
     draft: Drafter | Model | None = None,
+    adapters: Sequence[int] | None = None,
+    **choices: Unpack[Choices],
 ) -> tuple[list[Reply], Stats]:
     """Complete a batch of prompts of any lengths: texts, chats or ids.
 
@@ -255,35 +274,21 @@ def complete(
         sampling: greedy unless told otherwise; for all rows, or one a row.
         constraint: what every reply must be; for rows that differ, each row's sampling has its own.
         stop: strings that end a row; they are not part of the text.
-        n: replies for each prompt, next to each other in the result.
-        seed: for rows whose sampling has none.
-        cache_dtype: how keys and values are kept: "int8", for example (see `Session`).
         draft: what drafts tokens, to be faster: `forge.Lookup()`, `forge.EarlyExit(layers=8)`, a smaller model of the
             same vocabulary (loaded, or as a `forge.DraftModel`). The text is the same.
+        adapters: of a model with several (`forge_jax.attach`), which each prompt has; -1 for none.
+        choices: further ones of `Session`: n (replies for each prompt, next to each other in the result), seed,
+            cache_dtype, layout, held, draft_always, invariant.
 
     Raises:
-        ValueError: an empty prompt, more tokens than the context holds, a draft model of another vocabulary, or a
-            constraint that is not valid.
+        ValueError: an empty prompt, more tokens than the context holds, a draft model of another vocabulary, a
+            constraint that is not valid, or choices that do not go together; the message names them.
     """
     start = time.perf_counter()
     rows = [ids_of(model, prompt) for prompt in prompts]
-    session = Session(
-        model.spec,
-        model.params,
-        rows,
-        max_new_tokens=max_new_tokens,
-        sampling=constrained(sampling, constraint),
-        stop_ids=stop_ids(model),
-        n=n,
-        seed=seed,
-        cache_dtype=cache_dtype,
-        known_ids=need_tokenizer(model).vocab_size,
-        vocabulary=model.vocabulary,
-        programs=model.programs,
-        draft=drafter(model, draft),
-    )
+    session = begin(model, rows, max_new_tokens, constrained(sampling, constraint), draft, adapters, choices)
     first = time.perf_counter()
-    texts = Texts(model, session, [row for row in rows for _ in range(n)], stop)
+    texts = Texts(model, session, [row for row in rows for _ in range(choices.get("n", 1))], stop)
     while True:
         texts.take()
         if session.done:

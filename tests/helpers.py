@@ -165,3 +165,10 @@ def read_golden(name: str) -> Golden:
             file["tokens"].astype(np.int32),
             file["logits"],
         )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are the same, bit for bit."""
+    return jax.tree.structure(one) == jax.tree.structure(other) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )

@@ -23,6 +23,7 @@ from forge_jax.cache.dense import (
     widen,
 )
 from forge_jax.cache.memory import Slab, anchors, memories, memory, place_key, recurrent, smooth_name
+from forge_jax.cache.moved import moved
 from forge_jax.cache.pages import Pages, Rows
 from forge_jax.cache.policy import Policy, codecs, policy, slabs
 from forge_jax.cache.sizes import bytes_per_token, slot_bytes, state_bytes
@@ -49,6 +50,7 @@ __all__ = [
     "keep",
     "memories",
     "memory",
+    "moved",
     "place_key",
     "policy",
     "put",

@@ -24,7 +24,7 @@ def add(commands: options.Commands) -> None:
     options.add_drafts(parser)
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file (UTF-8)")
     parser.add_argument("--n", type=int, default=1, help="so many texts for the prompt (with a temperature)")
-    parser.add_argument("--cache", metavar="CODEC", help=options.CACHE_HELP)
+    options.add_cache(parser)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--chat", action="store_true", help="the prompt is a message: use the model's chat template")
     kind.add_argument("--raw", dest="chat", action="store_false", help="the prompt is a text to go on with (default)")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from forge_jax.cli.streaming import Watch
 
     given = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "stop": args.stop, "seed": args.seed}
-    given["cache_dtype"] = args.cache
+    given |= options.cache(args)
     given["draft"] = options.drafter(args, model)
     given["constraint"] = constraint
     with Watch() as watch:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
+SINKS = 4  # as `forge_jax.loading.load` has it, which is not imported yet when a command line is read
 CACHE_HELP = (
     "how keys and values are kept: float32, bfloat16, float16, int8, fp8, k8v4, int4, int2 (as weights are)"
 )
@@ -75,6 +76,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=f"the model ({DEFAULT_MODEL})")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: float32 on a CPU)")
     parser.add_argument("--adapter", type=Path, metavar="PATH", help="put a PEFT directory or a GGUF adapter beside it")
+    parser.add_argument("--window", type=int, metavar="N", help="see only the last N tokens, so that texts have no end")
+    parser.add_argument("--sinks", type=int, metavar="N", help=f"with --window: and the first N ({SINKS})")
     add_source(parser)
 
 
@@ -119,6 +122,19 @@ def add_drafts(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--lookup", action="store_true", help="draft what followed earlier: for texts that repeat")
     kind.add_argument("--draft", metavar="MODEL", help="draft with a smaller model of the same vocabulary")
     group.add_argument("--draft-tokens", type=int, metavar="N", help="tokens drafted a round (lookup 8, model 4)")
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """How keys and values are kept, and rows computed."""
+    group = parser.add_argument_group("the cache")
+    group.add_argument("--cache", metavar="CODEC", help=CACHE_HELP)
+    group.add_argument("--layout", choices=("dense", "paged"), default="dense", help="slots, or pages that texts share")
+    group.add_argument("--invariant", type=int, metavar="N", help="the same bits in any batch, with room for N tokens")
+
+
+def cache(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_cache` added, as sessions take it."""
+    return {"cache_dtype": args.cache, "layout": args.layout, "invariant": args.invariant}
 
 
 def drafter(args: argparse.Namespace, model: "Model") -> "Drafter | None":
@@ -193,9 +209,16 @@ def constraint(args: argparse.Namespace) -> "Constraint | None":
 
 
 def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
-    """Load the model that the options ask for, with a bar on a terminal."""
+    """Load the model that the options ask for, with a bar on a terminal.
+
+    Raises:
+        ValueError: a number of sinks without a window; or as `forge_jax.loading.load`.
+    """
     from forge_jax import loading
 
+    window, sinks = (vars(args).get(name) for name in ("window", "sinks"))
+    if sinks is not None and window is None:
+        raise ValueError(f"--sinks {sinks} are the first tokens beside a window; add --window N")
     model = loading.load(
         name,
         dtype=dtype,
@@ -203,6 +226,8 @@ def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
         subfolder=args.subfolder,
         file=args.file,
         allow=args.allow,
+        window=window,
+        sinks=SINKS if sinks is None else sinks,
         progress=sys.stderr.isatty(),
     )
     if vars(args).get("adapter") is None:

@@ -1,6 +1,22 @@
 """What a caller asked of a session, checked."""
 
 from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from forge_jax.generation.held import Held
+from forge_jax.generation.layouts import Layout
+
+
+class Choices(TypedDict, total=False):
+    """What functions that make sessions hand on to them as it is; `Session` says what each is, and has the defaults."""
+
+    n: int
+    seed: int
+    cache_dtype: Any
+    layout: Layout
+    held: Held | None
+    draft_always: bool
+    invariant: int | None
 
 
 def check_prompts(rows: list[list[int]], vocab_size: int, n: int) -> None:
@@ -34,9 +50,17 @@ def wanted(max_new_tokens: int | Sequence[int] | None, lengths: list[int], limit
     return new
 
 
-def check_invariant(room: int | None, layout: str, draft: object, adapters: Sequence[int] | None) -> None:
+def check_invariant(
+    room: int | None, layout: str, draft: object, adapters: Sequence[int] | None, held: Held | None
+) -> None:
     """Raise ValueError where rows cannot be computed apart: from pages that they share, with adapters that they choose
-    among together, or with drafts, of which there are more or fewer as the other rows take theirs."""
+    among together, after a text that was read in other pieces, or with drafts, of which there are more or fewer as the
+    other rows take theirs."""
+    if room is not None and held is not None:
+        raise ValueError(
+            f"generation: invariant={room} beside held texts, which were read in other pieces; leave `held` out, and "
+            "the whole prompts are read"
+        )
     if room is not None and layout != "dense":
         raise ValueError(f"generation: invariant={room} needs layout='dense', whose rows share nothing; not {layout!r}")
     if room is not None and adapters is not None:

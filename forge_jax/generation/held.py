@@ -5,13 +5,15 @@ Values: no function here changes one. A copy is made where a session begins, bec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from forge_jax import cache as caches
 from forge_jax.cache import Cache
-from forge_jax.generation.layouts import Dense, Paged
+from forge_jax.generation.layouts import Dense
 from forge_jax.spec import ModelSpec
 
 Text = tuple[int, ...]
@@ -19,7 +21,7 @@ Text = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Held:
-    """A cache, dense, and the ids of each row that are in it."""
+    """A cache, dense whatever layout it comes from (see `layouts.Dense.kept`), and the ids of each row in it."""
 
     cache: Cache
     texts: tuple[Text, ...]
@@ -57,8 +59,6 @@ def begun(
     Raises:
         ValueError: a prompt that begins otherwise or has no more to it, or a cache of another kind.
     """
-    if isinstance(layout, Paged):
-        raise ValueError("generation: what is held is dense; begin with it in layout='dense'")
     if len(held.texts) == 1:
         held = fork(held, len(rows))
     if len(held.texts) != len(rows):
@@ -70,26 +70,34 @@ def begun(
     # the last token of a prompt is read again: the logits after it are in no cache
     starts = [min(len(text), len(row) - 1) for row, text in zip(rows, held.texts, strict=True)]
     held = trim(spec, held, starts)
+    wanted, found = described(layout.kept(len(rows), held.cache.length)), described(held.cache)
+    if wanted != found:
+        odd = sorted(name for name, _ in set(wanted.items()) ^ set(found.items()))
+        raise ValueError(
+            "generation: what is held is kept by other codecs, or by other devices, than this session keeps it; give "
+            f"the cache_dtype that it was made with; {odd[0]} for example"
+        )
     size = max(size, held.cache.length)
-    empty = layout.empty(len(rows), size)
-    if jax.tree.structure(held.cache) != jax.tree.structure(empty):
-        raise ValueError("generation: what is held is kept by other codecs; give the cache_dtype that it was made with")
-    return caches.widen(copied(held.cache), empty), size, starts
+    return (
+        layout.begun(held.cache, [text[:start] for text, start in zip(rows, starts, strict=True)], size),
+        size,
+        starts,
+    )
 
 
-def copied(cache: Cache) -> Cache:
-    """The same numbers in arrays of their own."""
-    return jax.tree.map(jnp.copy, cache)
+def named(cache: Cache) -> dict[str, Any]:
+    """Every array by its place in the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(cache)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def left(cache: Cache, texts: Sequence[Sequence[int]]) -> Held:
-    """What a session leaves: a copy of its cache, and the tokens in it.
+def described(cache: Cache) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every array."""
+    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype).name) for name, leaf in named(cache).items()}
 
-    Raises:
-        ValueError: it is in pages.
-    """
-    if any(places.table_BQ is not None for places in cache.places.values()):
-        raise ValueError("generation: pages are not held by themselves; use a session with layout='dense'")
-    cache = copied(cache)
+
+def left(layout: Dense, cache: Cache, texts: Sequence[Sequence[int]], size: int) -> Held:
+    """What a session of texts of up to `size` tokens leaves: a copy of its cache, and the tokens in it."""
     cut = jnp.asarray([len(text) for text in texts], jnp.int32)
-    return Held(caches.rewind(cache, cut), tuple(tuple(map(int, text)) for text in texts))
+    held = layout.left(caches.rewind(cache, cut), len(texts), size)
+    return Held(held, tuple(tuple(map(int, text)) for text in texts))

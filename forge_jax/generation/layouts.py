@@ -14,7 +14,8 @@ import numpy as np
 from forge_jax import cache as caches
 from forge_jax import stacking
 from forge_jax.cache import Cache, Pages, Paging, Rows, slots_of
-from forge_jax.generation.sizes import bucket
+from forge_jax.generation.sizes import BURST, bucket
+from forge_jax.lora.leaves import NONE
 from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
@@ -23,6 +24,13 @@ PAGE = 16  # tokens a page
 Layout = Literal["dense", "paged"]
 
 copy_pages = jax.jit(caches.copy_pages, static_argnames=("spec",), donate_argnames=("cache",))
+rearranged = jax.jit(caches.moved, static_argnames=("spec",))
+
+
+def moved(spec: ModelSpec, cache: Cache, empty: Cache) -> Cache:
+    """What a cache holds in an empty one of any layout, on the devices that it is on."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, empty)
+    return jax.device_put(rearranged(spec, cache, empty), where)
 
 
 class Dense:
@@ -51,6 +59,39 @@ class Dense:
     def widen(self, cache: Cache, rows: int, size: int) -> Cache:
         """Room for texts of up to `size` tokens."""
         return caches.widen(cache, self.empty(rows, size))
+
+    # -------------------------------------------------------------------------------------------- what is held
+    def plain(self, rows: int, size: int) -> Cache:
+        """An empty cache as texts are held in it, the same for all layouts: slots, a layer each, the least slack."""
+        return self.new_cache(self.spec, rows, size, **(self.options | {"slack": BURST}))
+
+    def kept(self, rows: int, size: int) -> Cache:
+        """The shapes of what is held."""
+        return jax.eval_shape(lambda: self.plain(rows, size))
+
+    def left(self, cache: Cache, rows: int, size: int) -> Cache:
+        """What is in a cache for texts of up to `size` tokens, to be held: a copy."""
+        return moved(self.spec, cache, self.plain(rows, size))
+
+    def begun(self, held: Cache, texts: Sequence[Sequence[int]], size: int) -> Cache:
+        """A cache with what is held, which is these texts: a copy."""
+        return moved(self.spec, held, self.empty(len(texts), size))
+
+
+class Stacked(Dense):
+    """Slots for models whose equal layers are stacked."""
+
+    def empty(self, rows: int, size: int) -> Cache:
+        """A cache for `rows` texts of up to `size` tokens."""
+        return stacking.stack_cache(self.spec, super().empty(rows, size))
+
+    def left(self, cache: Cache, rows: int, size: int) -> Cache:
+        """What is in a cache for texts of up to `size` tokens, to be held: a copy."""
+        return super().left(stacking.unstack_cache(self.spec, cache), rows, size)
+
+    def begun(self, held: Cache, texts: Sequence[Sequence[int]], size: int) -> Cache:
+        """A cache with what is held, which is these texts: a copy."""
+        return stacking.stack_cache(self.spec, moved(self.spec, held, super().empty(len(texts), size)))
 
 
 class Paged(Dense):
@@ -137,6 +178,10 @@ class Paged(Dense):
             kept.pool.grow(len(kept.pool.users) + rows * more)
         return self.tabled(caches.widen(cache, self.made(rows, size)))
 
+    def begun(self, held: Cache, texts: Sequence[Sequence[int]], size: int) -> Cache:
+        """A cache with what is held, which is these texts, on pages that they share where they begin alike: a copy."""
+        return moved(self.spec, held, self.admit(self.empty(len(texts), size), texts, [NONE] * len(texts)))
+
 
 def laid_out(
     layout: Layout, spec: ModelSpec, params: Tree, new_cache: Callable[..., Cache], options: dict[str, Any]
@@ -153,7 +198,7 @@ def laid_out(
             case "paged":
                 return Paged(spec, new_cache, options)
     elif layout == "dense":
-        return Dense(spec, lambda *args, **kept: stacking.stack_cache(spec, new_cache(*args, **kept)), options)
+        return Stacked(spec, new_cache, options)
     raise ValueError(
         f"generation: layout {layout!r}; expected 'dense', or 'paged' where the parameters are not stacked"
     )

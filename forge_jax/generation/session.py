@@ -20,7 +20,7 @@ from forge_jax.generation.layouts import Layout, laid_out
 from forge_jax.generation.loop import Drafting, State, new_record
 from forge_jax.generation.programs import FRUGAL, LOCAL, Programs
 from forge_jax.generation.results import FinishReason, Output, outputs
-from forge_jax.generation.sizes import capacity, chunks, compute_dtype, equal_chunks, with_adapters
+from forge_jax.generation.sizes import BURST, capacity, chunks, compute_dtype, equal_chunks, with_adapters
 from forge_jax.generation.speculation import Drafter, Report, rounds
 from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
@@ -35,8 +35,6 @@ from forge_jax.sampling import (
 )
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import has_packed
-
-BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 
 FIRST = 128  # new tokens that a cache has room for before it must grow
 
@@ -113,7 +111,7 @@ class Session:
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         kept = caches.policy(cache_dtype, compute_dtype(params))
         slack = BURST + (draft.tokens if draft else 0)
-        check_invariant(invariant, layout, draft, adapters)
+        check_invariant(invariant, layout, draft, adapters, held)
         self.invariant, self.ctx = invariant, Context(apart=invariant is not None)
         self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": slack, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
@@ -352,7 +350,8 @@ class Session:
             raise ValueError("generation: tokens were taken back from a running state; extend the session first")
         check_held(self.adapters)
         tokens, lengths = np.asarray(self.state.history.tokens_BS), self.lengths()
-        return left(self.state.cache, [row[: n - 1].tolist() for row, n in zip(tokens, lengths, strict=True)])
+        texts = [row[: n - 1].tolist() for row, n in zip(tokens, lengths, strict=True)]
+        return left(self.layout, self.state.cache, texts, tokens.shape[1])
 
     # -------------------------------------------------------------------------------------------- editing
     def finish(self, row: int, count: int) -> None:

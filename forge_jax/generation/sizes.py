@@ -10,6 +10,7 @@ import numpy as np
 from forge_jax.lora import choose_adapters
 from forge_jax.params import Tree
 
+BURST = 32  # tokens made between two looks at the host, so how long an interrupt waits, and how far a row is rewound
 CHUNK = 512  # prompts longer than this are read in pieces of this length
 EQUAL = 64  # tokens of a piece where all must be alike
 

@@ -21,7 +21,7 @@ from converters.checkpoint import Checkpoint
 from converters.tokenizer import Tokenizer
 from forge_jax import cache as caches
 from forge_jax.generation import capacity
-from forge_jax.generation.session import BURST
+from forge_jax.generation.sizes import BURST
 from forge_jax.inspection import report
 from forge_jax.loading import caster, check_vocabulary, read_text_side
 from forge_jax.ops.rope import explain

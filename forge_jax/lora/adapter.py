@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from forge_jax.lora.leaves import NONE, Apart, Chosen, Lora, Turned, mapped
+from forge_jax.lora.leaves import NONE, Apart, Chosen, Lora, Replaced, Turned, mapped
 from forge_jax.params import Tree, flatten, unflatten
-from forge_jax.tensor import Around, QTensor, Weight, dense, take
+from forge_jax.tensor import Around, QTensor, Weight, dense
 
 Factors = tuple[Array, Array, Array | None, Array | None]
 """a, b (times its scale), gain and bias of one update."""
@@ -106,17 +106,42 @@ def of_update(path: str, base: Weight, update: Update) -> Factors:
     return a, b, gain, None if update.bias is None else jnp.asarray(update.bias) * update.scale
 
 
-def of_tokens(path: str, base: Weight, tokens: Tokens) -> Factors:
-    """Replaced rows of a table [V, D] as an update: one direction a token. A head is [D, V]."""
-    head = isinstance(base, Turned) or path == "head"
-    size = base.shape[-1] if head else base.shape[0]
-    ids, rows = jnp.asarray(tokens.ids), jnp.asarray(tokens.rows)
-    if rows.shape != (ids.shape[0], base.shape[0] if head else base.shape[1]):
-        raise ValueError(f"adapter: {path} is {list(base.shape)}, the rows of its tokens are {list(rows.shape)}")
-    here = jax.nn.one_hot(ids, size, dtype=jnp.float32)
-    before = dense(base)[:, ids].T if head else take(base, ids)
-    change = rows.astype(jnp.float32) - before.astype(jnp.float32)
-    return (change.T, here, None, None) if head else (here.T, change, None, None)
+def check_tokens(path: str, table: Weight, tokens: Tokens) -> None:
+    """Raise ValueError if replaced rows do not fit their table [V, D]."""
+    size, width = table.shape
+    if tokens.rows.shape != (tokens.ids.shape[0], width):
+        raise ValueError(f"adapter: {path} has rows of {width}, those of its tokens are {list(tokens.rows.shape)}")
+    if not isinstance(tokens.ids, Tracer) and (odd := [int(i) for i in np.asarray(tokens.ids) if not 0 <= i < size]):
+        raise ValueError(f"adapter: {path} has {size} rows, and the adapter replaces number {odd[0]}")
+
+
+def replaced(path: str, table: Weight, every: Sequence[Tokens | None], row_B: Array | None = None) -> Weight:
+    """A table [V, D] with the rows of its only adapter; or, with `row_B`, of that which each row of a batch has, and
+    its own rows after the last."""
+    some = [tokens for tokens in every if tokens is not None]
+    if not some:
+        return table
+    for tokens in some:
+        check_tokens(path, table, tokens)
+    most = max(tokens.ids.shape[0] for tokens in some)
+    which = [jnp.zeros(table.shape[0], jnp.int32)] * (len(every) + 1)
+    rows = [jnp.zeros((most, table.shape[1]))] * (len(every) + 1)
+    for i, tokens in enumerate(every):
+        if tokens is not None:
+            count = tokens.ids.shape[0]
+            which[i] = which[i].at[jnp.asarray(tokens.ids)].set(jnp.arange(1, count + 1, dtype=jnp.int32))
+            rows[i] = jnp.pad(jnp.asarray(tokens.rows).astype(jnp.float32), ((0, most - count), (0, 0)))
+    if row_B is None:
+        return Replaced(table, which[0], rows[0])
+    return Replaced(table, jnp.stack(which), jnp.stack(rows), row_B)
+
+
+def with_tokens(path: str, leaf: Weight, adapters: Sequence[Adapter], row_B: Array | None = None) -> Weight:
+    """A leaf with the rows that adapters replace. A head [D, V] is a table read the other way."""
+    every = [adapter.tokens.get(path) for adapter in adapters]
+    if path != "head" or all(tokens is None for tokens in every):
+        return replaced(path, leaf, every, row_B)
+    return Turned(replaced(path, leaf.base if isinstance(leaf, Turned) else Turned(leaf), every, row_B))
 
 
 def factors(path: str, base: Weight, adapter: Adapter) -> Factors | None:
@@ -125,12 +150,10 @@ def factors(path: str, base: Weight, adapter: Adapter) -> Factors | None:
     Raises:
         ValueError: it does not fit, or an update and replaced rows of one table.
     """
-    update, tokens = adapter.updates.get(path), adapter.tokens.get(path)
-    if update is not None and tokens is not None:
+    update = adapter.updates.get(path)
+    if update is not None and path in adapter.tokens:
         raise ValueError(f"adapter: {path} has an update and replaced rows; which of them comes first is unknown")
-    if update is not None:
-        return of_update(path, base, update)
-    return None if tokens is None else of_tokens(path, base, tokens)
+    return None if update is None else of_update(path, base, update)
 
 
 def value_of(path: str, base: Weight, adapter: Adapter) -> Weight:
@@ -175,7 +198,7 @@ def attach(params: Tree, adapter: Adapter | Sequence[Adapter]) -> Tree:
 def alone(path: str, leaf: Weight, adapters: Sequence[Adapter]) -> Weight:
     """A leaf with its only adapter."""
     (adapter,) = adapters
-    base = value_of(path, leaf, adapter)
+    base = with_tokens(path, value_of(path, leaf, adapter), adapters)
     found = factors(path, base, adapter)
     return base if found is None else Lora(base, *found, stacked=stacked_of(path, adapter))
 
@@ -197,6 +220,7 @@ def among(path: str, leaf: Weight, adapters: Sequence[Adapter]) -> Weight:
     if len(options) > 1:
         at = {id(option): i for i, option in enumerate(options)}
         leaf = Chosen(tuple(options), jnp.array([*(at[id(base)] for base in bases), 0]), none)
+    leaf = with_tokens(path, leaf, adapters, none)
     every = [factors(path, base, adapter) for base, adapter in zip(bases, adapters, strict=True)]
     if all(found is None for found in every):
         return leaf
@@ -263,9 +287,11 @@ def pool_size(params: Tree) -> int:
                 return a.shape[0] - 1
             case Chosen(table=table):
                 return table.shape[0] - 1
+            case Replaced(which=which, row_B=row_B) if row_B is not None:
+                return which.shape[0] - 1
             case Apart(base, head):
                 waiting += [base, head]
-            case Lora(base) | Turned(base):
+            case Lora(base) | Replaced(base) | Turned(base):
                 waiting.append(base)
             case _:
                 pass
@@ -301,7 +327,7 @@ def merged(leaf: Weight) -> Weight:
             return Apart(merged(base), dense(head))
         case Lora(base, a, b, gain, stacked=stacked) if leaf.row_B is None:
             return Lora(merged(base), a, b, gain, stacked=stacked).dense()
-        case Lora() | Chosen():
+        case Lora() | Replaced() | Turned() | Chosen():
             return leaf.dense()
         case _:
             return leaf

@@ -1,8 +1,8 @@
 """The kinds of leaves that an adapted model has in the place of its weights.
 
-`Lora` is a low-rank update beside a weight, `Apart` a tied embedding whose two uses were adapted apart, `Turned` a
-table read the other way, `Chosen` a parameter that each row of a batch chooses among several. They multiply as any
-weight does, so no op knows of them.
+`Lora` is a low-rank update beside a weight, `Replaced` a table with other rows for some ids, `Apart` a tied embedding
+whose two uses were adapted apart, `Turned` a table read the other way, `Chosen` a parameter that each row of a batch
+chooses among several. They multiply as any weight does, so no op knows of them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -168,6 +168,55 @@ class Lora(Around):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Replaced(Around):
+    """A table [V, D] in which some ids have other rows: id v has rows[which[v] - 1], or its own where which[v] is 0.
+
+    which is [V], rows [K, D]. With `row_B`, both have an axis before them that numbers adapters, as in `Lora`.
+    """
+
+    base: Any
+    which: Array
+    rows: Array
+    row_B: Array | None = None
+
+    def contract(self, eq: str, x: Array) -> Array:
+        """The product with the table, and in the places of some of its columns that with the other rows."""
+        xs, ws, out = subscripts(eq)
+        which, rows, row = self.which, self.rows, ""
+        if self.row_B is not None:
+            row_axis(eq, "its rows")
+            row_B, row = rows_of(self.row_B, x.shape[xs.index("B")]), "B"
+            which, rows = which[row_B], rows[row_B]
+        y = contract(eq, x, self.base)
+        other = product(f"{xs},{row}k{ws[1]}->{out.replace(ws[0], 'k')}", x, rows.astype(x.dtype))
+        which = along(out, row + ws[0], which)
+        other = jnp.take_along_axis(other, jnp.maximum(which - 1, 0), axis=out.index(ws[0]))
+        return jnp.where(which > 0, other.astype(y.dtype), y)
+
+    def take(self, ids: Array) -> Array:
+        """Rows of the table."""
+        if self.row_B is None:
+            which, rows = self.which[ids], self.rows[jnp.maximum(self.which[ids] - 1, 0)]
+        else:
+            row_B = rows_of(self.row_B, ids.shape[0]).reshape(-1, *(1,) * (ids.ndim - 1))
+            which = self.which[row_B, ids]
+            rows = self.rows[row_B, jnp.maximum(which - 1, 0)]
+        return jnp.where((which > 0)[..., None], rows.astype(self.dtype), take(self.base, ids))
+
+    def dense(self) -> Array:
+        """The table with the other rows in it.
+
+        Raises:
+            ValueError: the rows of a batch have different ones.
+        """
+        if self.row_B is not None:
+            raise ValueError("adapters by row: a table some of whose rows differ from row to row has no one value here")
+        base = dense(self.base)
+        return jnp.where((self.which > 0)[:, None], self.rows[jnp.maximum(self.which - 1, 0)].astype(base.dtype), base)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Turned(Around):
     """A table [V, D] read the other way, [D, V]: what a tied head is."""
 
@@ -270,7 +319,7 @@ class Chosen(Around):
 def mapped(leaf: Weight, row_B: Array) -> Weight:
     """A leaf whose choices are those of other rows."""
     match leaf:
-        case Lora():
+        case Lora() | Replaced():
             row = None if leaf.row_B is None else row_B
             return replace(leaf, base=mapped(leaf.base, row_B), row_B=row)
         case Turned():

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from forge_jax.lora import Apart, Chosen, Lora, Turned
+from forge_jax.lora import Apart, Chosen, Lora, Replaced, Turned
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import QTensor
@@ -72,6 +72,12 @@ def lora_axes(param: Param, rows: bool = False) -> LoraAxes:
     return LoraAxes((*first, *stacked, *into, None), (*first, *stacked, None, *out), (*first, *stacked, *out))
 
 
+def replaced_axes(param: Param, rows: bool) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+    """The axes of `which` and `rows` of a `Replaced` table; with `rows`, of those of several adapters."""
+    first = (None,) * rows
+    return (*first, param.axes[0]), (*first, None, param.axes[1])
+
+
 def turned(param: Param) -> Param:
     """The description of a head, from that of the table it is tied to."""
     return Param(param.shape[::-1], param.axes[::-1])
@@ -85,6 +91,15 @@ def leaf_specs(leaf: Any, param: Param, rules: Rules) -> Any:
         case Lora(base):
             axes = lora_axes(param, leaf.row_B is not None)
             return axes.map(leaf, leaf_specs(base, param, rules), lambda x, own: array_spec(x, own, rules))
+        case Replaced(base):
+            which, rows = replaced_axes(param, leaf.row_B is not None)
+            return replace(
+                leaf,
+                base=leaf_specs(base, param, rules),
+                which=array_spec(leaf.which, which, rules),
+                rows=array_spec(leaf.rows, rows, rules),
+                row_B=None if leaf.row_B is None else array_spec(leaf.row_B, (None,), rules),
+            )
         case Apart(base, head):
             return Apart(leaf_specs(base, param, rules), leaf_specs(head, turned(param), rules))
         case Turned(base):

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forge_jax.lora import Apart, Chosen, Lora, Turned
+from forge_jax.lora import Apart, Chosen, Lora, Replaced, Turned
 from forge_jax.ops.call import head_slots
-from forge_jax.parallel.axes import described, lora_axes, turned
+from forge_jax.parallel.axes import described, lora_axes, replaced_axes, turned
 from forge_jax.params import Param, Tree, unflatten
 from forge_jax.quantization.schemes import Grouped
 from forge_jax.spec import (
@@ -228,6 +228,10 @@ def arrange_leaf(leaf: Any, param: Param, slots: Slots, shards: int) -> Any:
                 return new
             # where inputs are split every device adds its part of the sum, and so a part of the bias
             return replace(new, bias=new.bias / shards)
+        case Replaced(base):
+            which, rows = replaced_axes(param, leaf.row_B is not None)
+            parts = {"which": arrange_axes(leaf.which, which, slots), "rows": arrange_axes(leaf.rows, rows, slots)}
+            return replace(leaf, base=arrange_leaf(base, param, slots, shards), **parts)
         case Apart(base, head):
             return Apart(arrange_leaf(base, param, slots, shards), arrange_leaf(head, turned(param), slots, shards))
         case Turned(base):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from forge_jax.lora import Lora
+from forge_jax.lora import Lora, Replaced
 from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.quantization.packers import Packer
 from forge_jax.quantization.policy import choose, row_length
@@ -97,8 +97,8 @@ def check(
 
 
 def base_of(leaf: Any) -> Any:
-    """A leaf without the updates of adapters."""
-    return base_of(leaf.base) if isinstance(leaf, Lora) else leaf
+    """A leaf without what adapters put beside it."""
+    return base_of(leaf.base) if isinstance(leaf, Lora | Replaced) else leaf
 
 
 def encode_leaf(
@@ -109,7 +109,7 @@ def encode_leaf(
     Raises:
         ValueError: numbers that are not finite, or that the scheme cannot hold.
     """
-    if isinstance(w, Lora):
+    if isinstance(w, Lora | Replaced):
         return replace(w, base=encode_leaf(w.base, param, packer, importance, path))
     if isinstance(w, Around):
         raise ValueError(f"quantize: {path} is adapted in more ways than one; quantise the parameters before `attach`")

@@ -1,7 +1,5 @@
 """Adapters against the logits of the reference: beside weights, in them, one a row, split, stacked, on packed ones."""
 
-import json
-import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cache, partial
@@ -11,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import same
 
 import forge_jax as forge
 from converters.gguf.writer import write_gguf
@@ -18,7 +17,7 @@ from forge_jax import parallel
 from forge_jax.adapting import adapted, merged
 from forge_jax.cli import main, options
 from forge_jax.loading import Model, load
-from forge_jax.lora import Adapter, Lora, Update, attach, choose_adapters, extract, merge
+from forge_jax.lora import Adapter, Lora, Tokens, Update, attach, choose_adapters, extract, merge
 from forge_jax.stacking import stack
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -158,13 +157,6 @@ def test_on_a_gguf_whose_heads_are_permuted(case: Any, tmp_path: Path):
         assert apart(logits(adapted(base, each), reference["input_ids"]), reference["logits"]) < 1e-5
 
 
-def same(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters are the same, bit for bit."""
-    return jax.tree.structure(one) == jax.tree.structure(other) and all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    )
-
-
 @pytest.mark.slow
 def test_rows_choose_where_weights_are_split(case: Any, base: Any):
     model, mesh = base("llama"), parallel.make_mesh(2)
@@ -174,6 +166,26 @@ def test_rows_choose_where_weights_are_split(case: Any, base: Any):
     params = parallel.shard(model.spec, pool, mesh)
     found, _ = parallel.sharded_forward(model.spec, mesh)(params, forge.inputs(ids), None)
     assert apart(found, np.asarray(logits(model, ids, pool))) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 3])  # 3 do not divide the vocabulary
+def test_replaced_rows_where_the_vocabulary_is_split(base: Any, shards: int):
+    model, rng = base("llama"), np.random.default_rng(0)
+
+    def rows(*ids: int) -> Tokens:
+        return Tokens(np.array(ids), rng.standard_normal((len(ids), 48)).astype(np.float32))
+
+    adapters = [Adapter(tokens={"embed": rows(2, 150), "head": rows(7)}), Adapter(tokens={"head": rows(1, 99, 159)})]
+    ids = np.array([[2, 150, 3, 2], [1, 2, 150, 4], [2, 2, 9, 150]])
+    for params in (attach(model.params, adapters[0]), choose_adapters(attach(model.params, adapters), [1, -1, 0])):
+        mesh = parallel.make_mesh(shards)
+        placed = parallel.shard(model.spec, params, mesh)
+        found, _ = parallel.sharded_forward(model.spec, mesh)(placed, forge.inputs(ids), None)
+        assert apart(found, np.asarray(logits(model, ids, params))) < 1e-5
+    for row, number in enumerate((1, -1, 0)):
+        alone = model.params if number < 0 else merge(attach(model.params, adapters[number]))
+        assert apart(found[row], np.asarray(logits(model, ids[row : row + 1], alone))[0]) < 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -273,121 +285,6 @@ def test_the_command_line_takes_an_adapter(shared: Path, capsys: pytest.CaptureF
     assert "no/where: no such file or directory" in capsys.readouterr().err
     args = Namespace(revision=None, subfolder=None, file=None, allow=[], adapter=shared / "oracle/lora/llama_plain")
     assert isinstance(options.load(args, model, "float32").params["layers"]["0"]["attention"]["q"], Lora)
-
-
-# ------------------------------------------------------------------------------------------------ bad input
-def copied(shared: Path, name: str, target: Path, **config: Any) -> Path:
-    """A case's files, keys of its config changed; None takes a key out."""
-    shutil.copytree(shared / "oracle/lora" / name, target)
-    target.chmod(0o755)
-    file = target / "adapter_config.json"
-    kept = {key: value for key, value in (json.loads(file.read_text()) | config).items() if value != "absent"}
-    file.chmod(0o644)
-    file.write_text(json.dumps(kept))
-    return target
-
-
-BAD_CONFIGS = [
-    ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
-    ({"use_qalora": True}, "use_qalora is set, which is not implemented"),
-    ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is set"),
-    ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is set"),
-    ({"arrow_config": {"top_k": 2}}, "arrow_config is set"),
-    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
-    ({"brand_new": 3}, "config keys are not understood .*brand_new=3"),
-    ({"r": 4}, r"q_proj has factors of shape \[8, 48\] and \[64, 8\], the config says rank 4"),
-    ({"r": 0}, "r is 0; expected 1 or more"),
-    ({"lora_alpha": "many"}, "lora_alpha has 'many'; expected a number"),
-    ({"target_modules": ["q_proj"]}, "v_proj has an update, and target_modules does not name it"),
-    ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "3 tensors do not fit .*k_proj is targeted and has no update"),
-    ({"target_modules": "("}, "is no regular expression"),
-    ({"use_dora": True}, "q_proj lacks magnitude"),
-    ({"modules_to_save": ["lm_head"]}, "lm_head is in modules_to_save and not in the file"),
-    ({"modules_to_save": ["lm_heat"]}, "modules_to_save names lm_heat, and the model has none"),
-    ({"bias": "some"}, "bias is 'some'; expected none, all or lora_only"),
-    ({"layers_to_transform": [0, 1]}, r"layers\.2\.self_attn\..* has an update, and target_modules does not name it"),
-    ({"trainable_token_indices": [-1]}, "trainable_token_indices is .*; expected ids"),
-]
-
-
-@pytest.mark.parametrize(("config", "message"), BAD_CONFIGS)
-def test_configs_that_cannot_be_honoured(shared: Path, base: Any, tmp_path: Path, config: Any, message: str):
-    path = copied(shared, "llama_plain", tmp_path / "a", **config)
-    with pytest.raises(ValueError, match=message):
-        forge.load_adapter(path, base("llama"))
-
-
-def changed(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    """Write the tensors of an adapter again, changed."""
-    numpy = pytest.importorskip("safetensors.numpy")
-    file = path / "adapter_model.safetensors"
-    tensors = numpy.load_file(file)
-    change(tensors)
-    file.unlink()
-    numpy.save_file(tensors, file)
-
-
-Q = "base_model.model.model.layers.0.self_attn.q_proj"
-BAD_TENSORS: list[tuple[Callable[[dict[str, np.ndarray]], Any], str]] = [
-    (
-        lambda t: t.update({"base_model.model.model.norm.weight": np.ones(48, np.float32)}),
-        "norm.weight is used by nothing",
-    ),
-    (lambda t: t.update({f"{Q}.lora_C.weight": np.ones(3, np.float32)}), "lora_C.weight is used by nothing"),
-    (lambda t: t.update({f"{Q}.lora_magnitude_vector": np.ones(64, np.float32)}), "lora_magnitude_vector is used by"),
-    (lambda t: t.pop(f"{Q}.lora_B.weight"), "q_proj lacks b"),
-    (
-        lambda t: t.update({f"{Q}.lora_A.weight": np.ones((8, 40), np.float32)}),
-        r"are \[40\], those of the model \[48\]",
-    ),
-    (lambda t: t.update({f"{Q}.lora_A.weight": np.ones((3, 48), np.float32)}), "the config says rank 8"),
-    (lambda t: t.update({f"{Q}.lora_A.weight": np.full((8, 48), np.nan, np.float32)}), "NaN or infinite"),
-    (
-        lambda t: t.update({k.replace("rs.0.", "rs.7."): v for k, v in t.items()}),
-        "does not have; the adapter belongs to",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), BAD_TENSORS)
-def test_tensors_that_do_not_fit(shared: Path, base: Any, tmp_path: Path, change: Any, message: str):
-    path = copied(shared, "llama_plain", tmp_path / "a")
-    changed(path, change)
-    with pytest.raises(ValueError, match=message):
-        forge.load_adapter(path, base("llama"))
-
-
-def test_names_of_a_language_model_in_a_composite(shared: Path, base: Any, case: Any, tmp_path: Path):
-    regex = r"model\.language_model\.layers\.\d+\.self_attn\.(?:q|v)_proj"
-    path = copied(shared, "llama_plain", tmp_path / "a", target_modules=regex)
-
-    def rename(tensors: dict[str, np.ndarray]) -> None:
-        for name in list(tensors):
-            tensors[name.replace("model.layers", "model.language_model.layers")] = tensors.pop(name)
-
-    changed(path, rename)
-    assert same(forge.load_adapter(path, base("llama")), case("llama_plain")[1])
-    changed(path, lambda tensors: tensors.pop(next(name for name in tensors if "layers.2.self_attn.v" in name)))
-    with pytest.raises(ValueError, match=r"language_model\.layers\.2\.self_attn\.v_proj lacks"):
-        forge.load_adapter(path, base("llama"))
-
-
-def test_another_base(shared: Path, base: Any, tmp_path: Path):
-    with pytest.raises(ValueError, match="belongs to another model"):
-        forge.load_adapter(shared / "oracle/lora/llama_plain", base("gpt2"))
-    with pytest.raises(ValueError, match=r"layers\.3\.self_attn\.q_proj is targeted and has no update"):
-        forge.load_adapter(shared / "oracle/lora/llama_plain", base("gemma2"))
-    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is missing"):
-        forge.load_adapter(shared / "oracle/corpus/llama", base("llama"))
-    llama = base("llama")
-    path = forge.export_adapter(
-        forge.load_adapter(shared / "oracle/lora/llama_plain", llama), llama, tmp_path / "a.gguf"
-    )
-    with pytest.raises(ValueError, match="an adapter of 'llama' models, this model is 'gpt2'"):
-        forge.load_adapter(path, base("gpt2"))
-    forge.Forge.from_model(llama).export_to_gguf(tmp_path / "m.gguf")
-    with pytest.raises(ValueError, match="no GGUF file of an adapter"):
-        forge.load_adapter(tmp_path / "m.gguf", llama)
 
 
 def test_experts_cannot_differ_by_row(case: Any):

@@ -7,17 +7,27 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import same
 from parallel_check import QUICK
 
 from converters.safetensors_file import Entry, open_safetensors, write_safetensors
-from forge_jax import prompt_cache
+from forge_jax import SamplingParams, prompt_cache, stack
+from forge_jax import cache as caches
+from forge_jax.cache import Cache
 from forge_jax.generation import Held, Session, fork, trim
+from forge_jax.generation.layouts import Stacked
 from forge_jax.generation.programs import local_programs
+from forge_jax.generation.sizes import BURST
+from forge_jax.generation.speculation import Lookup
 from forge_jax.loading import Model
+from forge_jax.parallel import make_mesh, programs, shard
 from forge_jax.params import init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope, ShortConv
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 ATTENTION = Attention(4, 2, 8, 0.35, rope=Rope(8))
 OPS = (ATTENTION, replace(ATTENTION, window=9))
@@ -56,6 +66,109 @@ def test_a_held_text_is_not_read_again_and_another_session_goes_on_with_it(held:
         assert begun.held().texts[1] == (*TEXT[:40], 7, *expected[1][:-1])
 
 
+DEEP = model(OPS[1:] * 2)  # equal layers, to be stacked
+GREEDY = SamplingParams(temperature=0, logprobs=0)
+LAYOUTS: dict[str, tuple[Any, Any]] = {
+    "dense": (DEEP.params, "dense"),
+    "paged": (DEEP.params, "paged"),
+    "stacked": (stack(DEEP.spec, DEEP.params), "dense"),
+}
+MODELS = {layout: replace(DEEP, params=params) for layout, (params, _) in LAYOUTS.items()}
+
+
+def deep(layout: str, prompts: list[list[int]], **options: Any) -> Session:
+    params, kind = LAYOUTS[layout]
+    options = {"max_new_tokens": 12, "sampling": GREEDY, "programs": PROGRAMS, **options}
+    out = Session(DEEP.spec, params, prompts, layout=kind, **options)
+    out.advance()
+    return out
+
+
+def test_stacked_layers_hold_the_same_bits():
+    options = {"slack": BURST, "dtype": caches.policy("int8")}
+    empty, numbers = caches.init(DEEP.spec, 1, 64, **options), iter(range(1, 99))
+    filled = replace(empty, layers=jax.tree.map(lambda part: jnp.full_like(part, next(numbers)), empty.layers))
+    order = jnp.arange(60)[None]
+    slots = {key: caches.assign(places, order, jnp.zeros_like(order)).after for key, places in empty.places.items()}
+    layout = Stacked(DEEP.spec, caches.init, options)
+    begun = layout.begun(replace(filled, places=slots), [TEXT], 64)
+    assert begun.stacked
+    assert same(layout.left(begun, 1, 64), replace(filled, places=slots))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", [None, "int8", "int4"])
+def test_a_text_goes_from_one_layout_to_the_next(codec: str | None, tmp_path: Path):
+    """The window's ring has turned, and is of another size in pages; two rows go on from one."""
+    prompt, path = TEXT[:45], tmp_path / "a.cache"
+    plain = deep("dense", [prompt] * 2, max_new_tokens=36, cache_dtype=codec).outputs()[0]
+    held, read = None, prompt
+    assert plain.logprobs is not None
+    for at, layout in enumerate(("stacked", "paged", "stacked", "dense")):
+        begun = deep(layout, [read, [*read[:-1], 5]], max_new_tokens=9, cache_dtype=codec, held=held)
+        output = begun.outputs()[0]
+        assert output.ids == plain.ids[9 * at : 9 * at + 9]
+        assert output.logprobs is not None
+        if codec is None:
+            np.testing.assert_allclose(output.logprobs, plain.logprobs[9 * at : 9 * at + 9], rtol=0, atol=1e-5)
+        held = begun.held()
+        assert begun.held().texts[0] == (*read, *output.ids[:-1])
+        first = replace(held, cache=first_row(held.cache), texts=held.texts[:1])
+        prompt_cache.save(path, MODELS[layout], first, codec)
+        held, read = prompt_cache.load(path, DEEP), [*read, *output.ids]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dense", "paged"])
+def test_meshes_go_on_from_one_device_and_back(layout: Any, tmp_path: Path):
+    mesh, path = make_mesh(2), tmp_path / "a.cache"
+    split = replace(MODEL, params=shard(MODEL.spec, MODEL.params, mesh), mesh=mesh)
+    runs = {"programs": programs(mesh), "layout": layout}
+    plain = session([TEXT[:45]], 18).ids()[0]
+    begun = Session(MODEL.spec, split.params, [TEXT[:45]], max_new_tokens=9, **runs)
+    begun.advance()
+    assert begun.ids()[0] == plain[:9]
+    prompt_cache.save(path, split, begun.held())
+    for held in (begun.held(), prompt_cache.load(path, MODEL)):
+        assert session([TEXT[:45] + plain[:9]], 9, held=held).ids()[0] == plain[9:]
+    again = Session(
+        MODEL.spec, split.params, [TEXT[:45] + plain[:9]], max_new_tokens=9, held=prompt_cache.load(path, split), **runs
+    )
+    again.advance()
+    assert again.ids()[0] == plain[9:]
+    four = make_mesh(4)  # of two kv heads
+    runs = {"programs": programs(four), "layout": layout}
+    odd = Session(MODEL.spec, shard(MODEL.spec, MODEL.params, four), [TEXT[:45]], max_new_tokens=0, **runs).held()
+    with pytest.raises(ValueError, match="heads are not split evenly"):
+        prompt_cache.save(path, MODEL, odd)
+    with pytest.raises(ValueError, match="or by other devices, than this session keeps it"):
+        session([TEXT], held=odd)
+
+
+def first_row(cache: Cache) -> Cache:
+    """The cache of the first of several rows."""
+    return jax.tree.map(lambda leaf: leaf[:1], cache)
+
+
+@pytest.mark.slow
+def test_pages_are_shared_again(held: Held):
+    begun = session([[*TEXT[:40], i] for i in range(3)], 2, cache_dtype="int8", held=held, layout="paged")
+    table = np.asarray(begun.state.cache.places["full"].table_BQ)
+    assert (table[:, :2] == table[0, :2]).all()
+    assert len(set(table[:, 2].tolist())) == 3
+
+
+@pytest.mark.slow
+def test_drafts_go_on_from_what_was_read_without(held: Held):
+    """Their rings are larger than those of what is held."""
+    prompt = [*TEXT[:40], 3]
+    options: Any = {"cache_dtype": "int8", "draft": Lookup(tokens=8, shortest=1), "draft_always": True}
+    assert session([prompt], 60, held=held, **options).ids() == session([prompt], 60, cache_dtype="int8").ids()
+    left = session([prompt], 20, **options).held()
+    longer = [*left.texts[0], 4]
+    assert session([longer], cache_dtype="int8", held=left).ids() == session([longer], cache_dtype="int8").ids()
+
+
 @pytest.mark.slow
 def test_a_trimmed_text_is_the_shorter_text(held: Held):
     shorter = trim(MODEL.spec, held, [33])  # in the window's ring, 32 more than it looks back on are kept
@@ -79,7 +192,6 @@ def test_a_prompt_that_is_held_whole_is_looked_at_again(held: Held):
         ([[*TEXT[:30], 1, 2]], {"cache_dtype": "int8"}, "prompt 0 is not what is held from token 30 on"),
         ([TEXT[:20]], {"cache_dtype": "int8"}, "prompt 0 is not what is held from token 20 on"),
         ([TEXT], {}, "kept by other codecs"),
-        ([TEXT], {"cache_dtype": "int8", "layout": "paged"}, "begin with it in layout='dense'"),
     ],
 )
 def test_what_does_not_go_on_from_it_is_an_error(held: Held, prompts: list[list[int]], options: Any, said: str):

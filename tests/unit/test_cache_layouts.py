@@ -103,6 +103,41 @@ def test_all_combinations_are_the_plain_path(layout: str, kept: Any, batch: int,
     assert_same(found, expected, batch, kept != "float32")
 
 
+def by_token(cache: caches.Cache, place: Any, row: int) -> dict[int, list[bytes]]:
+    """The bytes that a slab keeps of each token of a row."""
+    slab, slots = cache.layers[place.layer][place.branch][place.name], np.asarray(cache.places[place.key].order_BS)
+    parts = [np.asarray(part)[row] for part in slab.parts.values()]
+    return {
+        int(token): [part[:, slot].tobytes() for part in parts] for slot, token in enumerate(slots[row]) if token >= 0
+    }
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"*": "int4", "*.v": "int2"}, *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "fp8"))],
+    ids=["mixed", "float32", "fp8"],
+)
+def test_what_goes_from_one_layout_to_another_is_the_same_bits(kept: Any):
+    """From slots to pages and back to slots of another number: rings that came round, rows of different lengths."""
+    rng, order = np.random.default_rng(0), np.where(np.arange(29) < np.array(LENGTHS)[:, None], np.arange(29), -1)
+    options = {"slack": SLACK, "dtype": caches.policy(kept)}
+    empty = caches.init(SPEC, 3, 32, **options)
+    slots = {key: caches.assign(places, jnp.asarray(order, jnp.int32), jnp.zeros((3, 29), jnp.int32))
+             for key, places in empty.places.items()}  # fmt: skip
+    noise = jax.tree.map(lambda x: jnp.asarray(100 * rng.random(x.shape), x.dtype), empty.layers)
+    cache = caches.Cache({key: each.after for key, each in slots.items()}, noise)
+    paged = Paged(SPEC, caches.init, options, page=4)
+    texts = [[row] * length for row, length in enumerate(LENGTHS)]  # none shares a page
+    back = paged.left(paged.begun(cache, texts, 48), 3, 40)
+    assert back.places.keys() == cache.places.keys()
+    for place in caches.slabs(SPEC):
+        for row, length in enumerate(LENGTHS):
+            expected = by_token(cache, place, row)
+            assert by_token(back, place, row) == expected
+            assert max(expected) == length - 1
+            assert len(expected) == min(length, 15 if place.key != "full" else 29)
+
+
 @pytest.mark.slow
 def test_rows_of_a_session_share_the_pages_of_their_prompt():
     prompts = [IDS[0].tolist() * 3, (IDS[0].tolist() * 3)[:40] + [1, 2]]

@@ -117,8 +117,29 @@ def test_replaced_rows_are_an_update():
     found = merge(attach(params, Adapter({}, {}, tokens)))
     wanted, head = np.array(params["embed"]), np.array(params["head"])
     wanted[[2, 5]], head[:, 0] = tokens["embed"].rows, tokens["head"].rows[0]
-    close(found["embed"], wanted)
-    close(found["head"], head)
+    np.testing.assert_array_equal(found["embed"], wanted)
+    np.testing.assert_array_equal(found["head"], head)
+    ids, x = np.array([[2, 3, 5]]), normal(1, 3, 4, seed=4)
+    for adapters, row in (([Adapter({}, {}, tokens)], 0), ([Adapter(), Adapter({}, {}, tokens)], 1)):
+        params_ = attach(params, adapters[0] if row == 0 else adapters)
+        params_ = choose_adapters(params_, [1, -1]) if row else params_
+        both, twice = np.repeat(ids, row + 1, 0), jnp.repeat(x, row + 1, 0)
+        np.testing.assert_array_equal(take(params_["embed"], jnp.asarray(both))[0], wanted[ids[0]])
+        close(contract("BTD,DV->BTV", twice, params_["head"])[0], np.asarray(x[0]) @ head)
+    np.testing.assert_array_equal(take(params_["embed"], jnp.asarray(both))[1], params["embed"][ids[0]])
+    np.testing.assert_array_equal(
+        contract("BTD,DV->BTV", twice, params_["head"])[1], contract("BTD,DV->BTV", twice, params["head"])[1]
+    )
+    with pytest.raises(ValueError, match="embed has 7 rows, and the adapter replaces number 7"):
+        attach(params, Adapter({}, {}, {"embed": Tokens(np.array([7]), normal(1, 4))}))
+
+
+def test_a_replaced_row_costs_no_vocabulary_of_floats():
+    params = {"embed": normal(5000, 4), "head": normal(4, 5000, seed=1)}
+    tokens = Tokens(np.arange(100), normal(100, 4, seed=2))
+    new = attach(params, Adapter({}, {}, {"embed": tokens, "head": tokens}))
+    for path in params:
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(new[path])) - params[path].nbytes == 5000 * 4 + 100 * 4 * 4
 
 
 def test_the_length_of_dora_is_no_variable_of_training():
