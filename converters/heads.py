@@ -1,12 +1,13 @@
-"""The module of a checkpoint that guesses the token after the next one (multi-token prediction, arXiv:2412.19437).
+"""The modules of a checkpoint that guess tokens after the next one (multi-token prediction, arXiv:2412.19437).
 
-It is a layer of the family's own kind with two norms and a projection before it and a norm behind it; embedding and
-head are the model's. Checkpoints store it behind the last layer (model.layers.{L}.) or apart (mtp.). Where there are
-several, the first is read.
+Each is a layer of the family's own kind with two norms and a projection before it and a norm behind it; embedding and
+head are the model's. Checkpoints store them behind the last layer (model.layers.{L}., model.layers.{L + 1}., ...), or
+their layers apart (mtp.layers.0., ...) with norms and a projection for all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ class Layout:
     copies: Mapping[str, str]
 
 
-def layouts(layers: int) -> tuple[Layout, ...]:
-    """Those that are known, for a model of so many layers."""
-    behind = f"model.layers.{layers}."
+def layouts(layers: int, module: int = 0) -> tuple[Layout, ...]:
+    """Those that are known, for a model of so many layers and its module of that number."""
+    behind = f"model.layers.{layers + module}."
     copies = {f"{behind}embed_tokens.weight": "model.embed_tokens.weight"}
     copies[f"{behind}shared_head.head.weight"] = "lm_head.weight"
     return (
@@ -49,7 +50,7 @@ def layouts(layers: int) -> tuple[Layout, ...]:
         ),
         Layout(
             "mtp.",
-            "mtp.layers.0.",
+            f"mtp.layers.{module}.",
             "mtp.fc.weight",
             "mtp.pre_fc_norm_embedding.weight",
             "mtp.pre_fc_norm_hidden.weight",
@@ -65,42 +66,58 @@ def head_spec(spec: ModelSpec) -> ModelSpec:
     return ModelSpec(spec.vocab_size, spec.dim, (attending[-1],), spec.max_seq_len, spec.final_norm, tied=True)
 
 
-def read_head(checkpoint: Checkpoint, place: Callable[[str, Any], Any]) -> tuple[ModelSpec, Tree]:
-    """The spec of the module and its parameters: "layers", "final_norm", "embed_norm", "hidden_norm", "join" [2D, D].
+def read_head(checkpoint: Checkpoint, place: Callable[[str, Any], Any]) -> tuple[ModelSpec, tuple[Tree, ...]]:
+    """The spec of a module and the parameters of each: "layers", "final_norm", "embed_norm", "hidden_norm", "join".
 
     Raises:
         ValueError: the checkpoint has no module, one of another kind, or one with an embedding or head of its own.
     """
     spec, source = checkpoint.spec, checkpoint.source
-    layout = next((each for each in layouts(len(spec.layers)) if each.join in source.tensors), None)
-    if layout is None or spec.final_norm is None:
+    depth = len(spec.layers)
+    kind = next((i for i, each in enumerate(layouts(depth)) if each.join in source.tensors), None)
+    if kind is None or spec.final_norm is None:
         raise ValueError(
             f"{checkpoint.path}: no module that guesses further tokens was found "
-            f"(looked for {', '.join(each.join for each in layouts(len(spec.layers)))}); load it without mtp=True"
+            f"(looked for {', '.join(each.join for each in layouts(depth))}); load it without mtp=True"
         )
-    same_as_the_models(checkpoint, layout)
+    modules = [*takewhile(lambda each: stored_in(source.tensors, each), (layouts(depth, k)[kind] for k in count()))]
+    for layout in modules:
+        same_as_the_models(checkpoint, layout)
     head = head_spec(spec)
     described = {name: abstract(head)[name] for name in ("layers", "final_norm")}
     described |= {"join": Param((2 * spec.dim, spec.dim), (None, "embed"))}
     described |= {name: abstract(head)["final_norm"] for name in ("embed_norm", "hidden_norm")}
-    return head, rules.read_tree(instances(checkpoint, head, described, layout), values_of(checkpoint), place)
+    found = instances(checkpoint, head, described, modules)
+    return head, tuple(rules.read_tree(each, values_of(checkpoint), place) for each in found)
 
 
-def instances(checkpoint: Checkpoint, head: ModelSpec, described: Tree, layout: Layout) -> list[rules.Instance]:
-    """Which of the module's tensors is which parameter; every one of them is accounted for."""
+def stored_in(names: Iterable[str], layout: Layout) -> bool:
+    """Whether there is a tensor of a module's layer."""
+    return any(name.startswith(layout.layer) for name in names)
+
+
+def instances(
+    checkpoint: Checkpoint, head: ModelSpec, described: Tree, modules: Sequence[Layout]
+) -> list[list[rules.Instance]]:
+    """Which tensors of each module are which parameters; every one of them is accounted for."""
+    tensors, copies = checkpoint.source.tensors, {name for layout in modules for name in layout.copies}
+    starts = tuple(layout.start for layout in modules)
+    stored = {name: info.shape for name, info in tensors.items() if name.startswith(starts)}
+    found = [rules.instances(table_of(checkpoint, head, layout), described, stored) for layout in modules]
+    rules.check([i for each in found for i in each], stored, copies.__contains__, str(checkpoint.path))
+    return found
+
+
+def table_of(checkpoint: Checkpoint, head: ModelSpec, layout: Layout) -> list[Rule]:
+    """The rules of a module: those of the family for its layer, and those of its ends."""
     family = checkpoint.family.table(head)
-    table = (
+    return [
         Rule("join", layout.join, "d e -> e d"),
         Rule("embed_norm.scale", layout.embed_norm),
         Rule("hidden_norm.scale", layout.hidden_norm),
         Rule("final_norm.scale", layout.norm),
         *(replace(rule, theirs=rule.theirs.replace(f"{LAYER}.", layout.layer)) for rule in family),
-    )
-    inside = [name for name in checkpoint.source.tensors if name.startswith(layout.start)]
-    stored = {name: checkpoint.source.tensors[name].shape for name in inside}
-    found = rules.instances(table, described, stored)
-    rules.check(found, stored, layout.copies.__contains__, str(checkpoint.path))
-    return found
+    ]
 
 
 def values_of(checkpoint: Checkpoint) -> Callable[[rules.Instance], Sequence[Any]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from forge_jax.decoder import Inputs as Inputs
     from forge_jax.decoder import forward as forward
     from forge_jax.decoder import inputs as inputs
+    from forge_jax.drafters import load_drafter as load_drafter
     from forge_jax.evaluation import Evaluation as Evaluation
     from forge_jax.evaluation import evaluate as evaluate
     from forge_jax.forge import Enigma as Enigma
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from forge_jax.generation import generate as generate
     from forge_jax.generation import stream as stream
     from forge_jax.generation.speculation import DraftModel as DraftModel
+    from forge_jax.generation.speculation import EagleHead as EagleHead
     from forge_jax.generation.speculation import EarlyExit as EarlyExit
     from forge_jax.generation.speculation import Lookup as Lookup
     from forge_jax.generation.speculation import MtpHead as MtpHead
@@ -68,10 +70,11 @@ HOMES = {
     "catalogue": ("Architecture", "architectures"),
     "config": ("ForgeConfig", "QuantizationConfig"),
     "decoder": ("Inputs", "forward", "inputs"),
+    "drafters": ("load_drafter",),
     "evaluation": ("Evaluation", "evaluate"),
     "forge": ("Enigma", "Forge", "ForgeModel", "TinyForge", "create_model", "load"),
     "generation": ("Session", "generate", "stream"),
-    "generation.speculation": ("DraftModel", "EarlyExit", "Lookup", "MtpHead"),
+    "generation.speculation": ("DraftModel", "EagleHead", "EarlyExit", "Lookup", "MtpHead"),
     "inspection": ("Inspection", "inspect"),
     "loading": ("Model",),
     "lora": ("Adapter", "attach", "choose_adapters", "extract", "merge"),

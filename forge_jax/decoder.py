@@ -44,6 +44,7 @@ from forge_jax.spec import (
 from forge_jax.tensor import contract, dense, take
 
 Driver = Literal["loop", "scan"]
+Taps = tuple[int, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -194,16 +195,17 @@ def unshared(block: Block) -> Block:
     return block.with_branches(lambda branch: replace(branch, shared=None))
 
 
-def run_loop(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
-    """Every layer in turn. Returns (x_BTD, the layers' new states)."""
-    layers, out = params["layers"], []
+def run_loop(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context, taps: Taps):
+    """Every layer in turn. Returns (x_BTD, the streams before the layers `taps`, the layers' new states)."""
+    layers, seen, out = params["layers"], [], []
     for i, layer in enumerate(spec.layers):
+        seen += [x_BTD] * (i in taps)
         state = cache.layers[i] if cache is not None else None
         own = whole(layer, layers.get(str(i), {}), params)
         x_BTD, state, bus = jitted_block(unshared(layer), own, x_BTD, state, share(call, i), ctx)
         call = replace(call, bus=bus)
         out.append(state)
-    return x_BTD, tuple(out)
+    return x_BTD, seen, tuple(out)
 
 
 def share(call: Call, i: Any) -> Call:
@@ -211,29 +213,31 @@ def share(call: Call, i: Any) -> Call:
     return call if call.own is None else replace(call, own=jax.tree.map(lambda leaf: leaf[i], call.own))
 
 
-def run_scan(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context):
+def run_scan(spec: ModelSpec, params: Tree, x_BTD: Array, cache: Cache | None, call: Call, ctx: Context, taps: Taps):
     """The same, scanning over runs of equal layers, whose weights and states are stacked first if they are not yet."""
     held = cache is not None and cache.stacked
     states = None if cache is None else cache.layers if held else stacking.gather(spec, cache.layers.__getitem__)
-    after = []
+    seen, after = (jnp.zeros_like(x_BTD),) * len(taps), []
     for s, (run, weights) in enumerate(zip(segments(spec.layers), stacking.weights(spec, params), strict=True)):
 
         def body(carry: Any, step: Any, run: Segment = run, call: Call = call):
-            x, bus, states = carry
+            x, seen, bus, states = carry
             own, repeat = step
             for j, layer in enumerate(run.period):
-                now = share(replace(call, bus=bus), run.start + repeat * len(run.period) + j)
+                i = run.start + repeat * len(run.period) + j
+                seen = tuple(jnp.where(i == tap, x, other) for tap, other in zip(taps, seen, strict=True))
+                now = share(replace(call, bus=bus), i)
                 state = stacking.pick(states[j], repeat) if states else None
                 x, state, bus = block(layer, whole(layer, own[j], params), x, state, now, ctx)
                 if states:
                     states = (*states[:j], stacking.put(states[j], state, repeat), *states[j + 1 :])
-            return (x, bus, states), None
+            return (x, seen, bus, states), None
 
-        carry = (x_BTD, call.bus, states[s] if states is not None else ())
-        x_BTD, bus, new = scan(body, carry, (weights, jnp.arange(run.repeats)), run.repeats)
+        carry = (x_BTD, seen, call.bus, states[s] if states is not None else ())
+        x_BTD, seen, bus, new = scan(body, carry, (weights, jnp.arange(run.repeats)), run.repeats)
         call = replace(call, bus=bus)
         after.append(new)
-    return x_BTD, (tuple(after) if held or cache is None else tuple(stacking.scatter(spec, tuple(after))))
+    return x_BTD, seen, (tuple(after) if held or cache is None else tuple(stacking.scatter(spec, tuple(after))))
 
 
 def scan(body: Any, carry: Any, steps: Any, repeats: int) -> Any:
@@ -335,23 +339,24 @@ def hidden(
     ctx: Context = Context(),
     *,
     driver: Driver = "loop",
+    taps: Taps = (),
 ) -> tuple[Array, Cache | None]:
-    """The stream after the last layer, and the advanced cache."""
+    """The stream after the last layer, behind its features the streams before the layers `taps`; the advanced cache."""
     if ctx.apart:
-        one = replace(ctx, apart=False)
-        return with_cache(lambda row, cache: hidden(spec, params, row, cache, one, driver=driver), inputs, cache)
+        row = partial(hidden, spec, params, ctx=replace(ctx, apart=False), driver=driver, taps=taps)
+        return with_cache(row, inputs, cache)
     moved = recurrent(spec) and not ctx.fresh and inputs.order_BT.shape[1] > 1
     rank_BT = jnp.argsort(inputs.order_BT < 0, axis=1, stable=True) if moved else None
     inputs = reordered(inputs, rank_BT)
     x, call = entered(spec, params, inputs, cache, ctx)
     run = run_scan if driver == "scan" or stacking.stacked(params) else run_loop
-    x, layers = run(spec, params, x, cache, call, ctx)
+    x, seen, layers = run(spec, params, x, cache, call, ctx, taps)
     x = x if spec.streams is None else leave(spec.streams, params["streams"], x)
+    x = jnp.concatenate([x, *seen], axis=-1) if seen else x
     if rank_BT is not None:
         x = jnp.take_along_axis(x, jnp.argsort(rank_BT, axis=1)[..., None], axis=1)
-    if cache is None:
-        return x, None
-    return x, replace(cache, places={key: slot.after for key, slot in call.slots.items()}, layers=layers)
+    places = {key: slot.after for key, slot in call.slots.items()}
+    return x, None if cache is None else replace(cache, places=places, layers=layers)
 
 
 def entered(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache | None, ctx: Context) -> tuple[Array, Call]:

@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from forge_jax import text
+from forge_jax.drafters import load_drafter
 from forge_jax.generation.speculation import Drafter, DraftModel
 from forge_jax.loading import Model
 
@@ -23,12 +25,16 @@ class ForgeDrafts(ABC):
         """From now on let a smaller model draft; every method then gives the same tokens as before, but faster.
 
         Args:
-            draft_model: a Forge or a loaded model of the same vocabulary; or another drafter, such as `forge.Lookup()`.
+            draft_model: a Forge or a loaded model of the same vocabulary, or another drafter, such as `forge.Lookup()`;
+                or where one lies, a smaller model or an EAGLE-3 head: a directory or a hub id (`forge.load_drafter`).
             num_speculative_tokens: drafted a round at most.
 
         Raises:
-            ValueError: another vocabulary, or a number of tokens out of range.
+            ValueError: another vocabulary, or a number of tokens out of range; or as `load_drafter`.
         """
+        if isinstance(draft_model, str | Path):
+            self.draft = load_drafter(draft_model, self.model, tokens=num_speculative_tokens)
+            return
         model = draft_model.model if isinstance(draft_model, ForgeDrafts) else draft_model
         drafter = text.drafter(self.model, model)
         if drafter is None:

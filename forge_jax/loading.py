@@ -43,7 +43,7 @@ class Model:
     stored: the storage type of each parameter in the checkpoint, by our path; what an export goes back to.
     packing: how the checkpoint packed its weights, where they stayed packed; what writing them again goes back to.
     mesh, programs: the devices that the parameters are split over, and what a session calls on them.
-    mtp: the module that guesses further tokens, if it was asked for: a drafter for `draft=`.
+    mtp: the modules that guess further tokens, if they were asked for: a drafter for `draft=`.
     """
 
     spec: ModelSpec
@@ -113,7 +113,7 @@ def load(
         packed: weights that are packed in the checkpoint stay so, as `QTensor` leaves; False decodes them all.
         mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
             goes straight to its shards.
-        mtp: also read the module for multi-token prediction, as `Model.mtp`; it drafts in speculative decoding.
+        mtp: also read the modules for multi-token prediction, as `Model.mtp`; they draft in speculative decoding.
         progress: show a bar that tells reading, decoding and placing apart.
 
     Raises:
@@ -129,9 +129,8 @@ def load(
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
         model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress, packed)
         if mtp:
-            model = replace(
-                model, mtp=MtpHead(*read_head(checkpoint, lambda path, values: jnp.asarray(cast(path, values))))
-            )
+            spec, modules = read_head(checkpoint, lambda path, values: jnp.asarray(cast(path, values)))
+            model = replace(model, mtp=MtpHead(spec, modules, max(2, len(modules))))
         model = model if max_seq_len is None else replace(model, spec=with_context(model.spec, max_seq_len))
         model = model if window is None else replace(model, spec=windowed(model.spec, window, sinks))
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))

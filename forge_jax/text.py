@@ -94,8 +94,11 @@ def drafter(model: Model, draft: Drafter | Model | None) -> Drafter | None:
     Raises:
         ValueError: it knows others.
     """
-    if not isinstance(draft, Model):
-        return draft
+    return draft_model(model, draft) if isinstance(draft, Model) else draft
+
+
+def draft_model(model: Model, draft: Model) -> DraftModel:
+    """A loaded model as a drafter. Errors as in `drafter`."""
     if model.tokenizer and draft.tokenizer and not model.tokenizer.agrees(draft.tokenizer):
         raise ValueError(
             f"{draft.path}: its tokenizer knows other tokens than that of {model.path}; "

@@ -120,7 +120,9 @@ def add_drafts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speculative decoding: the same text, faster where drafts are right")
     kind = group.add_mutually_exclusive_group()
     kind.add_argument("--lookup", action="store_true", help="draft what followed earlier: for texts that repeat")
-    kind.add_argument("--draft", metavar="MODEL", help="draft with a smaller model of the same vocabulary")
+    kind.add_argument(
+        "--draft", metavar="MODEL", help="draft with a smaller model of the same tokens, or an EAGLE-3 head"
+    )
     group.add_argument("--draft-tokens", type=int, metavar="N", help="tokens drafted a round (lookup 8, model 4)")
 
 
@@ -143,7 +145,7 @@ def drafter(args: argparse.Namespace, model: "Model") -> "Drafter | None":
     Raises:
         ValueError: a number of drafts without drafts, or a draft model of another vocabulary.
     """
-    from forge_jax import loading, text
+    from forge_jax.drafters import load_drafter
     from forge_jax.generation.speculation import Lookup
 
     if not args.lookup and not args.draft:
@@ -152,8 +154,7 @@ def drafter(args: argparse.Namespace, model: "Model") -> "Drafter | None":
         return None
     draft: Any = Lookup()
     if args.draft:
-        loaded = loading.load(args.draft, dtype=args.dtype, progress=sys.stderr.isatty())
-        draft = text.drafter(model, loaded)
+        draft = load_drafter(args.draft, model, dtype=args.dtype, progress=sys.stderr.isatty())
     return draft if args.draft_tokens is None else replace(draft, tokens=args.draft_tokens)
 
 

@@ -72,13 +72,15 @@ class State:
     drafting: Drafting | None = None
 
 
-def read(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache, ctx: Context = Context()) -> tuple[Array, Cache]:
-    """`decoder.hidden` with a cache: the stream after the last layer, and the advanced cache.
+def read(
+    spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache, ctx: Context = Context(), taps: tuple[int, ...] = ()
+) -> tuple[Array, Cache]:
+    """`decoder.hidden` with a cache: the stream after the last layer (and before the taps), and the advanced cache.
 
     Raises:
         ValueError: there is no cache.
     """
-    x_BTD, new = hidden(spec, params, inputs, cache, ctx)
+    x_BTD, new = hidden(spec, params, inputs, cache, ctx, taps=taps)
     if new is None:
         raise ValueError("generation needs a cache")
     return x_BTD, new

@@ -37,7 +37,7 @@ def test_every_tensor_is_in_its_place(name: str) -> None:
     """The layer is what a model reads that has it as its last; the ends are the tensors themselves."""
     golden = read_golden(name)
     arrays, replaced, ends = with_module(golden, name)
-    spec, params = read_head(golden.understood(arrays=arrays), lambda _, values: values)
+    spec, (params,) = read_head(golden.understood(arrays=arrays), lambda _, values: values)
     whole = golden.understood(arrays=replaced).read(lambda _, values: values)
     last = dict(flatten(whole["layers"][str(CASES[name])]))
     ours = dict(flatten(params["layers"]["0"]))
@@ -48,6 +48,24 @@ def test_every_tensor_is_in_its_place(name: str) -> None:
     np.testing.assert_array_equal(params["join"], arrays[ends["join"]].T)
     for norm in ("embed_norm", "hidden_norm", "final_norm"):
         np.testing.assert_array_equal(params[norm]["scale"], arrays[ends[norm]])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_modules(name: str) -> None:
+    """Behind the last layer each is whole; apart, they share their ends."""
+    golden = read_golden(name)
+    arrays, _, ends = with_module(golden, name)
+    apart, count = name.startswith("qwen"), len(golden.spec.layers)
+    first, second = ("mtp.layers.0.", "mtp.layers.1.") if apart else (f"model.layers.{count + k}." for k in range(2))
+    arrays |= {n.replace(first, second): x + 1 for n, x in arrays.items() if n.startswith(first)}
+    _, modules = read_head(golden.understood(arrays=arrays), lambda _, values: values)
+    one, other = (dict(flatten(module)) for module in modules)
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(other[path], leaf if apart and "layers" not in path else leaf + 1, path)
+    np.testing.assert_array_equal(one["join"], arrays[ends["join"]].T)
+    with pytest.raises(ValueError, match=r"odd \[3\] is used by nothing"):
+        read_head(golden.understood(arrays=arrays | {f"{second}odd": np.zeros(3, np.float32)}), lambda _, x: x)
 
 
 def test_a_module_that_is_not_whole() -> None:

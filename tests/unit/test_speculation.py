@@ -1,6 +1,7 @@
 """Speculative decoding against its definition: whoever drafts, the text is the one of plain generation."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from forge_jax import DraftModel, EarlyExit, Lookup, MtpHead, SamplingParams, Session, inputs, parallel, stack
 from forge_jax.decoder import forward, hidden
-from forge_jax.generation.speculation import Sampler, Target
+from forge_jax.generation.speculation import Report, Sampler, Target
 from forge_jax.generation.speculation.lookup import matches
 from forge_jax.generation.speculation.pace import FIRST, Pace
 from forge_jax.ops import Context
@@ -66,6 +67,14 @@ def session(spec: ModelSpec, draft: Any = None, prompts: Any = PROMPTS, **option
     return Session(spec, numbers(spec), prompts, **given)
 
 
+def texts(made: Session) -> list[list[int]]:
+    """Prompt and output of every row."""
+    return [
+        row[:length].tolist()
+        for row, length in zip(np.asarray(made.state.history.tokens_BS), made.lengths(), strict=True)
+    ]
+
+
 def assert_same(ours: Session, plain: Session) -> None:
     for one, other in zip(ours.outputs(), plain.outputs(), strict=True):
         assert one.ids == other.ids
@@ -87,7 +96,15 @@ CASES = [
 @pytest.mark.parametrize(("spec", "kind"), CASES)
 def test_every_sampler_gives_the_same_text(spec: ModelSpec, kind: str) -> None:
     """Ragged rows, greedy and sampled, with every processor, records and stop ids; and a second turn."""
-    plain, ours = session(spec), session(spec, DRAFTERS[kind](spec))
+    report = two_turns(spec, DRAFTERS[kind](spec))
+    assert report.on
+    if kind == "itself":
+        assert report.acceptance > 0.6  # not all: rows end in the middle of their drafts
+
+
+def two_turns(spec: ModelSpec, draft: Any) -> Report:
+    """What a drafter did in two turns whose texts are those of plain generation; between them rows are rewound."""
+    plain, ours = session(spec), session(spec, draft)
     for turn in range(2):
         for each in (plain, ours):
             if turn:
@@ -95,12 +112,10 @@ def test_every_sampler_gives_the_same_text(spec: ModelSpec, kind: str) -> None:
                 each.extend([[1, 2], [3], [4, 5, 6], [7]], max_new_tokens=11)
             each.advance()
         assert_same(ours, plain)
-        report = ours.speculation
-        assert report is not None
-        assert report.proposed > 0
-        assert report.on
-        if kind == "itself":
-            assert report.acceptance > 0.6  # not all: rows end in the middle of their drafts
+    report = ours.speculation
+    assert report is not None
+    assert report.proposed > 0
+    return report
 
 
 def test_streams_counts_and_continuations() -> None:
@@ -171,7 +186,7 @@ def trained() -> MtpHead:
     drawn = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
     own = {"embed_norm": {"scale": drawn(16)}, "hidden_norm": {"scale": drawn(16)}, "join": drawn(32, 16) * 0.3}
     ours = numbers(TRAINED, 6)
-    return MtpHead(TRAINED, own | {"layers": ours["layers"], "final_norm": {"scale": drawn(16)}}, tokens=3)
+    return MtpHead(TRAINED, (own | {"layers": ours["layers"], "final_norm": {"scale": drawn(16)}},), tokens=3)
 
 
 def rms(x: np.ndarray, scale: Any) -> np.ndarray:
@@ -193,7 +208,7 @@ def module_layer(p: Tree, x_TD: np.ndarray) -> np.ndarray:
 
 def module_drafts(head: MtpHead, params: Tree, h_TD: np.ndarray, tokens: list[int], count: int) -> list[int]:
     """The formula of the module, in float64: h_TD are the model's normalised hidden states of all tokens but one."""
-    p, embed = head.params, np.asarray(params["embed"], np.float64)
+    p, embed = head.params[0], np.asarray(params["embed"], np.float64)
     for _ in range(count):
         left, right = rms(embed[tokens[1:]], p["embed_norm"]["scale"]), rms(h_TD, p["hidden_norm"]["scale"])
         x_TD = module_layer(p["layers"]["0"], np.concatenate([left, right], -1) @ np.asarray(p["join"], np.float64))
@@ -203,6 +218,23 @@ def module_drafts(head: MtpHead, params: Tree, h_TD: np.ndarray, tokens: list[in
     return tokens[-count:]
 
 
+def drafted(ours: Session, head: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Text and drafts of every row: after its prompt, and after nine tokens of which some were drafted rightly."""
+    target, sampler = Target(ours.spec, ours.params, Context()), Sampler(ours.plan, ours.values)
+    for _ in range(2):
+        held = ours.state.drafting
+        assert held is not None
+        drafts, _, _ = head.propose(target, sampler, ours.state, held.memory, jnp.full(4, 3))
+        yield from zip(texts(ours), drafts.tokens_BK.tolist(), strict=True)
+        ours.advance(9)
+
+
+def states(spec: ModelSpec, params: Tree, tokens: list[int]) -> np.ndarray:
+    """The model's normalised hidden states of all tokens but the last."""
+    x_BTD, _ = hidden(spec, params, inputs(np.array([tokens[:-1]])))
+    return rms(np.asarray(x_BTD[0], np.float64), params["final_norm"]["scale"])
+
+
 @pytest.mark.slow
 def test_the_trained_module_computes_its_formula() -> None:
     """Drafts after a prompt, and after some rounds, in which it learned from what was accepted and what was not."""
@@ -210,17 +242,8 @@ def test_the_trained_module_computes_its_formula() -> None:
     options = {"sampling": SamplingParams(temperature=0), "max_new_tokens": 40, "stop_ids": ()}
     ours, plain = session(RINGS, head, **options), session(RINGS, **options)
     plain.advance()
-    for _ in range(2):
-        state, drafting = ours.state, ours.state.drafting
-        assert drafting is not None
-        target, sampler = Target(RINGS, params, Context()), Sampler(ours.plan, ours.values)
-        drafts, _, _ = head.propose(target, sampler, state, drafting.memory, jnp.full(4, 3))
-        for row, length in enumerate(ours.lengths()):
-            tokens = np.asarray(state.history.tokens_BS)[row, :length].tolist()
-            x_BTD, _ = hidden(RINGS, params, inputs(np.array([tokens[:-1]])))
-            h_TD = rms(np.asarray(x_BTD[0], np.float64), params["final_norm"]["scale"])
-            assert drafts.tokens_BK[row].tolist() == module_drafts(head, params, h_TD, tokens, 3)
-        ours.advance(9)
+    for tokens, drafts in drafted(ours, head):
+        assert drafts == module_drafts(head, params, states(RINGS, params, tokens), tokens, 3)
     ours.advance()
     assert ours.ids() == plain.ids()
     assert ours.speculation is not None
@@ -338,23 +361,18 @@ def chi_square(law: np.ndarray, counts: np.ndarray) -> tuple[float, int]:
     + [pytest.param("lookup", "temperature", 512, 4, id="quick")],
 )
 def test_texts_have_the_law_of_the_sampler(kind: str, sampler: str, rows: int, calls: int) -> None:
-    """Chi-square over all texts of 3 tokens: below the quantile of 1e-6, and the drafts took part."""
+    """The drafters take part, and the texts are those of the sampler."""
+    assert_law(TOY_DRAFTERS[kind](), SAMPLERS[sampler], rows, calls)
+
+
+def assert_law(draft: Any, sampling: SamplingParams, rows: int, calls: int) -> None:
+    """Chi-square over all texts of 3 tokens: below the quantile of 1e-6, and drafts were accepted."""
     params, prompt = numbers(TOY), [1, 2, 1, 2, 1]
-    sampling = SAMPLERS[sampler]
     counts = np.zeros(TOY.logits**LENGTH)
     accepted = 0
+    options: dict[str, Any] = {"max_new_tokens": LENGTH, "sampling": sampling, "n": rows}
     for seed in range(calls):
-        made = Session(
-            TOY,
-            params,
-            [prompt],
-            max_new_tokens=LENGTH,
-            sampling=sampling,
-            n=rows,
-            seed=seed,
-            draft=TOY_DRAFTERS[kind](),
-            draft_always=True,
-        )
+        made = Session(TOY, params, [prompt], draft=draft, draft_always=True, seed=seed, **options)
         made.advance()
         assert made.speculation is not None
         accepted += made.speculation.accepted

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 FRONT = {
     "forge",
     "forge_drafts",
+    "drafters",
     "forge_files",
     "forge_inputs",
     "forge_adapters",

@@ -8,6 +8,7 @@ so that they mostly draw the same token where they think alike (the Gumbel coupl
 2302.01318, accepts a little more often, but gives other texts with and without drafts).
 """
 
+from forge_jax.generation.speculation.eagle import EagleHead
 from forge_jax.generation.speculation.heads import MtpHead
 from forge_jax.generation.speculation.lookup import Lookup
 from forge_jax.generation.speculation.models import DraftModel, EarlyExit
@@ -18,6 +19,7 @@ __all__ = [
     "DraftModel",
     "Drafter",
     "Drafts",
+    "EagleHead",
     "EarlyExit",
     "Lookup",
     "MtpHead",

@@ -21,6 +21,7 @@ from forge_jax.generation.speculation.protocol import (
     Memoryless,
     Sampler,
     Target,
+    Untapped,
     check_tokens,
     rollout,
 )
@@ -41,7 +42,7 @@ class Held:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class DraftModel:
+class DraftModel(Untapped):
     """Draft with another, smaller model that has the same tokens.
 
     It reads what it has not read yet at the beginning of a round, prompts too, and draws with the target's sampler.

@@ -49,9 +49,13 @@ class Drafts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Fed:
-    """What a pass put through the target: hidden states, tokens, and orders, -1 for padding and for rejected drafts."""
+    """What a pass put through the target: hidden states, tokens, and orders, -1 for padding and for rejected drafts.
+
+    taps_BTE: the streams before the layers that the drafter asked for, one behind another along the features.
+    """
 
     x_BTD: Array
+    taps_BTE: Array
     tokens_BT: Array
     order_BT: Array
 
@@ -71,6 +75,11 @@ class Drafter(Protocol):
     @property
     def costs(self) -> bool:
         """Whether every draft takes time: then no more are made than are likely to be accepted. Static."""
+        ...
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers, in rising order, of whose entering streams it learns; static."""
         ...
 
     def check(self, spec: ModelSpec, params: Tree, known_ids: int) -> None:
@@ -96,7 +105,16 @@ class Drafter(Protocol):
         ...
 
 
-class Memoryless:
+class Untapped:
+    """A drafter that learns nothing from within the layers."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+
+class Memoryless(Untapped):
     """What a drafter does that looks at nothing but the state."""
 
     def memory(self, spec: ModelSpec, batch: int, size: int, dtype: DTypeLike) -> Any:

@@ -58,10 +58,18 @@ def prefill(
     ctx: Context,
 ) -> tuple[Array, Cache, Drafting]:
     """`loop.prefill`, from which the drafter learns."""
-    x_BTD, new = read(spec, params, Inputs(tokens_BT, order_BT), cache, ctx)
-    memory = drafter.learn(Target(spec, params, ctx), drafting.memory, Fed(x_BTD, tokens_BT, order_BT))
+    target = Target(spec, params, ctx)
+    x_BTD, taps_BTE, new = through(target, drafter, Inputs(tokens_BT, order_BT), cache)
+    memory = drafter.learn(target, drafting.memory, Fed(x_BTD, taps_BTE, tokens_BT, order_BT))
     logits_BV = loop.last_logits(spec, params, x_BTD, order_BT, logits_BV, ctx)
     return logits_BV, new, replace(drafting, memory=memory)
+
+
+def through(target: Target, drafter: Drafter, inputs: Inputs, cache: Cache) -> tuple[Array, Array, Cache]:
+    """A pass of the target: the stream after the last layer, what the drafter taps, and the advanced cache."""
+    x_BTE, new = read(target.spec, target.params, inputs, cache, target.ctx, drafter.taps)
+    dim = target.spec.dim
+    return x_BTE[..., :dim], x_BTE[..., dim:], new
 
 
 def advance(
@@ -127,7 +135,7 @@ def verify(target: Target, sampler: Sampler, drafter: Drafter, state: State, dra
     fed_BT = jnp.concatenate([token_B[:, None], drafts.tokens_BK[:, : width - 1]], axis=1)
     order_BT = jnp.where(~state.done_B[:, None] & (place_1T <= count_B1), last_B[:, None] + place_1T, -1)
     fed, before = Inputs(fed_BT, order_BT), state.cache
-    x_BTD, after = read(target.spec, target.params, fed, before, target.ctx)
+    x_BTD, taps_BTE, after = through(target, drafter, fed, before)
     z_BTV = readout(target.spec, target.params, x_BTD, target.ctx)
     draft_BT = jnp.where(place_1T < count_B1, jnp.roll(fed_BT, -1, axis=1), -1)
     state = accept(sampler, z_BTV, draft_BT, replace(state, cache=after))
@@ -136,7 +144,7 @@ def verify(target: Target, sampler: Sampler, drafter: Drafter, state: State, dra
         state = replace(state, cache=committed(target, before, after, fed, length_B))
     kept_BT = jnp.where(order_BT < length_B[:, None], order_BT, -1)
     held = drafting(state)
-    memory = drafter.learn(target, drafter.rewind(held.memory, length_B), Fed(x_BTD, fed_BT, kept_BT))
+    memory = drafter.learn(target, drafter.rewind(held.memory, length_B), Fed(x_BTD, taps_BTE, fed_BT, kept_BT))
     counted = replace(
         held,
         memory=memory,
