@@ -361,7 +361,7 @@ def hidden(
 
 def entered(spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache | None, ctx: Context) -> tuple[Array, Call]:
     """The stream before the first layer, and the call as `run_loop` takes it."""
-    order = inputs.order_BT
+    order = inputs.order_BT.astype(jnp.int32)  # places are kept so, whatever integers the caller counts in
     coords = order[..., None] if inputs.coords_BTC is None else inputs.coords_BTC
     span = jnp.zeros_like(order) if inputs.span_BT is None else inputs.span_BT
     slots = {key: assign(places, order, span) for key, places in cache.places.items()} if cache is not None else {}

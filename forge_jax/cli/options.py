@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
 SINKS = 4  # as `forge_jax.loading.load` has it, which is not imported yet when a command line is read
-CACHE_HELP = (
-    "how keys and values are kept: float32, bfloat16, float16, int8, fp8, k8v4, int4, int2 (as weights are)"
-)
+CACHE_HELP = "how keys and values are kept: float32, bfloat16, float16, int8, fp8, k8v4, int4, int2 (as weights are)"
 
 Commands = Any  # what argparse's add_subparsers gives; it has no public type
 

@@ -28,11 +28,11 @@ FORMS = [
     *("{} is not {}, but", "In 1850, {}"),
 ]
 PROMPTS = [form.format(subject, subject, subject) for subject, form in itertools.product(SUBJECTS, FORMS)]
-NEW, LAYERS = 16, 20
+NEW, LAYERS = 12, 20
 WAYS = {
     "plain": SamplingParams(temperature=0),
     "penalties": SamplingParams(
-        temperature=0, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3, logit_bias={29: -3.0}
+        temperature=0, repetition_penalty=1.02, presence_penalty=0.1, frequency_penalty=0.05, logit_bias={29: -3.0}
     ),
     "constraint": SamplingParams(temperature=0, constraint=Constraint.regex(r"([A-Za-z]{1,9}[ ,.\n]){1,6}[0-9]{2}")),
 }

@@ -126,7 +126,7 @@ class DraftModel(Untapped):
                 tokens_BT = jnp.take_along_axis(tokens_BS, jnp.minimum(order_BT, tokens_BS.shape[1] - 1), axis=1)
                 order_BT = jnp.where(order_BT < until_B[:, None], order_BT, -1)
                 _, cache = self.through(tokens_BT, order_BT, memory.cache)
-                return Held(cache, memory.length_B + (order_BT >= 0).sum(1))
+                return Held(cache, memory.length_B + (order_BT >= 0).sum(1, dtype=jnp.int32))
 
             memory = jax.lax.while_loop(behind, read, memory)
         return memory

@@ -143,6 +143,7 @@ def verify(target: Target, sampler: Sampler, drafter: Drafter, state: State, dra
     if width > 1:
         state = replace(state, cache=committed(target, before, after, fed, length_B))
     kept_BT = jnp.where(order_BT < length_B[:, None], order_BT, -1)
+    taken_B = (kept_BT >= 0)[:, 1:].sum(1, dtype=jnp.int32)
     held = drafting(state)
     memory = drafter.learn(target, drafter.rewind(held.memory, length_B), Fed(x_BTD, taps_BTE, fed_BT, kept_BT))
     counted = replace(
@@ -150,9 +151,9 @@ def verify(target: Target, sampler: Sampler, drafter: Drafter, state: State, dra
         memory=memory,
         passes=held.passes + 1,
         rounds=held.rounds + int(width > 1),
-        proposed=held.proposed + count_B1.sum(),
-        accepted=held.accepted + (kept_BT >= 0)[:, 1:].sum(),
-        length=held.length if width == 1 else longer(held.length, count_B1[:, 0], (kept_BT >= 0).sum(1) - 1, width - 1),
+        proposed=held.proposed + count_B1.sum(dtype=jnp.int32),
+        accepted=held.accepted + taken_B.sum(dtype=jnp.int32),
+        length=held.length if width == 1 else longer(held.length, count_B1[:, 0], taken_B, width - 1),
     )
     return replace(state, drafting=counted)
 
