@@ -57,8 +57,8 @@ def policy(kept: Any, computed: DTypeLike = jnp.float32) -> Policy:
     """
     plain = Float(jnp.dtype(computed).name)
     match MIXED.get(kept, kept) if isinstance(kept, str) else kept:
-        case Policy():
-            return kept
+        case Policy() as said:
+            return said
         case None:
             return Policy(plain)
         case Mapping() as rules:
