@@ -18,6 +18,7 @@ from jax import Array
 from forge_jax import cache as caches
 from forge_jax import decoder, text
 from forge_jax.adapting import Held
+from forge_jax.compilation import keep_programs
 from forge_jax.config import ForgeConfig, unsupported
 from forge_jax.forge_adapters import ForgeAdapters
 from forge_jax.forge_drafts import ForgeDrafts
@@ -76,6 +77,7 @@ class Forge(ForgeAdapters, ForgeDrafts):
             raise ValueError("Forge: give either a config or sizes, not both; change the config instead")
         if missing := unsupported(config):
             raise NotImplementedError("Forge: " + "; ".join(missing))
+        keep_programs()
         spec = config.to_spec()
         described = MappingProxyType({"model_type": "forge", **config.to_dict()})
         self.adopt(Model(spec, init(spec, jax.random.key(seed)), None, described, format="forge"), config)
