@@ -18,6 +18,7 @@ from forge_jax import machine
 from forge_jax.default_model import cache_directory
 
 SWITCH = "FORGE_JAX_COMPILATION_CACHE"
+LEAST = "jax_persistent_cache_min_compile_time_secs"
 MOST_BYTES = 4 * 10**9  # programs used longest ago are removed beyond this
 
 
@@ -30,11 +31,11 @@ def keep_programs() -> Path | None:
     Returns:
         The folder that jax keeps programs in now; None if it keeps none. A folder that cannot be used is a warning.
     """
-    config = jax.config
-    if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
-        return Path(config.jax_compilation_cache_dir) if config.jax_enable_compilation_cache else None
-    if switched_off():
+    set_to = jax.config.values
+    if not set_to["jax_enable_compilation_cache"] or switched_off():
         return None
+    if set_to["jax_compilation_cache_dir"] is not None:
+        return Path(set_to["jax_compilation_cache_dir"])
     folder = program_directory()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,11 +44,10 @@ def keep_programs() -> Path | None:
     except OSError as error:
         warnings.warn(f"compiled programs are not kept: {error}; {SWITCH}=off says so on purpose", stacklevel=3)
         return None
-    config.update("jax_compilation_cache_dir", str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # a start runs some dozens of small programs; together they take as long as the large ones
-        if config.jax_persistent_cache_min_compile_time_secs == 1.0:  # as jax has it
-            config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    untouched = set_to[LEAST] == 1.0 and LEAST.upper() not in os.environ  # 1.0 is jax's own
+    if untouched:  # of the programs of a small model, most compile in less
+        jax.config.update(LEAST, 0.0)
     return folder
 
 

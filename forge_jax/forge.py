@@ -32,6 +32,7 @@ from forge_jax.presets import preset_config
 from forge_jax.sampling import SamplingParams, Vocabulary
 from forge_jax.spec import ModelSpec
 from forge_jax.training import balance_loss, mixtures, routing
+from forge_jax.warming import warmup
 
 SIZES: Mapping[str, int] = {"dim": 256, "n_layers": 6, "n_heads": 8, "max_seq_len": 2048}
 """Of a model that nothing was said of; smaller than a bare ForgeConfig, as they always were."""
@@ -355,6 +356,10 @@ class Forge(ForgeAdapters, ForgeDrafts):
 
     def _drafted(self, options: dict[str, Any]) -> dict[str, Any]:
         return {"draft": self.draft} | options
+
+    def warmup(self, **options: Any) -> float:
+        """Compile ahead what `complete`, `chat` and `stream` will need. Options: `forge_jax.warming.warmup`."""
+        return warmup(self.model, **self._drafted(options))
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Answer a message, or a list of {"role", "content"} messages, through the model's chat template."""

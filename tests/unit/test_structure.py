@@ -31,6 +31,10 @@ FRONT = {
     "evaluation",
     "lm_eval",
     "calibrating",
+    "compilation",
+    "machine",
+    "limits",
+    "warming",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = [
