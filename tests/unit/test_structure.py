@@ -34,6 +34,7 @@ FRONT = {
     "compilation",
     "machine",
     "limits",
+    "checkup",
     "warming",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
