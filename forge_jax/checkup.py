@@ -19,18 +19,7 @@ from forge_jax import limits, machine
 from forge_jax.compilation import keep_programs
 from forge_jax.default_model import cache_directory
 
-NEEDED = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "numpy",
-    "ml_dtypes",
-    "safetensors",
-    "tokenizers",
-    "huggingface_hub",
-    "jinja2",
-    "tqdm",
-)
+NEEDED = "jax jaxlib flax numpy ml_dtypes safetensors tokenizers huggingface_hub jinja2 tqdm".split()
 OPTIONAL = (
     ("orbax-checkpoint", "orbax checkpoints", "forge-jax[train]"),
     ("optax", "training", "forge-jax[train]"),
@@ -87,7 +76,7 @@ def version(name: str) -> str | None:
         return None
 
 
-def device(each: jax.Device) -> dict[str, Any]:
+def device(each: Any) -> dict[str, Any]:
     """What a device is, and its memory in bytes where the driver tells."""
     told = (each.memory_stats() or {}) if each.platform != "cpu" else {}
     return {

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: bytes a second of a copy, floating point operations a second of a product.
+"""What this machine can do at most, measured: bytes a second of a copy, operations a second of a matrix product.
 
 What a program reaches is told as a part of these. They belong to one moment: other work on the machine lowers them.
 """
