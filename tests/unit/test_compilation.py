@@ -1,4 +1,4 @@
-"""Compiled programs: kept for the next process, where the user has not decided otherwise; compiled ahead by warmup."""
+"""A fast start: few imports, programs kept for the next process where the user has not decided otherwise, warmup."""
 
 import json
 import os
@@ -49,6 +49,16 @@ def test_a_second_process_compiles_nothing(tmp_path: Path):
     assert second == (first[0], first[1], first[3], 0)
     folder = next((tmp_path / "programs").iterdir())
     assert os.name != "posix" or folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_start_does_not_need_is_not_imported():
+    code = (
+        "import sys, forge_jax\nassert 'jax' not in sys.modules\nforge_jax.load, forge_jax.Session\n"
+        "late = {'jinja2', 'torch', 'onnx', 'optax', 'orbax', 'converters.onnx.source', 'converters.adapters.gguf',"
+        " 'converters.gguf.export'}\nsys.exit(', '.join(late & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture
