@@ -53,4 +53,4 @@ def imports() -> Any:
 
 
 if __name__ == "__main__":
-    serve(("llama-cpp-python",), imports, Llama)
+    serve(("llama_cpp",), imports, Llama)

@@ -11,7 +11,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +35,7 @@ def serve(packages: Sequence[str], imports: Callable[[], Any], load: Callable[[A
     """Answer until the questions end.
 
     Args:
-        packages: whose versions are told.
+        packages: modules among them whose versions are told.
         imports: import what the engine needs; its time is told.
         load: what was imported, the file or folder, and how to hold the weights, to the engine.
     """
@@ -58,7 +57,7 @@ def serve(packages: Sequence[str], imports: Callable[[], Any], load: Callable[[A
 
     start = time.perf_counter()
     imported = imports()
-    seconds, versions = time.perf_counter() - start, {name: metadata.version(name) for name in packages}
+    seconds, versions = time.perf_counter() - start, {name: sys.modules[name].__version__ for name in packages}
     print(json.dumps({"seconds": seconds, "versions": versions}), file=answers, flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
