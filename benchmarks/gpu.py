@@ -23,6 +23,7 @@ import numpy as np
 from table import machine, seconds, show
 
 import forge_jax as forge
+from forge_jax.limits import copy_rate
 from forge_jax.params import Param, abstract, flatten, unflatten
 from forge_jax.quantization import packer
 from forge_jax.quantization.policy import choose
@@ -75,14 +76,6 @@ def parameters(spec: forge.ModelSpec, scheme: str) -> Any:
     )
 
 
-def bandwidth() -> float:
-    """Bytes a second that a loop over a large array reads and writes."""
-    x, times = jnp.ones(1 << 29, jnp.bfloat16), 20
-    loop = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda i, x: x + 1, x))
-    loop(x).block_until_ready()
-    return 2 * x.nbytes * times / min(seconds(lambda: loop(x).block_until_ready())[0] for _ in range(3))
-
-
 def measure(size: str, scheme: str, context: int, batch: int, rounds: int, limit: float) -> dict[str, Any]:
     """One row."""
     config = forge.ForgeConfig.from_dict({"vocab_size": VOCABULARY, "max_seq_len": 8192} | SIZES[size])
@@ -125,7 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    limit, rows = bandwidth(), []
+    limit, rows = copy_rate(), []
     about = machine() | {"bandwidth": f"{limit / 1e9:.0f} GB/s"}
     for size in args.sizes.split(","):
         for scheme in args.schemes.split(","):

@@ -1,6 +1,5 @@
 """What all benchmarks share: the clock, the machine, the table."""
 
-import os
 import platform
 import resource
 import statistics
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from forge_jax.machine import cores, processor
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -35,20 +36,11 @@ def alternately(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def processor() -> str:
-    """The name of the processor, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def machine() -> dict[str, Any]:
     """What a figure depends on."""
     return {
         "processor": processor(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,

@@ -15,7 +15,6 @@ from converters.architectures.family import Family
 from converters.composite import Part, is_composite, text_config
 from converters.detect import open_source
 from converters.files import parse_json, read_json
-from converters.onnx.source import OnnxSource
 from converters.packed import Packed, Packing, packing_of, unpacked
 from converters.packed.leaves import joined
 from converters.source import TensorSource, Unwatched, Watch
@@ -136,11 +135,13 @@ def open_checkpoint(path: Path, *, allow: Iterable[str] = (), file: str | None =
             from converters.gguf import model
 
             return model.understand(path, source, allow)
-        if isinstance(source, OnnxSource):
+        if source.format == "onnx":
             from converters.onnx import model as onnx_model
             from converters.onnx import own
+            from converters.onnx.source import OnnxSource
 
-            return (own if source.notes else onnx_model).understand(path, source, allow)
+            if isinstance(source, OnnxSource):
+                return (own if source.notes else onnx_model).understand(path, source, allow)
         return understand(path, source, read_config(path, source), allow)
     except BaseException:
         source.close()

@@ -10,9 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from converters.adapters.gguf import read_gguf_adapter, write_gguf_adapter
-from converters.adapters.peft import read_peft
-from converters.adapters.peft_write import write_peft
 from forge_jax import parallel
 from forge_jax.loading import Model, finite
 from forge_jax.lora import Adapter, Apart, Tokens, attach, merge
@@ -35,7 +32,10 @@ def load_adapter(path: str | Path, model: Model, *, allow: Iterable[str] = ()) -
     path, kind = Path(path), str(model.config.get("model_type"))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    read = read_peft if path.is_dir() else read_gguf_adapter
+    if path.is_dir():
+        from converters.adapters.peft import read_peft as read
+    else:
+        from converters.adapters.gguf import read_gguf_adapter as read
     return placed(without_copies(read(path, kind, model.spec, allow), model), path)
 
 
@@ -124,8 +124,12 @@ def export_adapter(adapter: Adapter, model: Model, path: str | Path, *, overwrit
     """
     path, kind = Path(path), str(model.config.get("model_type"))
     if path.suffix == ".gguf":
+        from converters.adapters.gguf import write_gguf_adapter
+
         write_gguf_adapter(path, adapter, kind, model.spec)
     else:
+        from converters.adapters.peft_write import write_peft
+
         write_peft(path, adapter, kind, model.spec, base=str(model.path or ""), overwrite=overwrite)
     return path
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from converters import architectures, rules
 from converters.files import atomic_directory
-from converters.gguf.export import export_gguf as write_gguf_model
 from converters.orbax import PARAMS, write_orbax
 from converters.packed.leaves import FILE as PACKED
 from converters.packed.leaves import split as leaves_as_arrays
@@ -167,6 +166,8 @@ def export_gguf(
             fit.
         OSError: the disk is full; nothing is left behind.
     """
+    from converters.gguf.export import export_gguf as write_gguf_model
+
     leaves, spec = own_leaves(model), model.spec
     write_gguf_model(
         path,

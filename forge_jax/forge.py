@@ -18,6 +18,7 @@ from jax import Array
 from forge_jax import cache as caches
 from forge_jax import decoder, text
 from forge_jax.adapting import Held
+from forge_jax.compilation import keep_programs
 from forge_jax.config import ForgeConfig, unsupported
 from forge_jax.forge_adapters import ForgeAdapters
 from forge_jax.forge_drafts import ForgeDrafts
@@ -32,6 +33,7 @@ from forge_jax.presets import preset_config
 from forge_jax.sampling import SamplingParams, Vocabulary
 from forge_jax.spec import ModelSpec
 from forge_jax.training import balance_loss, mixtures, routing
+from forge_jax.warming import warmup
 
 SIZES: Mapping[str, int] = {"dim": 256, "n_layers": 6, "n_heads": 8, "max_seq_len": 2048}
 """Of a model that nothing was said of; smaller than a bare ForgeConfig, as they always were."""
@@ -77,6 +79,7 @@ class Forge(ForgeAdapters, ForgeDrafts):
             raise ValueError("Forge: give either a config or sizes, not both; change the config instead")
         if missing := unsupported(config):
             raise NotImplementedError("Forge: " + "; ".join(missing))
+        keep_programs()
         spec = config.to_spec()
         described = MappingProxyType({"model_type": "forge", **config.to_dict()})
         self.adopt(Model(spec, init(spec, jax.random.key(seed)), None, described, format="forge"), config)
@@ -365,6 +368,10 @@ class Forge(ForgeAdapters, ForgeDrafts):
         """The model that makes texts, and how; what is not given is as for `generate`."""
         model, numbers = self._by_row(given.get("adapters"))
         return {"draft": self.draft} | given | self._chosen(given) | {"model": model, "adapters": numbers}
+
+    def warmup(self, **options: Any) -> float:
+        """Compile ahead what `complete`, `chat` and `stream` will need. Options: `forge_jax.warming.warmup`."""
+        return warmup(self.model, **self._drafted(options))
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Answer a message, or a list of {"role", "content"} messages, through the model's chat template."""

@@ -23,6 +23,7 @@ from converters.heads import read_head
 from converters.packed import Packing
 from converters.tokenizer import Tokenizer, from_directory, from_gguf
 from forge_jax import parallel
+from forge_jax.compilation import keep_programs
 from forge_jax.generation.programs import LOCAL, Programs
 from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
@@ -121,6 +122,7 @@ def load(
         ValueError: an unknown format or architecture, config keys not understood, tensors missing, unused, misshapen
             or with NaN. The message names them.
     """
+    keep_programs()
     caster(dtype)  # a dtype that there is not is an error before anything is fetched
     path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
     checkpoint = open_checkpoint(path, allow=allow)

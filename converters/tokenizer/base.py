@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from converters.tokenizer.chat import ChatTemplate, Message
+if TYPE_CHECKING:
+    from converters.tokenizer.chat import ChatTemplate, Message
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Tokenizer(ABC):
 
     def apply_chat_template(
         self,
-        messages: Sequence[Message],
+        messages: "Sequence[Message]",
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -191,6 +192,8 @@ class Tokenizer(ABC):
             known = ", ".join(sorted(self._templates)) or "none"
             raise ValueError(f"this tokenizer has no chat template {name!r} (it has: {known})")
         if name not in self._compiled:
+            from converters.tokenizer.chat import ChatTemplate  # brings jinja2, which is slow to import
+
             self._compiled[name] = ChatTemplate(self._templates[name])
         given = {"tools": tools, "documents": documents, **self._roles.names, **(variables or {})}
         return self._compiled[name].render(messages, add_generation_prompt=add_generation_prompt, variables=given)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import forge_jax
-from forge_jax.cli import chat, convert, evaluate, generate, inspect, quantize, verify
+from forge_jax.cli import chat, convert, doctor, evaluate, generate, inspect, quantize, verify
 
 EXAMPLES = """examples:
   forge-jax generate "The capital of France is"
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   forge-jax quantize org/name model.gguf --scheme Q4_K_M
   forge-jax verify org/name
   forge-jax evaluate model.gguf --reference org/name --text wiki.txt
+  forge-jax doctor
 
 MODEL is a directory, a file (GGUF, safetensors, PyTorch), a hub id ("org/name", "org/name@revision",
 "org/name:Q4_K_M"), or "smollm2", a small model that is downloaded when it is first used.
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--version", action="version", version=f"forge-jax {forge_jax.__version__}")
     commands = out.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, chat, inspect, convert, quantize, verify, evaluate):
+    for command in (generate, chat, inspect, convert, quantize, verify, evaluate, doctor):
         command.add(commands)
     return out
 

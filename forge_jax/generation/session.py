@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, device_put
 
 from forge_jax import cache as caches
 from forge_jax.generation.asked import check_held, check_invariant, check_prompts, check_room, wanted
@@ -159,11 +159,12 @@ class Session:
         for buffer, row in zip(tokens, rows, strict=True):
             buffer[: len(row)] = row
         self.start_lengths = np.array(list(map(len, rows)), np.int32)
-        history = start_history(self.plan, jnp.asarray(tokens), jnp.asarray(self.start_lengths), self.spec.logits)
-        limit = jnp.asarray(self.start_lengths + np.array(new_tokens, np.int32))
-        done = limit <= history.length_B
+        limit = self.start_lengths + np.array(new_tokens, np.int32)  # put, not computed: that is a program to compile
+        done, never = device_put((limit <= self.start_lengths, np.zeros(self.batch, bool)))
+        tokens_BS, length_B, limit_B = device_put((tokens, self.start_lengths.copy(), limit))
+        history = start_history(self.plan, tokens_BS, length_B, self.spec.logits)
         record = new_record(self.plan, self.batch, size)
-        state = State(cache, history, limit, done, jnp.zeros_like(done), record, drafting)
+        state = State(cache, history, limit_B, done, never, record, drafting)
         self.state = self.programs.choose(self.plan, self.values, logits, state)
         self.check()
 
@@ -182,7 +183,7 @@ class Session:
 
         No piece is longer than `size`, the tokens that the cache is for.
         """
-        logits = jnp.zeros((len(rows), self.spec.logits), jnp.float32)
+        logits = device_put(np.zeros((len(rows), self.spec.logits), np.float32))
         stops = [start + len(row) for start, row in zip(starts, rows, strict=True)]
         if fresh:
             cache = self.layout.admit(cache, rows, self.adapters[:: self.batch // len(rows)])

@@ -10,7 +10,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from forge_jax.sampling import processors as chain
@@ -116,7 +115,7 @@ def build(
     matchers = matchers or (None,) * batch
     if [m and m.constraint for m in matchers] != [p.constraint for p in asked]:
         raise ValueError("sampling: the constraints need their matchers; make them with matchers_of(params, ...)")
-    numbers = jnp.asarray([m.number if m else 0 for m in matchers], jnp.int32)
+    numbers = jax.device_put(np.array([m.number if m else 0 for m in matchers], np.int32))
     return plan_of(asked, vocab_size, stop_ids), values_of(asked, stop_ids, base_seed, numbers)
 
 
@@ -188,7 +187,10 @@ def plan_of(asked: Sequence[SamplingParams], vocab_size: int, stop_ids: Sequence
 def values_of(
     asked: Sequence[SamplingParams], stop_ids: Sequence[int], base_seed: int, constraint_B: jax.Array
 ) -> SamplerValues:
-    """The arrays of every row; their lengths are powers of two, so that one more id seldom compiles again."""
+    """The arrays of every row; their lengths are powers of two, so that one more id seldom compiles again.
+
+    Made on the host and put as they are: each array made on the device would be a program to compile.
+    """
     biases = [p.bias_pairs for p in asked]
     prefixes, last = word_arrays([p.bad_words for p in asked])
     return SamplerValues(
@@ -201,12 +203,12 @@ def values_of(
         repetition_B=floats(p.repetition_penalty for p in asked),
         presence_B=floats(p.presence_penalty for p in asked),
         frequency_B=floats(p.frequency_penalty for p in asked),
-        min_tokens_B=jnp.asarray([min(p.min_tokens, PAD) for p in asked], jnp.int32),
-        stop_ids_BE=jnp.asarray(padded([list(stop_ids)] * len(asked), PAD, np.int32)),
-        bias_ids_BN=jnp.asarray(padded([[token for token, _ in pairs] for pairs in biases], PAD, np.int32)),
-        bias_BN=jnp.asarray(padded([[bias for _, bias in pairs] for pairs in biases], 0.0, np.float32)),
-        word_prefixes_BWP=jnp.asarray(prefixes),
-        word_last_BW=jnp.asarray(last),
+        min_tokens_B=jax.device_put(np.array([min(p.min_tokens, PAD) for p in asked], np.int32)),
+        stop_ids_BE=jax.device_put(padded([list(stop_ids)] * len(asked), PAD, np.int32)),
+        bias_ids_BN=jax.device_put(padded([[token for token, _ in pairs] for pairs in biases], PAD, np.int32)),
+        bias_BN=jax.device_put(padded([[bias for _, bias in pairs] for pairs in biases], 0.0, np.float32)),
+        word_prefixes_BWP=jax.device_put(prefixes),
+        word_last_BW=jax.device_put(last),
         constraint_B=constraint_B,
     )
 
@@ -227,7 +229,7 @@ def row_keys(seeds: Sequence[int | None], base_seed: int) -> jax.Array:
     """One PRNG key a row [B]; rows without a seed get (base_seed, row number), which no given seed collides with."""
     chosen = [(base_seed, row + 1) if seed is None else (seed, 0) for row, seed in enumerate(seeds)]
     words = np.array([(seed & 0xFFFFFFFF, seed >> 32, stream) for seed, stream in chosen], np.uint32).reshape(-1, 3)
-    return fold_words(jnp.asarray(words))
+    return fold_words(words)
 
 
 @jax.jit
@@ -240,7 +242,7 @@ def fold_words(words_3: jax.Array) -> jax.Array:
 
 def floats(numbers: Any) -> jax.Array:
     """A float32 [B]."""
-    return jnp.asarray(list(numbers), jnp.float32)
+    return jax.device_put(np.array(list(numbers), np.float32))
 
 
 def padded(lists: Sequence[Sequence[float]], fill: float, dtype: type) -> np.ndarray:

@@ -27,7 +27,7 @@ def llama(tmp_path) -> Path:
 # --- the whole
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "inspect", "convert", "quantize", "verify", "evaluate"])
+@pytest.mark.parametrize("command", ["", *"generate chat inspect convert quantize verify evaluate doctor".split()])
 def test_help_has_an_example(capsys, command):
     with pytest.raises(SystemExit) as left:
         main([*command.split(), "--help"])

@@ -32,6 +32,11 @@ FRONT = {
     "evaluation",
     "lm_eval",
     "calibrating",
+    "compilation",
+    "machine",
+    "limits",
+    "checkup",
+    "warming",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = [
