@@ -358,8 +358,7 @@ class Forge(ForgeAdapters, ForgeDrafts):
 
     # -------------------------------------------------------------------------------------------- text
     def complete(self, prompt: Any, **options: Any) -> Any:
-        """Complete a text (or a list of texts); gives text (or texts). Options: `forge_jax.text.complete`;
-        `adapters` are names, as in `generate`."""
+        """Complete a text, or several; gives as many. Options: `forge_jax.text.complete`; `adapters` are names here."""
         several = not isinstance(prompt, str)
         replies, _ = text.complete(prompts=list(prompt) if several else [prompt], **self._options(options))
         return [reply.text for reply in replies] if several or len(replies) > 1 else replies[0].text
@@ -371,13 +370,12 @@ class Forge(ForgeAdapters, ForgeDrafts):
 
     def warmup(self, **options: Any) -> float:
         """Compile ahead what `complete`, `chat` and `stream` will need. Options: `forge_jax.warming.warmup`."""
-        return warmup(self.model, **self._drafted(options))
+        return warmup(**self._options(options))
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Answer a message, or a list of {"role", "content"} messages, through the model's chat template."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        replies, _ = text.complete(prompts=[turns], **self._options(options))
-        return replies[0].text
+        return text.complete(prompts=[turns], **self._options(options))[0][0].text
 
     def stream(self, prompt: Any, **options: Any) -> text.TextStream:
         """Complete a text, or a chat given as messages, piece by piece. Options: `forge_jax.text.stream`."""

@@ -1,12 +1,14 @@
 """`warmup`: compile what a loaded model will need, before it is needed. Part of the front."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from forge_jax import text
 from forge_jax.generation import Session
+from forge_jax.generation.layouts import Layout
 from forge_jax.generation.speculation import Drafter
 from forge_jax.generation.warming import count, warm
 from forge_jax.loading import Model
@@ -21,6 +23,8 @@ def warmup(
     batch: int = 1,
     sampling: SamplingParams = text.GREEDY,
     cache_dtype: Any = None,
+    layout: Layout = "dense",
+    adapters: Sequence[int] | None = None,
     draft: Drafter | Model | None = None,
     progress: bool = True,
 ) -> float:
@@ -50,6 +54,8 @@ def warmup(
             sampling=sampling,
             stop_ids=text.stop_ids(model),
             cache_dtype=cache_dtype,
+            layout=layout,
+            adapters=adapters,
             known_ids=text.known_ids(model),
             vocabulary=model.vocabulary,
             programs=model.programs,
