@@ -5,11 +5,14 @@ Knows arrays and how a scheme decodes them; what kind of leaf they came from is 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from forge_jax import kernels
 
 TILE = 1 << 20  # numbers that a CPU decodes before it multiplies by them: 4 MB, which stay in its cache
 
@@ -19,6 +22,10 @@ class Factored(Protocol):
 
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
         """The rows as values [..., size], and one factor a row [...] if that is not in them."""
+        ...
+
+    def packing(self, parts: Mapping[str, Any]) -> kernels.Packing | None:
+        """What kernels call rows of these parts."""
         ...
 
 
@@ -55,14 +62,34 @@ def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[in
     at a time: XLA opens large matrices 10 times slower than it could, and would write the whole of them besides. An
     accelerator decodes a weight while a single row of x is multiplied, and else once for all rows.
     """
+    packing = scheme.packing(parts)
 
     def on_cpu(x_RI: Array, parts: dict[str, Array]) -> Array:
+        if packing is not None and kernels.fits(packing, parts, outputs, x_RI):
+            return by_kernel(scheme, packing, outputs, x_RI, parts)
         return tiled(scheme, parts, outputs, x_RI)
 
     def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
         return multiplied(scheme, parts, x_RI, streamed if x_RI.shape[0] == 1 else matrix)
 
     return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def by_kernel(
+    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], x_RI: Array, parts: dict[str, Array]
+) -> Array:
+    """`tiled`, by a kernel. Its derivative is that of `tiled`."""
+    return kernels.product(packing, parts, outputs, x_RI)
+
+
+@by_kernel.defjvp
+def derivative(
+    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], at: tuple[Any, Any], along: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    """The product, and how it changes."""
+    _, change = jax.jvp(lambda x_RI, parts: tiled(scheme, parts, outputs, x_RI), at, along)
+    return by_kernel(scheme, packing, outputs, *at), change
 
 
 def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:

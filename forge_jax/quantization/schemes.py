@@ -12,6 +12,7 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
+from forge_jax.kernels import Packing
 from forge_jax.quantization.streams import looked_up, nibbles, unpacked
 
 Parts = Mapping[str, Any]
@@ -49,6 +50,10 @@ class Grouped(ABC):
     def rounds(self) -> bool:
         """Products take their inputs as they are."""
         return False
+
+    def packing(self, parts: Parts) -> Packing | None:
+        """Kernels have no name for these rows."""
+        return None
 
     @abstractmethod
     def size(self, parts: Parts) -> int:

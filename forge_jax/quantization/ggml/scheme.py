@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from forge_jax.kernels import Packing
 from forge_jax.quantization.ggml.codec import DECODERS
 from forge_jax.quantization.ggml.types import GGMLType, lookup
 
@@ -58,6 +59,10 @@ class Ggml:
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, None]:
         """The rows; no factor is common to one."""
         return self.decode(parts), None
+
+    def packing(self, parts: Mapping[str, Any]) -> Packing:
+        """Blocks by the name of their type, the fields in their order."""
+        return Packing(self.name, tuple(counts(self.kind)))
 
 
 def counts(kind: GGMLType) -> dict[str, int]:

@@ -1,0 +1,153 @@
+// Vectors of float32 and int32 numbers as wide as the machine has them. Whatever depends on an instruction set is here.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace forge {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+constexpr int WIDTH = 16;
+#define FORGE_AVX512 1
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+constexpr const char* INSTRUCTIONS = "AVX-512 with VNNI and BF16";
+#elif defined(__AVX512VNNI__)
+constexpr const char* INSTRUCTIONS = "AVX-512 with VNNI";
+#else
+constexpr const char* INSTRUCTIONS = "AVX-512";
+#endif
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+constexpr int WIDTH = 8;
+#define FORGE_AVX2 1
+constexpr const char* INSTRUCTIONS = "AVX2";
+#else
+constexpr int WIDTH = 4;
+#if defined(__ARM_NEON)
+constexpr const char* INSTRUCTIONS = "NEON";
+#else
+constexpr const char* INSTRUCTIONS = "portable";
+#endif
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+
+inline Floats load(const float* from) {
+  Floats v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
+
+// Every lane the same number.
+inline Floats all(float x) { return Floats{} + x; }
+inline Ints all(int32_t x) { return Ints{} + x; }
+
+// 0, 1, 2, ...
+inline Ints lanes() {
+  Ints v;
+  for (int i = 0; i < WIDTH; ++i) v[i] = i;
+  return v;
+}
+
+inline Floats floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+// The same bits.
+inline Floats bits(Ints v) { return reinterpret_cast<Floats>(v); }
+
+// The sum of all lanes.
+inline float total(Floats v) {
+#if defined(FORGE_AVX512)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float sum = 0;
+  for (int i = 0; i < WIDTH; ++i) sum += v[i];
+  return sum;
+#endif
+}
+
+// WIDTH integers of one or two bytes.
+inline Ints widen(const uint8_t* from) {
+#if defined(FORGE_AVX512)
+  return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(FORGE_AVX2)
+  return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Ints v;
+  for (int i = 0; i < WIDTH; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
+inline Ints widen(const int8_t* from) {
+#if defined(FORGE_AVX512)
+  return reinterpret_cast<Ints>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(FORGE_AVX2)
+  return reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Ints v;
+  for (int i = 0; i < WIDTH; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
+inline Ints widen(const uint16_t* from) {
+#if defined(FORGE_AVX512)
+  return reinterpret_cast<Ints>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(FORGE_AVX2)
+  return reinterpret_cast<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  Ints v;
+  for (int i = 0; i < WIDTH; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
+// float16 as float32: its bits moved to their places are the number times 2^-112, but for infinities, which are none.
+inline float half(uint16_t h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+  const uint32_t magnitude = (h & 0x7fffu) << 13, sign = (h & 0x8000u) << 16;
+  float value;
+  std::memcpy(&value, &magnitude, 4);
+  value *= 0x1p112f;
+  return sign ? -value : value;
+#endif
+}
+
+inline Floats halves(const uint16_t* from) {
+#if defined(FORGE_AVX512)
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(FORGE_AVX2)
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  Floats v;
+  for (int i = 0; i < WIDTH; ++i) v[i] = half(from[i]);
+  return v;
+#endif
+}
+
+// table[code] for codes of 4 bits; bits above those must be zero.
+inline Floats chosen(const float* table, Ints codes) {
+#if defined(FORGE_AVX512)
+  return reinterpret_cast<Floats>(
+      _mm512_permutexvar_ps(reinterpret_cast<__m512i>(codes), _mm512_loadu_ps(table)));
+#elif defined(FORGE_AVX2)
+  const __m256i index = reinterpret_cast<__m256i>(codes);
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+  return reinterpret_cast<Floats>(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))));
+#else
+  Floats v;
+  for (int i = 0; i < WIDTH; ++i) v[i] = table[codes[i]];
+  return v;
+#endif
+}
+
+}  // namespace forge
