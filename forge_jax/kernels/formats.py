@@ -13,5 +13,8 @@ class Packing:
     parts: tuple[str, ...]
 
 
-FORMATS: Mapping[str, int] = MappingProxyType({"Q8_0": 32, "Q4_0": 32, "Q4_1": 32})
-"""Each format and how many numbers its blocks have, as native/formats.h says too."""
+SHORT = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "BF16", "F16")
+LONG = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+
+FORMATS: Mapping[str, int] = MappingProxyType(dict.fromkeys(SHORT, 32) | dict.fromkeys(LONG, 256))
+"""Each format and how many numbers its blocks have, as native/formats.h and native/superblocks.h say too."""

@@ -18,10 +18,12 @@ from forge_jax.kernels.formats import FORMATS
 from forge_jax.params import Param
 from forge_jax.products import tiled
 from forge_jax.quantization import encode_leaf, packer
+from forge_jax.quantization.schemes import Halves
 from forge_jax.tensor import QTensor, contract
 
 EQ = "BTD,DNH->BTNH"
 K, N, H = 512, 3, 7  # outputs are no multiple of what a kernel takes at a time
+HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,9 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 def leaf(scheme: str, outputs: tuple[int, ...] = (N, H)) -> QTensor:
     shape = (K, *outputs)
     w = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    if scheme in HALVES:
+        rows = jnp.asarray(np.moveaxis(w, 0, -1)).astype(HALVES[scheme])
+        return QTensor({"values": rows}, Halves(HALVES[scheme]), trailing=len(outputs))
     return jax.tree.map(jnp.asarray, encode_leaf(w, Param(shape, (None,) * len(shape), inputs=1), packer(scheme)))
 
 
@@ -57,7 +62,7 @@ def calls(run, *args) -> int:
 @pytest.mark.parametrize("scheme", FORMATS)
 def test_a_product_is_that_of_the_decoded_weight(scheme: str):
     q = leaf(scheme)
-    for rows in (1, 2, 8, 11):
+    for rows in (1, 11):
         x = normal(rows, 1, K)
         run = functools.partial(contract, EQ)
         assert calls(run, x, q) == 1

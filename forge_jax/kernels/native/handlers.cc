@@ -71,6 +71,16 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::Resul
 PRODUCT(Q8_0);
 PRODUCT(Q4_0);
 PRODUCT(Q4_1);
+PRODUCT(Q5_0);
+PRODUCT(Q5_1);
+PRODUCT(IQ4_NL);
+PRODUCT(MXFP4);
+PRODUCT(BF16);
+PRODUCT(F16);
+PRODUCT(Q4_K);
+PRODUCT(Q5_K);
+PRODUCT(Q6_K);
+PRODUCT(IQ4_XS);
 
 extern "C" {
 

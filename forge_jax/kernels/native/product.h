@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "formats.h"
+#include "superblocks.h"
 #include "pool.h"
 
 namespace forge {
@@ -13,13 +13,13 @@ namespace forge {
 struct Operands {
   const float* x;
   float* y;
-  const uint8_t* part[4];
-  int64_t pitch[4];
+  const uint8_t* part[PARTS];
+  int64_t pitch[PARTS];
   int64_t rows, outputs, inputs;
 
   Row weights(int64_t output) const {
     Row row;
-    for (int i = 0; i < 4; ++i) row.part[i] = part[i] + output * pitch[i];
+    for (int i = 0; i < PARTS; ++i) row.part[i] = part[i] + output * pitch[i];
     return row;
   }
 };
@@ -30,7 +30,7 @@ void tile(const Operands& p, int64_t output, int64_t row) {
   Row weights[OUT];
   for (int o = 0; o < OUT; ++o) weights[o] = p.weights(output + o);
   const float* x = p.x + row * p.inputs;
-  constexpr int codes = Format::parts - 1, step = Format::bytes[codes] * RUN / Format::block;
+  constexpr int codes = Format::codes, step = Format::bytes[codes] * RUN / Format::block;
   Floats sums[OUT][ROWS] = {};
   for (int64_t run = 0; run < p.inputs / RUN; ++run) {
     // what the next tile needs: a row is too short for the processor to see where memory is read
