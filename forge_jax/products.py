@@ -14,6 +14,7 @@ from jax import Array
 
 from forge_jax import kernels
 
+RUN = 32  # numbers that are rounded together
 TILE = 1 << 20  # numbers that a CPU decodes before it multiplies by them: 4 MB, which stay in its cache
 
 
@@ -63,13 +64,15 @@ def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[in
     accelerator decodes a weight while a single row of x is multiplied, and else once for all rows.
     """
     packing = scheme.packing(parts)
+    rounds = packing is not None and packing.rounds
 
     def on_cpu(x_RI: Array, parts: dict[str, Array]) -> Array:
         if packing is not None and kernels.fits(packing, parts, outputs, x_RI):
             return by_kernel(scheme, packing, outputs, x_RI, parts)
-        return tiled(scheme, parts, outputs, x_RI)
+        return tiled(scheme, parts, outputs, rounded_runs(x_RI) if rounds else x_RI)
 
     def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
+        x_RI = rounded_runs(x_RI) if rounds else x_RI
         return multiplied(scheme, parts, x_RI, streamed if x_RI.shape[0] == 1 else matrix)
 
     return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
@@ -87,7 +90,7 @@ def by_kernel(
 def derivative(
     scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], at: tuple[Any, Any], along: tuple[Any, Any]
 ) -> tuple[Array, Array]:
-    """The product, and how it changes."""
+    """The product, and how it changes; what is rounded counts as if it were not."""
     _, change = jax.jvp(lambda x_RI, parts: tiled(scheme, parts, outputs, x_RI), at, along)
     return by_kernel(scheme, packing, outputs, *at), change
 
@@ -126,6 +129,24 @@ def matrix(x_RI: Array, values_OI: Array) -> Array:
 def streamed(x_1I: Array, values_OI: Array) -> Array:
     """The same for one row, added up in float32 while the values are made, which are then never written."""
     return (values_OI.astype(jnp.float32) * x_1I.astype(jnp.float32)).sum(-1)[None].astype(x_1I.dtype)
+
+
+@jax.custom_jvp
+def rounded_runs(x_RI: Array) -> Array:
+    """x with every run of 32 numbers rounded to multiples of its largest over 127, as blocks of 8 bits hold them.
+
+    Its derivative is that of x.
+    """
+    runs = x_RI.astype(jnp.float32).reshape(x_RI.shape[0], -1, RUN)
+    largest = jnp.abs(runs).max(-1, keepdims=True)
+    codes = jnp.round(runs * (127 / jnp.where(largest > 0, largest, 1)))
+    return (codes * (largest / 127)).reshape(x_RI.shape).astype(x_RI.dtype)
+
+
+@rounded_runs.defjvp
+def as_if_not_rounded(at: tuple[Array], along: tuple[Array]) -> tuple[Array, Array]:
+    """The rounded numbers, and how they would change if they were not."""
+    return rounded_runs(*at), along[0]
 
 
 def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:

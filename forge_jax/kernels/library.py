@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from forge_jax.kernels.building import Unbuilt, build
-from forge_jax.kernels.formats import FORMATS
+from forge_jax.kernels.formats import FORMATS, ROUNDED
 
 SWITCH = "FORGE_JAX_KERNELS"
 
@@ -47,16 +47,16 @@ def status() -> Status:
         library = ctypes.CDLL(str(path))
     except (Unbuilt, OSError) as error:
         return Status(False, str(error))
-    for name in FORMATS:
-        handler = jax.ffi.pycapsule(getattr(library, f"product_{name}"))
-        jax.ffi.register_ffi_target(target(name), handler, platform="cpu")
+    products = [*(f"product_{name}" for name in FORMATS), *(f"rounded_{name}" for name in ROUNDED)]
+    for name in ("attention", *products):
+        jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     library.forge_instructions.restype = ctypes.c_char_p
     return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)
 
 
 def target(name: str) -> str:
-    """What XLA calls the product of a format."""
-    return f"forge_jax.product.{name}"
+    """What XLA calls a function of the library."""
+    return f"forge_jax.{name}"
 
 
 @functools.cache

@@ -14,10 +14,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from forge_jax import kernels
 from forge_jax.kernels import building
-from forge_jax.kernels.formats import FORMATS
+from forge_jax.kernels.formats import FORMATS, ROUNDED
+from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.params import Param
-from forge_jax.products import tiled
+from forge_jax.products import rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
+from forge_jax.quantization.ggml import Ggml
 from forge_jax.quantization.schemes import Halves
 from forge_jax.tensor import QTensor, contract
 
@@ -56,7 +58,7 @@ def close(y: jax.Array, want: np.ndarray) -> None:
 
 
 def calls(run, *args) -> int:
-    return jax.jit(run).lower(*args).as_text().count("forge_jax.product")
+    return jax.jit(run).lower(*args).as_text().count("@forge_jax.")
 
 
 @pytest.mark.parametrize("scheme", FORMATS)
@@ -69,11 +71,41 @@ def test_a_product_is_that_of_the_decoded_weight(scheme: str):
         close(jax.jit(run)(x, q), exact(EQ, x, q))
 
 
+@pytest.mark.parametrize("scheme", sorted(ROUNDED))
+def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
+    """The kernel rounds as `rounded_runs` does; but for a number in the middle between two codes, which may go to
+    either and is then off by a step: at most max |x| / 127 times a weight."""
+    exactly = leaf(scheme)
+    q, x = replace(exactly, scheme=Ggml(scheme, rounded=True)), normal(9, 1, K)
+    run = functools.partial(contract, EQ)
+    assert calls(run, x, q) == 1
+    want = exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly)
+    step = float(jnp.abs(x).max()) / 127 * float(jnp.abs(exactly.dense()).max())
+    y = np.asarray(jax.jit(run)(x, q))
+    np.testing.assert_allclose(y, want, rtol=0, atol=step)
+    assert np.median(np.abs(y - want)) < 1e-6 * np.abs(want).max()
+    # and rounding itself: half a step for each of K numbers, of random sign
+    plain = exact(EQ, x, exactly)
+    assert 0 < np.abs(y - plain).max() < 5 * step * K**0.5 / 12**0.5
+    np.testing.assert_array_equal(jax.jit(run)(x[:1], q)[0], y[0])
+
+
+def test_many_rows_round_too_and_gradients_pass():
+    exactly = leaf("Q4_0")
+    q, x = replace(exactly, scheme=Ggml("Q4_0", rounded=True)), normal(40, 1, K)
+    run = functools.partial(contract, EQ)
+    assert calls(run, x, q) == 0
+    close(run(x, q), exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly))
+    for rows in (1, 40):
+        grad = jax.grad(lambda x: run(x, q).sum())(x[:rows])
+        close(grad[0, 0], np.asarray(exactly.dense()).sum((1, 2)))
+
+
 def test_a_row_has_the_same_bits_alone_and_in_any_batch():
-    x, q = normal(11, 1, K), leaf("Q4_1")
-    together = contract(EQ, x, q)
+    x, q, run = normal(11, 1, K), leaf("Q4_1"), jax.jit(functools.partial(contract, EQ))
+    together = run(x, q)
     for row in range(11):
-        np.testing.assert_array_equal(contract(EQ, x[row : row + 1], q)[0], together[row])
+        np.testing.assert_array_equal(run(x[row : row + 1], q)[0], together[row])
 
 
 def test_a_table_and_its_rows():
@@ -188,3 +220,41 @@ def test_a_compiler_that_fails_is_an_error_with_its_words(monkeypatch: pytest.Mo
     with pytest.raises(building.Unbuilt, match=r"could not compile the kernels: oops: error: no"):
         building.build()
     assert os.listdir(tmp_path / "kernels") == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "slots", "size", "width", "softcap", "sinks"),
+    [((9, 3), 600, 64, 64, None, False), ((8, 2), 300, 128, 96, 20.0, True), ((4, 4), 1, 16, 80, None, True)],
+)
+def test_attention_is_that_of_the_plain_path(heads, slots, size, width, softcap, sinks):
+    queries, kvs = heads
+    q, seen = normal(2, 1, queries, size) * 3, jnp.asarray(np.random.default_rng(3).random((2, 1, slots)) < 0.7)
+    cached = Keys(normal(2, kvs, slots, size, seed=1), normal(2, kvs, slots, width, seed=2), seen)
+    new = Keys(normal(2, kvs, 1, size, seed=4), normal(2, kvs, 1, width, seed=5), jnp.ones((2, 1, 1), bool))
+    options = {"scale": size**-0.5, "softcap": softcap, "sinks_N": normal(queries) if sinks else None}
+
+    def by_kernel(q: jax.Array) -> jax.Array:
+        return attend(q, [cached, new], **options)
+
+    def plainly(q: jax.Array) -> jax.Array:
+        return attend_plainly(q, [cached, new], **options)
+
+    assert calls(by_kernel, q) == 1
+    np.testing.assert_allclose(jax.jit(by_kernel)(q), jax.jit(plainly)(q), rtol=2e-5, atol=5e-6)
+    if sinks:
+        slope, want = (jax.jit(jax.grad(lambda q, way=way: (way(q) ** 2).sum()))(q) for way in (by_kernel, plainly))
+        np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_finds_nothing():
+    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
+    np.testing.assert_array_equal(attend(q, [Keys(k, k, jnp.zeros((1, 1, 40), bool))], scale=1.0), 0)
+
+
+def test_hidden_slots_are_not_read():
+    """What a slot holds that nobody sees does not matter, be it no number at all."""
+    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
+    seen = jnp.arange(40)[None, None] < 30
+    spoilt = jnp.where(jnp.arange(40)[None, None, :, None] < 30, k, jnp.nan)
+    want = attend(q, [Keys(k, k, seen)], scale=1.0)
+    np.testing.assert_array_equal(attend(q, [Keys(spoilt, spoilt, seen)], scale=1.0), want)

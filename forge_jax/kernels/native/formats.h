@@ -1,5 +1,7 @@
 // How rows of weights are stored, and how 32 numbers of a row become floats, as forge_jax.quantization says. A format
 // says how many numbers are in a block, how many bytes each of its parts has a block, and which part is the largest.
+//
+// `coded` gives the same numbers as scale * (code - ZERO) + shift, for products of integers.
 #pragma once
 
 #include "vectors.h"
@@ -21,6 +23,11 @@ struct Row {
   }
 };
 
+struct Coded {
+  Bytes codes;
+  float scale, shift = 0;
+};
+
 // 16 bytes as 32 codes of 4 bits, first the low halves and then the high ones.
 inline void nibbles(const uint8_t* from, Ints* codes) {
   for (int i = 0; i < RUNS / 2; ++i) {
@@ -39,6 +46,12 @@ struct Q8_0 {
     const int8_t* from = row.as<int8_t>(1, run * RUN);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(widen(from + i * WIDTH)) * d;
   }
+
+  static constexpr int ZERO = 128;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {load_bytes(row.as<uint8_t>(1, run * RUN)) ^ 128, half(*row.as<uint16_t>(0, run))};
+  }
 };
 
 // Parts d [1], qs [16]: d * (code - 8).
@@ -51,6 +64,12 @@ struct Q4_0 {
     nibbles(row.as<uint8_t>(1, run * 16), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i] - 8) * d;
   }
+
+  static constexpr int ZERO = 8;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(1, run * 16)), half(*row.as<uint16_t>(0, run))};
+  }
 };
 
 // Parts d [1], m [1], qs [16]: d * code + m.
@@ -62,6 +81,12 @@ struct Q4_1 {
     Ints code[RUNS];
     nibbles(row.as<uint8_t>(2, run * 16), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d + m;
+  }
+
+  static constexpr int ZERO = 0;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(2, run * 16)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
   }
 };
 
@@ -81,6 +106,12 @@ struct Q5_0 {
     fifth_bits(*row.as<uint32_t>(1, run), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i] - 16) * d;
   }
+
+  static constexpr int ZERO = 16;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(2, run * 16)) | sixteens(*row.as<uint32_t>(1, run)), half(*row.as<uint16_t>(0, run))};
+  }
 };
 
 // Parts d [1], m [1], qh [1], qs [16]: d * code + m.
@@ -94,6 +125,12 @@ struct Q5_1 {
     fifth_bits(*row.as<uint32_t>(2, run), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d + m;
   }
+
+  static constexpr int ZERO = 0;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(3, run * 16)) | sixteens(*row.as<uint32_t>(2, run)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
+  }
 };
 
 // Codes that number the values of a table.
@@ -104,7 +141,17 @@ inline void look_up(const uint8_t* from, const float* table, float scale, Floats
 }
 
 constexpr float IQ4_VALUES[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr uint8_t IQ4_BYTES[] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // + 128
 constexpr float E2M1_DOUBLED[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr uint8_t E2M1_BYTES[] = {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116};
+
+// 2^(e - 128), half of what a byte of E8M0 says; the smallest two are subnormal.
+inline float power(uint32_t e) {
+  const uint32_t same = e < 2 ? 1u << 21 << e : (e - 1) << 23;
+  float value;
+  std::memcpy(&value, &same, sizeof value);
+  return value;
+}
 
 // Parts d [1], qs [16]: d * value of the code.
 struct IQ4_NL {
@@ -113,17 +160,26 @@ struct IQ4_NL {
   static void decode(const Row& row, int64_t run, Floats* out) {
     look_up(row.as<uint8_t>(1, run * 16), IQ4_VALUES, half(*row.as<uint16_t>(0, run)), out);
   }
+
+  static constexpr int ZERO = 128;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), half(*row.as<uint16_t>(0, run))};
+  }
 };
 
-// Parts e [1], qs [16]: 2^(e - 127) * value of the code; the smallest powers are subnormal.
+// Parts e [1], qs [16]: 2^(e - 127) * value of the code.
 struct MXFP4 {
   static constexpr int block = 32, parts = 2, bytes[] = {1, 16}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
-    const uint32_t e = *row.as<uint8_t>(0, run), power = e < 2 ? 1u << 21 << e : (e - 1) << 23;
-    float scale;
-    std::memcpy(&scale, &power, sizeof scale);
-    look_up(row.as<uint8_t>(1, run * 16), E2M1_DOUBLED, scale, out);
+    look_up(row.as<uint8_t>(1, run * 16), E2M1_DOUBLED, power(*row.as<uint8_t>(0, run)), out);
+  }
+
+  static constexpr int ZERO = 128;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {chosen(E2M1_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), power(*row.as<uint8_t>(0, run))};
   }
 };
 

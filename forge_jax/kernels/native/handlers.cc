@@ -1,7 +1,8 @@
 // What XLA calls. Shapes are checked here and nowhere else.
 #include <string>
 
-#include "product.h"
+#include "attention.h"
+#include "rounded.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -29,7 +30,7 @@ int64_t matrix(Shape shape, Shape lead, int64_t batch) {
 }
 
 // x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead.
-template <class Format>
+template <class Format, void (*run)(const Operands&)>
 ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
   const Shape xs = x.dimensions(), ys = y->dimensions();
   const size_t rank = xs.size();
@@ -55,32 +56,71 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::Resul
     p.y = y->typed_data() + batch * p.rows * p.outputs;
     for (int i = 0; i < Format::parts; ++i)
       p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
-    product<Format>(p);
+    run(p);
   }
+  return ffi::Error::Success();
+}
+
+using Vector = ffi::Buffer<ffi::F32, 1>;
+using Queries = ffi::Buffer<ffi::F32, 3>;
+using Slab = ffi::Buffer<ffi::F32, 4>;
+using Mask = ffi::Buffer<ffi::PRED, 2>;
+
+// q [B, N, H], sinks [N] or [0], and for each part k [B, K, S, H], v [B, K, S, W], seen [B, S] to y [B, N, W].
+ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y, float scale,
+                  float softcap) {
+  Attention a{};
+  a.q = q.typed_data(), a.y = y->typed_data(), a.scale = scale, a.softcap = softcap;
+  a.sinks = sinks.element_count() ? sinks.typed_data() : nullptr;
+  a.batch = q.dimensions()[0], a.size = q.dimensions()[2], a.width = y->dimensions().back();
+  for (size_t i = 0; i + 2 < args.size(); i += 3) {
+    const auto k = args.get<Slab>(i), v = args.get<Slab>(i + 1);
+    const auto seen = args.get<Mask>(i + 2);
+    if (k.has_error()) return k.error();
+    if (v.has_error()) return v.error();
+    if (seen.has_error()) return seen.error();
+    a.heads = k->dimensions()[1];
+    a.parts.push_back({k->typed_data(), v->typed_data(), seen->typed_data(), k->dimensions()[2]});
+  }
+  if (a.parts.empty() || q.dimensions()[1] % a.heads || a.size % WIDTH || a.width % WIDTH)
+    return ffi::Error::InvalidArgument("queries, keys and values do not fit each other");
+  a.group = q.dimensions()[1] / a.heads;
+  attend(a);
   return ffi::Error::Success();
 }
 
 }  // namespace
 }  // namespace forge
 
-#define PRODUCT(Format)                                                                          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                                 \
-      product_##Format, forge::multiply<forge::Format>,                                          \
-      ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>())
+#define HANDLER(name, Format, run)                                                                               \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_##Format, (forge::multiply<forge::Format, forge::run<forge::Format>>),   \
+                                ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>())
 
-PRODUCT(Q8_0);
-PRODUCT(Q4_0);
-PRODUCT(Q4_1);
-PRODUCT(Q5_0);
-PRODUCT(Q5_1);
-PRODUCT(IQ4_NL);
-PRODUCT(MXFP4);
-PRODUCT(BF16);
-PRODUCT(F16);
-PRODUCT(Q4_K);
-PRODUCT(Q5_K);
-PRODUCT(Q6_K);
-PRODUCT(IQ4_XS);
+#define EXACT(Format) HANDLER(product, Format, product);
+#define BOTH(Format) EXACT(Format) HANDLER(rounded, Format, rounded_product);
+
+EXACT(BF16)
+EXACT(F16)
+EXACT(IQ4_XS)
+EXACT(Q6_K)
+BOTH(IQ4_NL)
+BOTH(MXFP4)
+BOTH(Q4_0)
+BOTH(Q4_1)
+BOTH(Q4_K)
+BOTH(Q5_0)
+BOTH(Q5_1)
+BOTH(Q5_K)
+BOTH(Q8_0)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, forge::answer,
+                              ffi::Ffi::Bind()
+                                  .Arg<forge::Queries>()
+                                  .Arg<forge::Vector>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap"));
 
 extern "C" {
 

@@ -28,22 +28,30 @@ struct Operands {
 template <class Format, int OUT, int ROWS>
 void tile(const Operands& p, int64_t output, int64_t row) {
   Row weights[OUT];
+#pragma GCC unroll 16
   for (int o = 0; o < OUT; ++o) weights[o] = p.weights(output + o);
   const float* x = p.x + row * p.inputs;
   constexpr int codes = Format::codes, step = Format::bytes[codes] * RUN / Format::block;
   Floats sums[OUT][ROWS] = {};
   for (int64_t run = 0; run < p.inputs / RUN; ++run) {
     // what the next tile needs: a row is too short for the processor to see where memory is read
+#pragma GCC unroll 16
     for (int o = 0; o < OUT; ++o) __builtin_prefetch(weights[o].part[codes] + OUT * p.pitch[codes] + run * step);
     Floats w[OUT][RUNS];
+#pragma GCC unroll 16
     for (int o = 0; o < OUT; ++o) Format::decode(weights[o], run, w[o]);
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
       for (int i = 0; i < RUNS; ++i) {
         const Floats here = load(x + r * p.inputs + run * RUN + i * WIDTH);
+#pragma GCC unroll 16
         for (int o = 0; o < OUT; ++o) sums[o][r] += w[o][i] * here;
       }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
     for (int o = 0; o < OUT; ++o) p.y[(row + r) * p.outputs + output + o] = total(sums[o][r]);
 }
 
@@ -63,18 +71,24 @@ void outputs(const Operands& p, int64_t output) {
 
 constexpr int64_t PIECE = 1 << 15;  // bytes of weights that are worth a piece of work
 
-template <class Format>
-void product(const Operands& p) {
-  auto some = [&](int64_t from, int64_t to) {
+// Calls some<OUT>(output) for all outputs, four or one at a time, on all threads.
+template <class Format, class Some>
+void shared(const Operands& p, Some some) {
+  auto part = [&](int64_t from, int64_t to) {
     int64_t output = from * 4;
     const int64_t end = std::min(to * 4, p.outputs);
-    for (; output + 4 <= end; output += 4) outputs<Format, 4>(p, output);
-    for (; output < end; ++output) outputs<Format, 1>(p, output);
+    for (; output + 4 <= end; output += 4) some.template operator()<4>(output);
+    for (; output < end; ++output) some.template operator()<1>(output);
   };
   int64_t bytes = 0;
   for (int i = 0; i < Format::parts; ++i) bytes += p.pitch[i] * p.outputs;
   const int64_t pieces = std::min<int64_t>(bytes * p.rows / PIECE, 8 * threads());
-  parallel((p.outputs + 3) / 4, pieces, some);
+  parallel((p.outputs + 3) / 4, pieces, part);
+}
+
+template <class Format>
+void product(const Operands& p) {
+  shared<Format>(p, [&]<int OUT>(int64_t output) { outputs<Format, OUT>(p, output); });
 }
 
 }  // namespace forge

@@ -44,9 +44,9 @@ inline Floats load(const float* from) {
 
 inline void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
 
-// Every lane the same number.
-inline Floats all(float x) { return Floats{} + x; }
-inline Ints all(int32_t x) { return Ints{} + x; }
+// Every lane the same number: x - 0 is x, whereas x + 0 would be computed, since 0 + -0 is 0.
+inline Floats all(float x) { return x - Floats{}; }
+inline Ints all(int32_t x) { return x - Ints{}; }
 
 // 0, 1, 2, ...
 inline Ints lanes() {
@@ -149,5 +149,80 @@ inline Floats chosen(const float* table, Ints codes) {
   return v;
 #endif
 }
+
+// 32 codes of a byte, and 8 sums of products of four of them each with signed bytes.
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef int32_t Sums __attribute__((vector_size(32)));
+typedef float Eight __attribute__((vector_size(32)));
+
+inline Bytes load_bytes(const void* from) {
+  Bytes v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// 16 bytes as 32 codes of 4 bits, first the low halves and then the high ones.
+inline Bytes nibbles(const uint8_t* from) {
+#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
+  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m256i apart = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
+  return reinterpret_cast<Bytes>(_mm256_and_si256(apart, _mm256_set1_epi8(15)));
+#else
+  Bytes v;
+  for (int i = 0; i < 16; ++i) v[i] = from[i] & 15, v[16 + i] = from[i] >> 4;
+  return v;
+#endif
+}
+
+// table[code] for codes of 4 bits; bits above those must be zero.
+inline Bytes chosen(const uint8_t* table, Bytes codes) {
+#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return reinterpret_cast<Bytes>(_mm256_shuffle_epi8(twice, reinterpret_cast<__m256i>(codes)));
+#else
+  Bytes v;
+  for (int i = 0; i < 32; ++i) v[i] = table[codes[i]];
+  return v;
+#endif
+}
+
+// 16 where bit i of a word is set for byte i.
+inline Bytes sixteens(uint32_t word) {
+#if defined(FORGE_AVX512)
+  return reinterpret_cast<Bytes>(_mm256_maskz_set1_epi8(word, 16));
+#else
+  Bytes v;
+  for (int i = 0; i < 32; ++i) v[i] = (word >> i & 1) << 4;
+  return v;
+#endif
+}
+
+// sums + codes x numbers.
+inline Sums dot(Sums sums, Bytes codes, const int8_t* numbers) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  return reinterpret_cast<Sums>(_mm256_dpbusd_epi32(
+      reinterpret_cast<__m256i>(sums), reinterpret_cast<__m256i>(codes), reinterpret_cast<__m256i>(load_bytes(numbers))));
+#elif defined(FORGE_AVX512) || defined(FORGE_AVX2)
+  const __m256i u = reinterpret_cast<__m256i>(codes), s = reinterpret_cast<__m256i>(load_bytes(numbers));
+  for (int i = 0; i < 2; ++i) {
+    const __m128i from = i ? _mm256_extracti128_si256(u, 1) : _mm256_castsi256_si128(u);
+    const __m128i with = i ? _mm256_extracti128_si256(s, 1) : _mm256_castsi256_si128(s);
+    sums += reinterpret_cast<Sums>(_mm256_madd_epi16(_mm256_cvtepu8_epi16(from), _mm256_cvtepi8_epi16(with)));
+  }
+  return sums;
+#else
+  for (int i = 0; i < 32; ++i) sums[i / 4] += codes[i] * numbers[i];
+  return sums;
+#endif
+}
+
+inline Eight eight(float x) { return x - Eight{}; }
+
+inline float total(Eight v) {
+  const float a = (v[0] + v[4]) + (v[2] + v[6]), b = (v[1] + v[5]) + (v[3] + v[7]);
+  return a + b;
+}
+
+inline Eight floats(Sums v) { return __builtin_convertvector(v, Eight); }
 
 }  // namespace forge

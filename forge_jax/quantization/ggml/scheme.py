@@ -18,9 +18,13 @@ from forge_jax.quantization.ggml.types import GGMLType, lookup
 
 @dataclass(frozen=True)
 class Ggml:
-    """Rows of blocks of one type, such as Q4_K."""
+    """Rows of blocks of one type, such as Q4_K.
+
+    rounded: products round their inputs to int8, 32 at a time (`forge_jax.products.rounded_runs`).
+    """
 
     name: str
+    rounded: bool = False
 
     @property
     def kind(self) -> GGMLType:
@@ -62,7 +66,7 @@ class Ggml:
 
     def packing(self, parts: Mapping[str, Any]) -> Packing:
         """Blocks by the name of their type, the fields in their order."""
-        return Packing(self.name, tuple(counts(self.kind)))
+        return Packing(self.name, tuple(counts(self.kind)), self.rounded)
 
 
 def counts(kind: GGMLType) -> dict[str, int]:
