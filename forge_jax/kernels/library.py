@@ -47,8 +47,8 @@ def status() -> Status:
         library = ctypes.CDLL(str(path))
     except (Unbuilt, OSError) as error:
         return Status(False, str(error))
-    products = [*(f"product_{name}" for name in FORMATS), *(f"rounded_{name}" for name in ROUNDED)]
-    for name in ("attention", *products):
+    exact = [f"{what}_{name}" for name in FORMATS for what in ("open", "product")]
+    for name in ("attention", *exact, *(f"rounded_{name}" for name in ROUNDED)):
         jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     library.forge_instructions.restype = ctypes.c_char_p
     return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)

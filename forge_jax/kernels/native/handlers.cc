@@ -29,17 +29,11 @@ int64_t matrix(Shape shape, Shape lead, int64_t batch) {
   return at;
 }
 
-// x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead.
-template <class Format, void (*run)(const Operands&)>
-ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
-  const Shape xs = x.dimensions(), ys = y->dimensions();
-  const size_t rank = xs.size();
-  if (rank < 2 || ys.size() != rank || args.size() != Format::parts)
-    return ffi::Error::InvalidArgument("a product of matrices and the parts of one was expected");
-  Operands p{};
-  p.rows = xs[rank - 2], p.inputs = xs[rank - 1], p.outputs = ys[rank - 1];
-  Shape shapes[Format::parts];
-  const uint8_t* data[Format::parts];
+// Where the parts of the weights lie; an error unless they are rows of p.inputs for p.outputs.
+template <class Format>
+ffi::Error take(const ffi::RemainingArgs& args, size_t rank, Operands& p, Shape* shapes, const uint8_t** data) {
+  if (args.size() != Format::parts || p.inputs % Format::block)
+    return ffi::Error::InvalidArgument("the parts of rows of whole blocks were expected");
   for (int i = 0; i < Format::parts; ++i) {
     const auto part = args.get<ffi::AnyBuffer>(i);
     if (part.has_error()) return part.error();
@@ -50,13 +44,46 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::Resul
     if (shapes[i].size() != rank || shapes[i][rank - 2] != p.outputs || shapes[i][rank - 1] * itemsize != p.pitch[i])
       return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights does not fit the product");
   }
-  if (p.inputs % Format::block) return ffi::Error::InvalidArgument("rows are no whole number of blocks");
+  return ffi::Error::Success();
+}
+
+// x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead.
+template <class Format, void (*run)(const Operands&)>
+ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
+  const Shape xs = x.dimensions(), ys = y->dimensions();
+  const size_t rank = xs.size();
+  if (rank < 2 || ys.size() != rank) return ffi::Error::InvalidArgument("a product of matrices was expected");
+  Operands p{};
+  p.rows = xs[rank - 2], p.inputs = xs[rank - 1], p.outputs = ys[rank - 1];
+  Shape shapes[Format::parts];
+  const uint8_t* data[Format::parts];
+  if (const ffi::Error error = take<Format>(args, rank, p, shapes, data); error.failure()) return error;
   for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) {
     p.x = x.typed_data() + matrix(xs, ys, batch) * p.rows * p.inputs;
     p.y = y->typed_data() + batch * p.rows * p.outputs;
     for (int i = 0; i < Format::parts; ++i)
       p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
     run(p);
+  }
+  return ffi::Error::Success();
+}
+
+// Parts [*lead, O, n] to y [*lead, O, K].
+template <class Format>
+ffi::Error decode(ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
+  const Shape ys = y->dimensions();
+  const size_t rank = ys.size();
+  if (rank < 2) return ffi::Error::InvalidArgument("a matrix was expected");
+  Operands p{};
+  p.outputs = ys[rank - 2], p.inputs = ys[rank - 1];
+  Shape shapes[Format::parts];
+  const uint8_t* data[Format::parts];
+  if (const ffi::Error error = take<Format>(args, rank, p, shapes, data); error.failure()) return error;
+  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) {
+    p.y = y->typed_data() + batch * p.outputs * p.inputs;
+    for (int i = 0; i < Format::parts; ++i)
+      p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
+    open<Format>(p);
   }
   return ffi::Error::Success();
 }
@@ -96,7 +123,10 @@ ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultB
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_##Format, (forge::multiply<forge::Format, forge::run<forge::Format>>),   \
                                 ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>())
 
-#define EXACT(Format) HANDLER(product, Format, product);
+#define EXACT(Format)                                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(open_##Format, forge::decode<forge::Format>, \
+                                ffi::Ffi::Bind().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>()); \
+  HANDLER(product, Format, product);
 #define BOTH(Format) EXACT(Format) HANDLER(rounded, Format, rounded_product);
 
 EXACT(BF16)

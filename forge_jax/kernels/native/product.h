@@ -91,4 +91,18 @@ void product(const Operands& p) {
   shared<Format>(p, [&]<int OUT>(int64_t output) { outputs<Format, OUT>(p, output); });
 }
 
+// Rows as floats, y [outputs, inputs].
+template <class Format>
+void open(const Operands& p) {
+  auto some = [&](int64_t from, int64_t to) {
+    for (int64_t output = from; output < to; ++output)
+      for (int64_t run = 0; run < p.inputs / RUN; ++run) {
+        Floats w[RUNS];
+        Format::decode(p.weights(output), run, w);
+        for (int i = 0; i < RUNS; ++i) store(p.y + output * p.inputs + run * RUN + i * WIDTH, w[i]);
+      }
+  };
+  parallel(p.outputs, std::min<int64_t>(p.outputs * p.inputs / PIECE, 8 * threads()), some);
+}
+
 }  // namespace forge
