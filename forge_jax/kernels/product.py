@@ -2,7 +2,7 @@
 as whole numbers, where a packing rounds, and their products brought together in float32.
 
 The numbers that are multiplied are those of the plain path; only the order in which they are added up is another one.
-It depends on neither the batch nor the threads.
+It depends on how many rows there are, and not on the threads.
 """
 
 import math
@@ -16,7 +16,7 @@ from forge_jax.kernels.library import available, target
 from forge_jax.kernels.meshes import varying
 
 MOST_ROWS = 16  # of x; for more, matrices of floats are faster
-MOST_ROUNDED = 4  # of x as whole numbers; for more, floats are
+MOST_ROUNDED = 3  # of x as whole numbers; for more, floats are
 
 
 def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:

@@ -36,44 +36,31 @@ struct Rounded {
   }
 };
 
-// OUT outputs of ROWS rows of x.
-template <class Format, int OUT, int ROWS>
-void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t row) {
-  constexpr int codes = Format::codes, step = Format::bytes[codes] * RUN / Format::block;
-  const int64_t runs = p.inputs / RUN;
-  Row weights[OUT];
-#pragma GCC unroll 16
-  for (int o = 0; o < OUT; ++o) weights[o] = p.weights(output + o);
-  Eight sums[OUT][ROWS] = {};
-  for (int64_t run = 0; run < runs; ++run) {
-#pragma GCC unroll 16
-    for (int o = 0; o < OUT; ++o) __builtin_prefetch(weights[o].part[codes] + OUT * p.pitch[codes] + run * step);
-#pragma GCC unroll 16
-    for (int o = 0; o < OUT; ++o) {
-      const Coded w = Format::coded(weights[o], run);
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
-        const int64_t at = (row + r) * runs + run;
-        const Sums start = Format::ZERO ? x.start[at] : Sums{};
-        const Eight made = floats(dot(start, w.codes, &x.numbers[at * RUN])) * eight(x.step[at]);
-        sums[o][r] += made * eight(w.scale);
-        if (!Format::ZERO) sums[o][r] += eight(x.share[at]) * eight(w.shift);
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int o = 0; o < OUT; ++o)
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) p.y[(row + r) * p.outputs + output + o] = total(sums[o][r]);
+// One output of one row of x. Sums of even and odd runs are apart, so that one need not wait for the other.
+template <class Format>
+float rounded_sum(const Row& weights, const Rounded& x, int64_t first, int64_t runs) {
+  auto part = [&](int64_t run) {
+    const Coded w = Format::coded(weights, run);
+    const int64_t at = first + run;
+    const Sums start = Format::ZERO ? x.start[at] : Sums{};
+    const Eight made = floats(dot(start, w.codes, &x.numbers[at * RUN])) * eight(x.step[at]) * eight(w.scale);
+    return Format::ZERO ? made : made + eight(x.share[at]) * eight(w.shift);
+  };
+  Eight even{}, odd{};
+  int64_t run = 0;
+  for (; run + 2 <= runs; run += 2) even += part(run), odd += part(run + 1);
+  if (run < runs) even += part(run);
+  return total(even + odd);
 }
 
 template <class Format>
 void rounded_product(const Operands& p) {
   const Rounded x(p.x, p.rows, p.inputs, Format::ZERO);
-  shared<Format>(p, [&]<int OUT>(int64_t output) {
-    int64_t row = 0;
-    for (; row + 4 <= p.rows; row += 4) rounded_tile<Format, OUT, 4>(p, x, output, row);
-    for (; row < p.rows; ++row) rounded_tile<Format, OUT, 1>(p, x, output, row);
+  const int64_t runs = p.inputs / RUN;
+  shared<Format>(p, [&](int64_t from, int64_t to) {
+    for (int64_t row = 0; row < p.rows; ++row)
+      for (int64_t output = from; output < to; ++output)
+        p.y[row * p.outputs + output] = rounded_sum<Format>(p.weights(output), x, row * runs, runs);
   });
 }
 
