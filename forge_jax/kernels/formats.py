@@ -23,5 +23,5 @@ LONG: tuple[str, ...] = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 FORMATS: Mapping[str, int] = MappingProxyType({name: 32 if name in SHORT else 256 for name in (*SHORT, *LONG)})
 """Each format and how many numbers its blocks have, as native/formats.h and native/superblocks.h say too."""
 
-ROUNDED = frozenset({"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q4_K", "Q5_K"})
+ROUNDED = frozenset({"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"})
 """Formats of whole numbers times a scale for 32 of them, which can be multiplied by whole numbers."""

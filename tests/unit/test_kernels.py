@@ -91,6 +91,15 @@ def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
     close(jax.jit(run)(x[:1], q)[0], y[0])
 
 
+@pytest.mark.parametrize("inputs", [96, 64])
+def test_rounded_rows_of_few_runs(inputs: int):
+    """An odd number of runs cannot be read two at a time."""
+    w = np.random.default_rng(5).standard_normal((inputs, 9), dtype=np.float32)
+    q = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, (None, None), inputs=1), packer("Q4_1")))
+    x, rounded = normal(1, 1, inputs), replace(q, scheme=Ggml("Q4_1", rounded=True))
+    close(contract("BTD,DF->BTF", x, rounded), exact("BTD,DF->BTF", rounded_runs(x[0])[None], q))
+
+
 def test_many_rows_round_too_and_gradients_pass():
     exactly = leaf("Q4_0")
     q, x = replace(exactly, scheme=Ggml("Q4_0", rounded=True)), normal(40, 1, K)

@@ -28,6 +28,18 @@ struct Coded {
   float scale, shift = 0;
 };
 
+// Two runs whose codes have 16 bytes each: the first halves of both, and the second halves. Lanes 0 to 3 of the scale and
+// of the shift are for the first run, the others for the second.
+struct CodedPair {
+  Bytes first, second;
+  Eight scale, shift;
+
+  CodedPair(const uint8_t* codes, Eight scale, Eight shift = Eight{}) : scale(scale), shift(shift) {
+    const Bytes both = load_bytes(codes);
+    first = both & 15, second = both >> 4;
+  }
+};
+
 // 16 bytes as 32 codes of 4 bits, first the low halves and then the high ones.
 inline void nibbles(const uint8_t* from, Ints* codes) {
   for (int i = 0; i < RUNS / 2; ++i) {
@@ -70,6 +82,10 @@ struct Q4_0 {
   static Coded coded(const Row& row, int64_t run) {
     return {nibbles(row.as<uint8_t>(1, run * 16)), half(*row.as<uint16_t>(0, run))};
   }
+
+  static CodedPair coded_pair(const Row& row, int64_t run) {
+    return {row.as<uint8_t>(1, run * 16), two_halves(row.as<uint16_t>(0, run))};
+  }
 };
 
 // Parts d [1], m [1], qs [16]: d * code + m.
@@ -87,6 +103,10 @@ struct Q4_1 {
 
   static Coded coded(const Row& row, int64_t run) {
     return {nibbles(row.as<uint8_t>(2, run * 16)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
+  }
+
+  static CodedPair coded_pair(const Row& row, int64_t run) {
+    return {row.as<uint8_t>(2, run * 16), two_halves(row.as<uint16_t>(0, run)), two_halves(row.as<uint16_t>(1, run))};
   }
 };
 
@@ -165,6 +185,12 @@ struct IQ4_NL {
 
   static Coded coded(const Row& row, int64_t run) {
     return {chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), half(*row.as<uint16_t>(0, run))};
+  }
+
+  static CodedPair coded_pair(const Row& row, int64_t run) {
+    CodedPair pair(row.as<uint8_t>(1, run * 16), two_halves(row.as<uint16_t>(0, run)));
+    pair.first = chosen(IQ4_BYTES, pair.first), pair.second = chosen(IQ4_BYTES, pair.second);
+    return pair;
   }
 };
 

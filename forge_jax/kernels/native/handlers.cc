@@ -132,15 +132,15 @@ ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultB
 EXACT(BF16)
 EXACT(F16)
 EXACT(IQ4_XS)
+EXACT(Q4_K)
+EXACT(Q5_K)
 EXACT(Q6_K)
 BOTH(IQ4_NL)
 BOTH(MXFP4)
 BOTH(Q4_0)
 BOTH(Q4_1)
-BOTH(Q4_K)
 BOTH(Q5_0)
 BOTH(Q5_1)
-BOTH(Q5_K)
 BOTH(Q8_0)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, forge::answer,

@@ -39,16 +39,6 @@ struct Q4_K {
     halves_of(row.as<uint8_t>(3, at * 128 + sub / 2 * 32), sub % 2, code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d - m;
   }
-
-  static constexpr int ZERO = 0;
-
-  static Coded coded(const Row& row, int64_t run) {
-    const int64_t at = run / EIGHT, sub = run % EIGHT;
-    const Pair pair(row.as<uint8_t>(2, at * 12), sub);
-    const float d = half(*row.as<uint16_t>(0, at)) * pair.scale;
-    const float m = half(*row.as<uint16_t>(1, at)) * pair.minimum;
-    return {load_bytes(row.as<uint8_t>(3, at * 128 + sub / 2 * 32)) >> (sub % 2 * 4) & 15, d, -m};
-  }
 };
 
 // Parts d [1], dmin [1], scales [12], qh [32], qs [128]: as Q4_K, bit `sub` of qh being the fifth.
@@ -65,17 +55,6 @@ struct Q5_K {
     halves_of(row.as<uint8_t>(4, at * 128 + sub / 2 * 32), sub % 2, code);
     for (int i = 0; i < RUNS; ++i)
       out[i] = floats(code[i] | (widen(high + i * WIDTH) >> static_cast<int>(sub) & 1) << 4) * d - m;
-  }
-
-  static constexpr int ZERO = 0;
-
-  static Coded coded(const Row& row, int64_t run) {
-    const int64_t at = run / EIGHT, sub = run % EIGHT;
-    const Pair pair(row.as<uint8_t>(2, at * 12), sub);
-    const float d = half(*row.as<uint16_t>(0, at)) * pair.scale;
-    const float m = half(*row.as<uint16_t>(1, at)) * pair.minimum;
-    const Bytes low = load_bytes(row.as<uint8_t>(4, at * 128 + sub / 2 * 32)) >> (sub % 2 * 4) & 15;
-    return {low | (load_bytes(row.as<uint8_t>(3, at * 32)) >> sub & 1) << 4, d, -m};
   }
 };
 

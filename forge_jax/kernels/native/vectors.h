@@ -218,6 +218,21 @@ inline Sums dot(Sums sums, Bytes codes, const int8_t* numbers) {
 
 inline Eight eight(float x) { return x - Eight{}; }
 
+// The first number in four lanes, the second in the other four.
+inline Eight two(const float* from) { return Eight{from[0], from[0], from[0], from[0], from[1], from[1], from[1], from[1]}; }
+
+inline Eight two_halves(const uint16_t* from) {
+#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
+  int32_t both;
+  std::memcpy(&both, from, sizeof both);
+  const __m256 wide = _mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi32_si128(both)));
+  return reinterpret_cast<Eight>(_mm256_permutevar8x32_ps(wide, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0)));
+#else
+  const float wide[] = {half(from[0]), half(from[1])};
+  return two(wide);
+#endif
+}
+
 inline float total(Eight v) {
   const float a = (v[0] + v[4]) + (v[2] + v[6]), b = (v[1] + v[5]) + (v[3] + v[7]);
   return a + b;
