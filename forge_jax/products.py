@@ -5,12 +5,17 @@ Knows arrays and how a scheme decodes them; what kind of leaf they came from is 
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax import kernels
+
+RUN = 32  # numbers that are rounded together
 TILE = 1 << 20  # numbers that a CPU decodes before it multiplies by them: 4 MB, which stay in its cache
 
 
@@ -19,6 +24,10 @@ class Factored(Protocol):
 
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
         """The rows as values [..., size], and one factor a row [...] if that is not in them."""
+        ...
+
+    def packing(self, parts: Mapping[str, Any]) -> kernels.Packing | None:
+        """What kernels call rows of these parts."""
         ...
 
 
@@ -51,25 +60,53 @@ def product(eq: str, x: Array, w: Array) -> Array:
 def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
     """x_RI times every packed row: [R, *outputs], in the dtype of x.
 
-    parts: each [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU decodes and multiplies a tile
-    at a time: XLA opens large matrices 10 times slower than it could, and would write the whole of them besides. An
-    accelerator decodes a weight while a single row of x is multiplied, and else once for all rows.
+    parts: each [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU multiplies by a kernel, if
+    there is one for so few rows of x, and else decodes and multiplies a tile at a time: XLA would write all of a large
+    matrix, and opens it 10 times slower than a kernel does. An accelerator decodes a weight while a single row of x is
+    multiplied, and else once for all rows.
     """
+    packing = scheme.packing(parts)
+    rounds = packing is not None and packing.rounds
 
     def on_cpu(x_RI: Array, parts: dict[str, Array]) -> Array:
+        if packing is not None and kernels.fits(packing, parts, outputs, x_RI):
+            return by_kernel(scheme, packing, outputs, x_RI, parts)
+        if packing is None or not rounds:
+            return tiled(scheme, parts, outputs, x_RI)
+        x_RI, exact = rounded_runs(x_RI), replace(packing, rounds=False)
+        if kernels.fits(exact, parts, outputs, x_RI):
+            return by_kernel(scheme, exact, outputs, x_RI, parts)
         return tiled(scheme, parts, outputs, x_RI)
 
     def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
-        return multiplied(scheme, parts, x_RI, streamed if x_RI.shape[0] == 1 else matrix)
+        x_RI = rounded_runs(x_RI) if rounds else x_RI
+        return multiplied(*scheme.factors(parts), x_RI, streamed if x_RI.shape[0] == 1 else matrix)
 
     return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def by_kernel(
+    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], x_RI: Array, parts: dict[str, Array]
+) -> Array:
+    """`tiled`, by a kernel. Its derivative is that of `tiled`; what is rounded counts as if it were not."""
+    return kernels.product(packing, parts, outputs, x_RI)
+
+
+@by_kernel.defjvp
+def derivative(
+    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], at: tuple[Any, Any], along: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    """The product, and how it changes."""
+    _, change = jax.jvp(lambda x_RI, parts: tiled(scheme, parts, outputs, x_RI), at, along)
+    return by_kernel(scheme, packing, outputs, *at), change
+
+
 def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
-    """`decoded_product`, with no more than about `TILE` numbers decoded at a time."""
+    """`decoded_product` on a CPU, with no more than about `TILE` numbers decoded at a time."""
     rows = max(1, TILE // (math.prod(outputs[1:]) * x_RI.shape[1]))
     if rows >= outputs[0]:
-        return multiplied(scheme, parts, x_RI, matrix)
+        return multiplied(*opened(scheme, parts, outputs, x_RI.shape[1]), x_RI, matrix)
 
     def step(tile: Array, y: Array) -> Array:
         # the last tile may begin early: what it shares with the one before is written twice
@@ -78,15 +115,34 @@ def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x
             name: part if part.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(part, start, rows)
             for name, part in parts.items()
         }
-        return jax.lax.dynamic_update_slice_in_dim(y, multiplied(scheme, here, x_RI, matrix), start, axis=1)
+        found = opened(scheme, here, (rows, *outputs[1:]), x_RI.shape[1])
+        return jax.lax.dynamic_update_slice_in_dim(y, multiplied(*found, x_RI, matrix), start, axis=1)
 
     y = jax.lax.full_like(x_RI, 0, shape=(x_RI.shape[0], *outputs))
     return jax.lax.fori_loop(0, -(-outputs[0] // rows), step, y)
 
 
-def multiplied(scheme: Factored, parts: dict[str, Array], x_RI: Array, way: Callable[[Array, Array], Array]) -> Array:
-    """x_RI times the rows that `parts` hold, [R, *outputs]; `way` multiplies by values [O, I]."""
-    values, factor = scheme.factors(parts)
+def opened(
+    scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int
+) -> tuple[Array, Array | None]:
+    """`Factored.factors` on a CPU, by a kernel if there is one."""
+    packing = scheme.packing(parts)
+    if packing is None or not kernels.known(packing, parts, outputs, inputs):
+        return scheme.factors(parts)
+
+    @jax.custom_jvp
+    def values(parts: dict[str, Array]) -> Array:
+        return kernels.opened(packing, parts, outputs, inputs)
+
+    @values.defjvp
+    def changing(at: tuple[Any], along: tuple[Any]) -> tuple[Array, Array]:
+        return values(*at), jax.jvp(lambda parts: scheme.factors(parts)[0], at, along)[1]
+
+    return values(parts), None
+
+
+def multiplied(values: Array, factor: Array | None, x_RI: Array, way: Callable[[Array, Array], Array]) -> Array:
+    """x_RI times rows and what they are to be multiplied by, [R, *outputs]; `way` multiplies by values [O, I]."""
     y = way(x_RI, values.reshape(-1, values.shape[-1])).reshape(x_RI.shape[0], *values.shape[:-1])
     return y if factor is None else y * factor[None].astype(x_RI.dtype)
 
@@ -99,6 +155,24 @@ def matrix(x_RI: Array, values_OI: Array) -> Array:
 def streamed(x_1I: Array, values_OI: Array) -> Array:
     """The same for one row, added up in float32 while the values are made, which are then never written."""
     return (values_OI.astype(jnp.float32) * x_1I.astype(jnp.float32)).sum(-1)[None].astype(x_1I.dtype)
+
+
+@jax.custom_jvp
+def rounded_runs(x_RI: Array) -> Array:
+    """x with every run of 32 numbers rounded to multiples of its largest over 127, as blocks of 8 bits hold them.
+
+    Its derivative is that of x.
+    """
+    runs = x_RI.astype(jnp.float32).reshape(x_RI.shape[0], -1, RUN)
+    largest = jnp.abs(runs).max(-1, keepdims=True)
+    codes = jnp.round(runs * (127 / jnp.where(largest > 0, largest, 1)))
+    return (codes * (largest / 127)).reshape(x_RI.shape).astype(x_RI.dtype)
+
+
+@rounded_runs.defjvp
+def as_if_not_rounded(at: tuple[Array], along: tuple[Array]) -> tuple[Array, Array]:
+    """The rounded numbers, and how they would change if they were not."""
+    return rounded_runs(*at), along[0]
 
 
 def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from forge_jax.kernels import Packing
 from forge_jax.products import decoded_product, product, rounded_product, subscripts
 
 
@@ -57,6 +58,10 @@ class Scheme(Protocol):
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
         """The rows as values [..., size] and one factor a row [...] that a product can be multiplied by instead; None
         where `values` are the numbers themselves."""
+        ...
+
+    def packing(self, parts: Mapping[str, Any]) -> Packing | None:
+        """What `forge_jax.kernels` calls rows of these parts; None where it has no name for them."""
         ...
 
 

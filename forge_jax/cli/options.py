@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forge_jax.generation.speculation import Drafter
     from forge_jax.loading import Model
+    from forge_jax.quantization.swift import Kernels
     from forge_jax.sampling import Constraint, SamplingParams
 
 DEFAULT_MODEL = "smollm2"
 DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
 SINKS = 4  # as `forge_jax.loading.load` has it, which is not imported yet when a command line is read
+KERNELS = ("auto", "plain", "exact", "rounded")
+KERNELS_HELP = (
+    "how a CPU multiplies: rounded (what meets packed weights of 4 and 5 bits is rounded to int8, as in llama.cpp), "
+    "exact (in float32, weights of 16 bits as they are), plain (no layout for kernels); auto: rounded, if it can"
+)
 CACHE_HELP = "how keys and values are kept: float32, bfloat16, float16, int8, fp8, k8v4, int4, int2 (as weights are)"
 
 Commands = Any  # what argparse's add_subparsers gives; it has no public type
@@ -73,6 +79,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Everything about the model of a command that makes text."""
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=f"the model ({DEFAULT_MODEL})")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: float32 on a CPU)")
+    parser.add_argument("--kernels", choices=KERNELS, default="auto", help=KERNELS_HELP)
     parser.add_argument("--adapter", type=Path, metavar="PATH", help="put a PEFT directory or a GGUF adapter beside it")
     parser.add_argument("--window", type=int, metavar="N", help="see only the last N tokens, so that texts have no end")
     parser.add_argument("--sinks", type=int, metavar="N", help=f"with --window: and the first N ({SINKS})")
@@ -207,6 +214,19 @@ def constraint(args: argparse.Namespace) -> "Constraint | None":
     return Constraint.choice(args.choice) if args.choice else None
 
 
+def kernels(asked: str, dtype: str) -> "Kernels | None":
+    """What `loading.load` is told of kernels."""
+    from forge_jax.kernels import available
+
+    match asked:
+        case "exact" | "rounded":
+            return asked
+        case "auto" if dtype in ("auto", "float32") and available():
+            return "rounded"
+        case _:
+            return None
+
+
 def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
     """Load the model that the options ask for, with a bar on a terminal.
 
@@ -221,6 +241,7 @@ def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
     model = loading.load(
         name,
         dtype=dtype,
+        kernels=kernels(vars(args).get("kernels", "plain"), dtype),
         revision=args.revision,
         subfolder=args.subfolder,
         file=args.file,

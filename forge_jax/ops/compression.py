@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.ops.attention import HIDDEN
 from forge_jax.ops.call import Call
+from forge_jax.ops.found import HIDDEN
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate_last
 from forge_jax.params import Tree

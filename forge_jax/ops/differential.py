@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Places, Stored, place_key, view
-from forge_jax.ops.attention import Keys, attend, kept, remember, triangle, visible
+from forge_jax.ops.attention import kept, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.found import Keys, attend
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Stored, place_key, view
-from forge_jax.ops.attention import Keys, attend, kept, remember, triangle, visible
+from forge_jax.ops.attention import kept, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.found import Keys, attend
 from forge_jax.ops.gate import gated
 from forge_jax.ops.indexer import index_keys, pick, turn_of
 from forge_jax.ops.norm import norm

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.ops.attention import HIDDEN
+from forge_jax.ops.found import HIDDEN
 from forge_jax.ops.norm import norm
 from forge_jax.spec import Norm, Recall
 from forge_jax.tensor import Weight, dense

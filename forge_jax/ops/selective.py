@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.cache import Places, place_key, view
-from forge_jax.ops.attention import HIDDEN, Keys, attend, kept, remember, triangle, visible
+from forge_jax.ops.attention import kept, remember, triangle, visible
 from forge_jax.ops.call import Call, Context
+from forge_jax.ops.found import HIDDEN, Keys, attend
 from forge_jax.ops.heads import project, turned
 from forge_jax.ops.indexer import put_last
 from forge_jax.params import Tree

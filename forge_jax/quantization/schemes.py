@@ -12,6 +12,7 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
+from forge_jax.kernels import Packing
 from forge_jax.quantization.streams import looked_up, nibbles, unpacked
 
 Parts = Mapping[str, Any]
@@ -49,6 +50,10 @@ class Grouped(ABC):
     def rounds(self) -> bool:
         """Products take their inputs as they are."""
         return False
+
+    def packing(self, parts: Parts) -> Packing | None:
+        """Kernels have no name for these rows."""
+        return None
 
     @abstractmethod
     def size(self, parts: Parts) -> int:
@@ -195,3 +200,29 @@ class Codebook(Grouped):
     def factors(self, parts: Parts) -> tuple[Any, None]:
         """The rows; no factor is common to one."""
         return self.decode(parts), None
+
+
+@dataclass(frozen=True)
+class Halves(Grouped):
+    """Floats of 16 bits, part "values" [..., n], that are multiplied in float32: the same numbers in half the bytes.
+
+    name: bfloat16 or float16.
+    """
+
+    name: str
+
+    def size(self, parts: Parts) -> int:
+        """How many numbers a row has."""
+        return parts["values"].shape[-1]
+
+    def decode(self, parts: Parts) -> Any:
+        """The rows, float32 [..., n]."""
+        return float32(parts["values"])
+
+    def factors(self, parts: Parts) -> tuple[Any, None]:
+        """The rows; no factor is common to one."""
+        return self.decode(parts), None
+
+    def packing(self, parts: Parts) -> Packing:
+        """The type in ggml's words."""
+        return Packing({"bfloat16": "BF16", "float16": "F16"}[self.name], ("values",))

@@ -44,6 +44,8 @@ ORDER = [
     "config",
     "presets",
     "params",
+    "user_cache",
+    "kernels",
     "products",
     "tensor",
     "lora",
@@ -53,7 +55,7 @@ ORDER = [
     "stacking",
 ]
 ORDER += ["rowwise", "decoder", "sampling", "generation", "parallel", "training", "calibration"]
-FOR_CONVERTERS = {"spec", "config", "params", "products", "tensor", "lora", "quantization"}
+FOR_CONVERTERS = {"spec", "config", "params", "kernels", "products", "tensor", "lora", "quantization"}
 NAMES = (
     "llama mistral mixtral qwen gemma phi3 gpt2 gpt_neox gptj bloom falcon starcoder stablelm granite olmo smollm "
     "cohere glm4 deepseek safetensors gguf onnx huggingface"

@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from forge_jax.kernels import Packing
 from forge_jax.quantization.ggml.codec import DECODERS
 from forge_jax.quantization.ggml.types import GGMLType, lookup
 
 
 @dataclass(frozen=True)
 class Ggml:
-    """Rows of blocks of one type, such as Q4_K."""
+    """Rows of blocks of one type, such as Q4_K.
+
+    rounded: products round their inputs to int8, 32 at a time (`forge_jax.products.rounded_runs`).
+    """
 
     name: str
+    rounded: bool = False
 
     @property
     def kind(self) -> GGMLType:
@@ -58,6 +63,10 @@ class Ggml:
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, None]:
         """The rows; no factor is common to one."""
         return self.decode(parts), None
+
+    def packing(self, parts: Mapping[str, Any]) -> Packing:
+        """Blocks by the name of their type, the fields in their order."""
+        return Packing(self.name, tuple(counts(self.kind)), self.rounded)
 
 
 def counts(kind: GGMLType) -> dict[str, int]:

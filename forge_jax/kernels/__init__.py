@@ -1,0 +1,11 @@
+"""Fast paths for CPUs, in C++ through XLA's foreign functions. Each has a plain path beside it that gives the same.
+
+Knows arrays and names of formats; not what leaves of a model they came from.
+"""
+
+from forge_jax.kernels.attention import Seen, look, looks
+from forge_jax.kernels.formats import Packing
+from forge_jax.kernels.library import Status, available, status
+from forge_jax.kernels.product import fits, known, opened, product
+
+__all__ = ["Packing", "Seen", "Status", "available", "fits", "known", "look", "looks", "opened", "product", "status"]

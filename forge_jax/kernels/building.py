@@ -1,0 +1,116 @@
+"""The library of kernels, compiled where it runs: found in the user's cache, or made there with a C++ compiler.
+
+Why not when the package is installed: the sources are compiled for this very processor, and against the headers of the
+jaxlib that will call them. A wheel is built in isolation, with another jaxlib or none, for any processor. Compiling
+takes some seconds, once for each version of the sources, of jaxlib and of the compiler, and each kind of processor.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import jax
+
+from forge_jax.user_cache import cache_directory
+
+NATIVE = Path(__file__).parent / "native"
+FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-w")
+SECONDS = 300  # after which a compiler is given up
+
+
+class Unbuilt(Exception):
+    """There is no library; the message says why, and what would help."""
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: $CXX, or the first that is found.
+
+    Raises:
+        Unbuilt: there is none.
+    """
+    given = os.environ.get("CXX")
+    candidates = [given] if given else [sysconfig.get_config_var("CXX"), "c++", "g++", "clang++"]
+    for candidate in candidates:
+        words = shlex.split(candidate or "")
+        if words and (path := shutil.which(words[0])):
+            return [path, *words[1:]]
+    what = f"CXX is {given!r}, which is not found" if given else "no C++ compiler is found"
+    raise Unbuilt(f"{what}; install one (apt install g++, xcode-select --install) or set CXX")
+
+
+def processor() -> str:
+    """What tells processors apart that need other instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    told = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+
+
+def sources() -> list[Path]:
+    """The C++ files that are compiled."""
+    return sorted(NATIVE.glob("*.cc"))
+
+
+def key(command: list[str]) -> str:
+    """What a library depends on, as a few letters of its name."""
+    compiler_says = subprocess.run([*command[:1], "--version"], capture_output=True, check=False).stdout
+    jaxlib = importlib.metadata.version("jaxlib")
+    told = hashlib.sha256()
+    for fact in (" ".join(command).encode(), compiler_says, jaxlib.encode(), processor().encode()):
+        told.update(hashlib.sha256(fact).digest())
+    for file in sorted(NATIVE.iterdir()):
+        told.update(hashlib.sha256(file.read_bytes()).digest())
+    return told.hexdigest()[:16]
+
+
+def build(target: str = "native") -> Path:
+    """The path of the library for the processor `target`, as compilers name it, compiled if it is not there yet.
+
+    Raises:
+        Unbuilt: there is no compiler, or it did not manage.
+    """
+    command = [*compiler(), *FLAGS, f"-march={target}", "-isystem", jax.ffi.include_dir()]
+    library = cache_directory() / "kernels" / f"{key(command)}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            run(command, made)
+            os.replace(made, library)  # whole or not at all, whoever else is at it
+    except OSError as error:
+        raise Unbuilt(
+            f"{library.parent} cannot be written ({error}); set FORGE_JAX_CACHE to a folder that can"
+        ) from error
+    return library
+
+
+def run(command: list[str], made: Path) -> None:
+    """Compile the sources into a library.
+
+    Raises:
+        Unbuilt: the compiler did not manage; with its first words.
+    """
+    try:
+        done = subprocess.run(
+            [*command, *map(str, sources()), "-o", str(made)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unbuilt(f"{command[0]} took more than {SECONDS} s to compile the kernels; set CXX to another") from None
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+        raise Unbuilt(f"{command[0]} could not compile the kernels: {said}; GCC 11 or Clang 14 and newer can")

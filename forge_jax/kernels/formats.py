@@ -1,0 +1,27 @@
+"""The formats of packed rows that kernels multiply by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How rows are packed, in the words of the kernels: a format of theirs, and which parts of a leaf it takes.
+
+    rounds: products round what they are multiplied by to int8, see `forge_jax.products.rounded_runs`.
+    """
+
+    format: str
+    parts: tuple[str, ...]
+    rounds: bool = False
+
+
+SHORT: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "BF16", "F16")
+LONG: tuple[str, ...] = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+
+FORMATS: Mapping[str, int] = MappingProxyType({name: 32 if name in SHORT else 256 for name in (*SHORT, *LONG)})
+"""Each format and how many numbers its blocks have, as native/formats.h and native/superblocks.h say too."""
+
+ROUNDED = frozenset({"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"})
+"""Formats of whole numbers times a scale for 32 of them, which can be multiplied by whole numbers."""

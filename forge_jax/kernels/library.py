@@ -1,0 +1,65 @@
+"""The compiled kernels in this process: loaded once, made known to XLA, and what can be said of them."""
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from forge_jax.kernels.building import Unbuilt, build
+from forge_jax.kernels.formats import FORMATS, ROUNDED
+
+SWITCH = "FORGE_JAX_KERNELS"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether there are kernels, and why not.
+
+    instructions: what they are compiled for. threads: how many work on a call, as many as the process may run on.
+    """
+
+    built: bool
+    reason: str
+    instructions: str = ""
+    threads: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """A line for people."""
+        if not self.built:
+            return f"CPU kernels: none, {self.reason}"
+        return f"CPU kernels: {self.instructions}, {self.threads} threads ({self.path})"
+
+
+@functools.cache
+def status() -> Status:
+    """Load the kernels, compiling them the first time on a machine, and say what came of it.
+
+    FORGE_JAX_KERNELS=0 in the environment leaves them out.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return Status(False, f"{SWITCH} is 0")
+    try:
+        path = build()
+        library = ctypes.CDLL(str(path))
+    except (Unbuilt, OSError) as error:
+        return Status(False, str(error))
+    exact = [f"{what}_{name}" for name in FORMATS for what in ("open", "product")]
+    for name in ("attention", *exact, *(f"rounded_{name}" for name in ROUNDED)):
+        jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    library.forge_instructions.restype = ctypes.c_char_p
+    return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)
+
+
+def target(name: str) -> str:
+    """What XLA calls a function of the library."""
+    return f"forge_jax.{name}"
+
+
+@functools.cache
+def available() -> bool:
+    """Whether programs that are traced now may use kernels."""
+    return jax.default_backend() == "cpu" and status().built

@@ -1,0 +1,232 @@
+// How rows of weights are stored, and how 32 numbers of a row become floats, as forge_jax.quantization says. A format
+// says how many numbers are in a block, how many bytes each of its parts has a block, and which part is the largest.
+//
+// `coded` gives the same numbers as scale * (code - ZERO) + shift, for products of integers.
+#pragma once
+
+#include "vectors.h"
+
+namespace forge {
+
+constexpr int RUN = 32;            // numbers that are decoded at a time
+constexpr int RUNS = RUN / WIDTH;  // vectors of them
+
+constexpr int PARTS = 5;           // that a format has at most
+
+// The beginning of a row in each part.
+struct Row {
+  const uint8_t* part[PARTS];
+
+  template <class T>
+  const T* as(int i, int64_t index) const {
+    return reinterpret_cast<const T*>(part[i]) + index;
+  }
+};
+
+struct Coded {
+  Bytes codes;
+  float scale, shift = 0;
+};
+
+// Two runs whose codes have 16 bytes each: the first halves of both, and the second halves. Lanes 0 to 3 of the scale and
+// of the shift are for the first run, the others for the second.
+struct CodedPair {
+  Bytes first, second;
+  Eight scale, shift;
+
+  CodedPair(const uint8_t* codes, Eight scale, Eight shift = Eight{}) : scale(scale), shift(shift) {
+    const Bytes both = load_bytes(codes);
+    first = both & 15, second = both >> 4;
+  }
+};
+
+// 16 bytes as 32 codes of 4 bits, first the low halves and then the high ones.
+inline void nibbles(const uint8_t* from, Ints* codes) {
+  for (int i = 0; i < RUNS / 2; ++i) {
+    const Ints byte = widen(from + i * WIDTH);
+    codes[i] = byte & 15;
+    codes[RUNS / 2 + i] = byte >> 4;
+  }
+}
+
+// Parts d [1], qs [32]: d * code.
+struct Q8_0 {
+  static constexpr int block = 32, parts = 2, bytes[] = {2, 32}, codes = 1;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const Floats d = all(half(*row.as<uint16_t>(0, run)));
+    const int8_t* from = row.as<int8_t>(1, run * RUN);
+    for (int i = 0; i < RUNS; ++i) out[i] = floats(widen(from + i * WIDTH)) * d;
+  }
+
+  static constexpr int ZERO = 128;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {load_bytes(row.as<uint8_t>(1, run * RUN)) ^ 128, half(*row.as<uint16_t>(0, run))};
+  }
+};
+
+// Parts d [1], qs [16]: d * (code - 8).
+struct Q4_0 {
+  static constexpr int block = 32, parts = 2, bytes[] = {2, 16}, codes = 1;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const Floats d = all(half(*row.as<uint16_t>(0, run)));
+    Ints code[RUNS];
+    nibbles(row.as<uint8_t>(1, run * 16), code);
+    for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i] - 8) * d;
+  }
+
+  static constexpr int ZERO = 8;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(1, run * 16)), half(*row.as<uint16_t>(0, run))};
+  }
+
+  static CodedPair coded_pair(const Row& row, int64_t run) {
+    return {row.as<uint8_t>(1, run * 16), two_halves(row.as<uint16_t>(0, run))};
+  }
+};
+
+// Parts d [1], m [1], qs [16]: d * code + m.
+struct Q4_1 {
+  static constexpr int block = 32, parts = 3, bytes[] = {2, 2, 16}, codes = 2;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const Floats d = all(half(*row.as<uint16_t>(0, run))), m = all(half(*row.as<uint16_t>(1, run)));
+    Ints code[RUNS];
+    nibbles(row.as<uint8_t>(2, run * 16), code);
+    for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d + m;
+  }
+
+  static constexpr int ZERO = 0;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(2, run * 16)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
+  }
+
+  static CodedPair coded_pair(const Row& row, int64_t run) {
+    return {row.as<uint8_t>(2, run * 16), two_halves(row.as<uint16_t>(0, run)), two_halves(row.as<uint16_t>(1, run))};
+  }
+};
+
+// The fifth bits of 32 codes, from one word.
+inline void fifth_bits(uint32_t word, Ints* codes) {
+  for (int i = 0; i < RUNS; ++i) codes[i] |= (all(static_cast<int32_t>(word)) >> (lanes() + i * WIDTH) & 1) << 4;
+}
+
+// Parts d [1], qh [1], qs [16]: d * (code - 16).
+struct Q5_0 {
+  static constexpr int block = 32, parts = 3, bytes[] = {2, 4, 16}, codes = 2;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const Floats d = all(half(*row.as<uint16_t>(0, run)));
+    Ints code[RUNS];
+    nibbles(row.as<uint8_t>(2, run * 16), code);
+    fifth_bits(*row.as<uint32_t>(1, run), code);
+    for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i] - 16) * d;
+  }
+
+  static constexpr int ZERO = 16;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(2, run * 16)) | sixteens(*row.as<uint32_t>(1, run)), half(*row.as<uint16_t>(0, run))};
+  }
+};
+
+// Parts d [1], m [1], qh [1], qs [16]: d * code + m.
+struct Q5_1 {
+  static constexpr int block = 32, parts = 4, bytes[] = {2, 2, 4, 16}, codes = 3;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const Floats d = all(half(*row.as<uint16_t>(0, run))), m = all(half(*row.as<uint16_t>(1, run)));
+    Ints code[RUNS];
+    nibbles(row.as<uint8_t>(3, run * 16), code);
+    fifth_bits(*row.as<uint32_t>(2, run), code);
+    for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d + m;
+  }
+
+  static constexpr int ZERO = 0;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {nibbles(row.as<uint8_t>(3, run * 16)) | sixteens(*row.as<uint32_t>(2, run)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
+  }
+};
+
+// Codes that number the values of a table.
+inline void look_up(const uint8_t* from, const float* table, float scale, Floats* out) {
+  Ints code[RUNS];
+  nibbles(from, code);
+  for (int i = 0; i < RUNS; ++i) out[i] = chosen(table, code[i]) * all(scale);
+}
+
+constexpr float IQ4_VALUES[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr uint8_t IQ4_BYTES[] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // + 128
+constexpr float E2M1_DOUBLED[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr uint8_t E2M1_BYTES[] = {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116};
+
+// 2^(e - 128), half of what a byte of E8M0 says; the smallest two are subnormal.
+inline float power(uint32_t e) {
+  const uint32_t same = e < 2 ? 1u << 21 << e : (e - 1) << 23;
+  float value;
+  std::memcpy(&value, &same, sizeof value);
+  return value;
+}
+
+// Parts d [1], qs [16]: d * value of the code.
+struct IQ4_NL {
+  static constexpr int block = 32, parts = 2, bytes[] = {2, 16}, codes = 1;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    look_up(row.as<uint8_t>(1, run * 16), IQ4_VALUES, half(*row.as<uint16_t>(0, run)), out);
+  }
+
+  static constexpr int ZERO = 128;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), half(*row.as<uint16_t>(0, run))};
+  }
+
+  static CodedPair coded_pair(const Row& row, int64_t run) {
+    CodedPair pair(row.as<uint8_t>(1, run * 16), two_halves(row.as<uint16_t>(0, run)));
+    pair.first = chosen(IQ4_BYTES, pair.first), pair.second = chosen(IQ4_BYTES, pair.second);
+    return pair;
+  }
+};
+
+// Parts e [1], qs [16]: 2^(e - 127) * value of the code.
+struct MXFP4 {
+  static constexpr int block = 32, parts = 2, bytes[] = {1, 16}, codes = 1;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    look_up(row.as<uint8_t>(1, run * 16), E2M1_DOUBLED, power(*row.as<uint8_t>(0, run)), out);
+  }
+
+  static constexpr int ZERO = 128;
+
+  static Coded coded(const Row& row, int64_t run) {
+    return {chosen(E2M1_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), power(*row.as<uint8_t>(0, run))};
+  }
+};
+
+// Part values [1]: bfloat16, whose bits are the upper half of a float's.
+struct BF16 {
+  static constexpr int block = 32, parts = 1, bytes[] = {64}, codes = 0;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const uint16_t* from = row.as<uint16_t>(0, run * RUN);
+    for (int i = 0; i < RUNS; ++i) out[i] = bits(widen(from + i * WIDTH) << 16);
+  }
+};
+
+// Part values [1]: float16.
+struct F16 {
+  static constexpr int block = 32, parts = 1, bytes[] = {64}, codes = 0;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const uint16_t* from = row.as<uint16_t>(0, run * RUN);
+    for (int i = 0; i < RUNS; ++i) out[i] = halves(from + i * WIDTH);
+  }
+};
+
+}  // namespace forge

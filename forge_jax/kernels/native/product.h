@@ -1,0 +1,100 @@
+// y[r][o] = sum over k of x[r][k] * w[o][k], rows of w in any format, sums in float32. In which order a number is added
+// up depends on the number of rows of x, never on the threads.
+#pragma once
+
+#include <algorithm>
+
+#include "superblocks.h"
+#include "pool.h"
+
+namespace forge {
+
+// What a product works on. `part` and `pitch`: where each part of the weights begins, and the bytes of a row in it.
+struct Operands {
+  const float* x;
+  float* y;
+  const uint8_t* part[PARTS];
+  int64_t pitch[PARTS];
+  int64_t rows, outputs, inputs;
+
+  Row weights(int64_t output) const {
+    Row row;
+    for (int i = 0; i < PARTS; ++i) row.part[i] = part[i] + output * pitch[i];
+    return row;
+  }
+};
+
+// OUT outputs of ROWS rows of x, each added up in CHAINS sums that need not wait for each other.
+template <class Format, int OUT, int ROWS, int CHAINS>
+void tile(const Operands& p, int64_t output, int64_t row) {
+  constexpr int codes = Format::codes, step = Format::bytes[codes] * RUN / Format::block;
+  Row weights[OUT];
+  for (int o = 0; o < OUT; ++o) weights[o] = p.weights(output + o);
+  const float* x = p.x + row * p.inputs;
+  Floats sums[OUT][ROWS][CHAINS] = {};
+  for (int64_t run = 0; run < p.inputs / RUN; ++run) {
+    Floats w[OUT][RUNS];
+#pragma GCC unroll 8
+    for (int o = 0; o < OUT; ++o) {
+      // a row by itself is read as it lies in memory, and the processor sees what comes next; here it does not
+      if (OUT > 1) __builtin_prefetch(weights[o].part[codes] + OUT * p.pitch[codes] + run * step);
+      Format::decode(weights[o], run, w[o]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+      for (int i = 0; i < RUNS; ++i) {
+        const Floats here = load(x + r * p.inputs + run * RUN + i * WIDTH);
+#pragma GCC unroll 8
+        for (int o = 0; o < OUT; ++o) sums[o][r][i % CHAINS] += w[o][i] * here;
+      }
+  }
+  for (int o = 0; o < OUT; ++o)
+    for (int r = 0; r < ROWS; ++r) {
+      Floats sum{};
+      for (int c = 0; c < CHAINS; ++c) sum += sums[o][r][c];
+      p.y[(row + r) * p.outputs + output + o] = total(sum);
+    }
+}
+
+constexpr int64_t PIECE = 1 << 15;  // bytes of weights that are worth a piece of work
+
+// Calls some(from, to) for ranges of outputs, on all threads.
+template <class Format, class Some>
+void shared(const Operands& p, Some some) {
+  int64_t bytes = 0;
+  for (int i = 0; i < Format::parts; ++i) bytes += p.pitch[i] * p.outputs;
+  parallel(p.outputs, std::min<int64_t>(bytes * p.rows / PIECE, 8 * threads()), some);
+}
+
+template <class Format>
+void product(const Operands& p) {
+  shared<Format>(p, [&](int64_t from, int64_t to) {
+    int64_t row = 0;
+    for (; row + 8 <= p.rows; row += 8) {
+      int64_t output = from;
+      for (; output + 2 <= to; output += 2) tile<Format, 2, 8, 1>(p, output, row);
+      if (output < to) tile<Format, 1, 8, 1>(p, output, row);
+    }
+    for (; row + 4 <= p.rows; row += 4)
+      for (int64_t output = from; output < to; ++output) tile<Format, 1, 4, 2>(p, output, row);
+    for (; row < p.rows; ++row)
+      for (int64_t output = from; output < to; ++output) tile<Format, 1, 1, 2>(p, output, row);
+  });
+}
+
+// Rows as floats, y [outputs, inputs].
+template <class Format>
+void open(const Operands& p) {
+  auto some = [&](int64_t from, int64_t to) {
+    for (int64_t output = from; output < to; ++output)
+      for (int64_t run = 0; run < p.inputs / RUN; ++run) {
+        Floats w[RUNS];
+        Format::decode(p.weights(output), run, w);
+        for (int i = 0; i < RUNS; ++i) store(p.y + output * p.inputs + run * RUN + i * WIDTH, w[i]);
+      }
+  };
+  parallel(p.outputs, std::min<int64_t>(p.outputs * p.inputs / PIECE, 8 * threads()), some);
+}
+
+}  // namespace forge

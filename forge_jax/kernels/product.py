@@ -1,0 +1,57 @@
+"""x times packed rows in C++: inputs in float32, each weight decoded to float32 in a register, sums in float32; or both
+as whole numbers, where a packing rounds, and their products brought together in float32.
+
+The numbers that are multiplied are those of the plain path; only the order in which they are added up is another one.
+It depends on how many rows there are, and not on the threads.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax.kernels.formats import FORMATS, ROUNDED, Packing
+from forge_jax.kernels.library import available, target
+from forge_jax.kernels.meshes import varying
+
+MOST_ROWS = 16  # of x; for more, matrices of floats are faster
+MOST_ROUNDED = 3  # of x as whole numbers; for more, floats are
+
+
+def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:
+    """Whether rows of this packing can be read: each with its own parts, of a whole number of blocks."""
+    if packing.format not in FORMATS or not inputs or inputs % FORMATS[packing.format] or not math.prod(outputs):
+        return False
+    return all(parts[name].shape[:-1] == outputs for name in packing.parts) and available()
+
+
+def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> bool:
+    """Whether there is a kernel for this product."""
+    most = MOST_ROUNDED if packing.rounds and packing.format in ROUNDED else MOST_ROWS
+    small = x_RI.dtype == jnp.float32 and 0 < x_RI.shape[0] <= most
+    rounds = packing.rounds and packing.format not in ROUNDED
+    return small and not rounds and known(packing, parts, outputs, x_RI.shape[1])
+
+
+def product(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
+    """x_RI times every packed row: [R, *outputs]; only where it `fits`, and only on a CPU."""
+    operands = varying(x_RI, *matrices(packing, parts, outputs))
+    name = f"{'rounded' if packing.rounds else 'product'}_{packing.format}"
+    # the type of x, which says what it varies over, in another shape of as many axes
+    shape = jax.typeof(operands[0]).update(shape=(x_RI.shape[0], math.prod(outputs)))
+    y = jax.ffi.ffi_call(target(name), shape, vmap_method="expand_dims")(*operands)
+    return y.reshape(x_RI.shape[0], *outputs)
+
+
+def opened(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> Array:
+    """Packed rows as float32 [*outputs, inputs]; only where the packing is `known`, and only on a CPU."""
+    operands = varying(*matrices(packing, parts, outputs))
+    shape = jax.typeof(operands[0]).update(shape=(math.prod(outputs), inputs), dtype=jnp.dtype("float32"))
+    w = jax.ffi.ffi_call(target(f"open_{packing.format}"), shape, vmap_method="expand_dims")(*operands)
+    return w.reshape(*outputs, inputs)
+
+
+def matrices(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...]) -> list[Array]:
+    """The parts that a kernel takes, a row of them for each output."""
+    return [parts[name].reshape(math.prod(outputs), -1) for name in packing.parts]

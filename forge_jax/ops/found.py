@@ -1,0 +1,138 @@
+"""What queries find: softmax over the scores of keys, times values. Knows no positions and no parameters."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from forge_jax import kernels
+
+HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How each query mixes profiles of a bias, the profiles, and how far keys lie back."""
+
+    mix_BTNR: Array
+    profiles_RE: Array
+    distance_BTS: Array
+
+    def bias(self) -> Array:
+        """[B, N, T, S]: what is added to the scores, nothing beyond the last distance that the profiles know."""
+        profile_BNTE = jnp.einsum("BTNR,RE->BNTE", self.mix_BTNR, self.profiles_RE)
+        extent = self.profiles_RE.shape[1]
+        distance_B1TS = self.distance_BTS[:, None]
+        bias = jnp.take_along_axis(profile_BNTE, jnp.clip(distance_B1TS, 0, extent - 1), axis=-1)
+        return jnp.where((distance_B1TS >= 0) & (distance_B1TS < extent), bias, 0).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
+
+    What is seen may differ by kv head: [B, K, T, S]. `q_BTNH`: the queries that meet them, where they are others.
+    """
+
+    k_BKSH: Array
+    v_BKSH: Array
+    seen_BTS: Array
+    bias_BN1S: Array | None = None
+    mix: Mix | None = None
+    q_BTNH: Array | None = None
+
+    def cut(self, rows: slice, near: slice) -> "Keys":
+        """Those in `near`, as the queries in `rows` see them."""
+        bias = None if self.bias_BN1S is None else self.bias_BN1S[..., near]
+        bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
+        mix = self.mix and Mix(self.mix.mix_BTNR[:, rows], self.mix.profiles_RE, self.mix.distance_BTS[:, rows, near])
+        q_BTNH = None if self.q_BTNH is None else self.q_BTNH[:, rows]
+        return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix, q_BTNH)
+
+
+def attend(
+    q_BTNH: Array, parts: Sequence[Keys], *, scale: float, softcap: float | None = None, sinks_N: Array | None = None
+) -> Array:
+    """softmax(scale * q k^T + bias) v over the tokens of all parts together, for grouped heads: [B, T, N, H].
+
+    The parts (what a cache holds, what is new) are never copied into one array. Softmax is float32.
+    """
+    seen = [(part.k_BKSH, part.v_BKSH, part.seen_BTS) for part in parts]
+    bare = all(part.bias_BN1S is None and part.mix is None and part.q_BTNH is None for part in parts)
+    if bare and kernels.looks(q_BTNH, seen):
+        return attend_bare(q_BTNH, seen, sinks_N, scale, softcap)
+    return attend_plainly(q_BTNH, parts, scale=scale, softcap=softcap, sinks_N=sinks_N)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def attend_bare(
+    q_BTNH: Array, seen: list[kernels.Seen], sinks_N: Array | None, scale: float, softcap: float | None
+) -> Array:
+    """`attend` for one query and nothing added to scores: on CPUs by a kernel. Its derivative is the plain path's."""
+
+    def by_kernel(q_BTNH: Array, seen: list[kernels.Seen], sinks_N: Array | None) -> Array:
+        return kernels.look(q_BTNH, seen, scale, softcap, sinks_N)
+
+    plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
+    return jax.lax.platform_dependent(q_BTNH, seen, sinks_N, cpu=by_kernel, default=plainly)
+
+
+def bare_plainly(
+    q_BTNH: Array, seen: list[kernels.Seen], sinks_N: Array | None, scale: float, softcap: float | None
+) -> Array:
+    """`attend_bare` without a kernel."""
+    return attend_plainly(q_BTNH, [Keys(*part) for part in seen], scale=scale, softcap=softcap, sinks_N=sinks_N)
+
+
+@attend_bare.defjvp
+def derivative(scale: float, softcap: float | None, at: tuple, along: tuple) -> tuple[Array, Array]:
+    """What queries find, and how it changes."""
+    plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
+    return attend_bare(*at, scale, softcap), jax.jvp(plainly, at, along)[1]
+
+
+def attend_plainly(
+    q_BTNH: Array, parts: Sequence[Keys], *, scale: float, softcap: float | None, sinks_N: Array | None
+) -> Array:
+    """`attend` in any setting."""
+    b, t, n, h = q_BTNH.shape
+    heads = parts[0].k_BKSH.shape[1]
+    group = n // heads
+
+    def rows(q_BTNH: Array) -> Array:
+        # one matrix product a kv head: rows are (group, token), so that decoding has G rows and not 1
+        return q_BTNH.reshape(b, t, heads, group, h).transpose(0, 2, 3, 1, 4).reshape(b, heads, group * t, h)
+
+    def score(part: Keys) -> Array:
+        s = part.k_BKSH.shape[2]
+        q_BKQH = rows(q_BTNH if part.q_BTNH is None else part.q_BTNH)
+        z = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, part.k_BKSH, preferred_element_type=jnp.float32) * scale
+        z = z.reshape(b, heads, group, t, s)
+        if part.bias_BN1S is not None:
+            z = z + part.bias_BN1S.reshape(b, heads, group, -1, s)
+        if part.mix is not None:
+            z = z + part.mix.bias().reshape(b, heads, group, t, s)
+        if softcap is not None:
+            z = softcap * jnp.tanh(z / softcap)
+        seen = part.seen_BTS[:, None] if part.seen_BTS.ndim == 3 else part.seen_BTS
+        return jnp.where(seen[:, :, None], z, HIDDEN)
+
+    scores = [score(part) for part in parts]
+    top = functools.reduce(jnp.maximum, [z.max(-1, keepdims=True) for z in scores])
+    total = jnp.zeros_like(top)
+    if sinks_N is not None:
+        sink = sinks_N.astype(jnp.float32).reshape(1, heads, group, 1, 1)
+        top = jnp.maximum(top, sink)
+        total = jnp.exp(sink - top)
+    y = jnp.zeros((), q_BTNH.dtype)
+    for part, z in zip(parts, scores, strict=True):
+        weight = jnp.exp(z - top)
+        total = total + weight.sum(-1, keepdims=True)
+        weight = weight.reshape(b, heads, group * t, -1).astype(part.v_BKSH.dtype)
+        y = y + jnp.einsum("BKQS,BKSH->BKQH", weight, part.v_BKSH)
+    # dividing here, and not the weights, costs H and not S operations a query
+    y = y.reshape(b, heads, group, t, -1) / total.astype(y.dtype)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1)

@@ -1,0 +1,40 @@
+"""Leaves as the kernels for CPUs multiply them fastest: a matter of how numbers lie and are rounded, not of which.
+
+`Halves` hold what was stored in 16 bits. Rounded inputs are a choice: they cost a little accuracy, as they do in
+programs that always round them, and are asked for by name.
+"""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from forge_jax.kernels.formats import ROUNDED
+from forge_jax.params import Param
+from forge_jax.quantization.ggml import Ggml
+from forge_jax.quantization.policy import packable
+from forge_jax.quantization.schemes import Halves
+from forge_jax.quantization.trees import rows_of
+from forge_jax.tensor import QTensor
+
+Kernels = Literal["exact", "rounded"]
+FEW_BITS = ROUNDED - {"Q8_0"}  # with more bits, memory is what a product waits for, and rounding gains nothing
+
+
+def swift(leaf: Any, param: Param, kernels: Kernels) -> Any:
+    """A host leaf of the parameter that `param` describes, as kernels want it.
+
+    "exact": a matrix in bfloat16 or float16 as packed rows of those, which are multiplied in float32. "rounded": packed
+    leaves of 4 and 5 bits besides round what they are multiplied by to int8. Experts stay as they are: they are
+    multiplied in several ways, not all of which have kernels.
+    """
+    if param.stacked:
+        return leaf
+    match leaf:
+        case QTensor(scheme=Ggml(name=name)) if kernels == "rounded" and name in FEW_BITS:
+            return replace(leaf, scheme=Ggml(name, rounded=True))
+        case np.ndarray() if leaf.dtype.name in ("bfloat16", "float16") and packable(param):
+            rows, inner, trailing = rows_of(leaf, param)
+            return QTensor({"values": np.ascontiguousarray(rows)}, Halves(leaf.dtype.name), inner, trailing, "float32")
+        case _:
+            return leaf

@@ -1,0 +1,110 @@
+"""Models whose weights lie as kernels want them: what is computed, what is kept, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_checkpoint import write_golden_directory
+
+from forge_jax import Session, forward, inputs, kernels, loading
+from forge_jax.cli import main
+from forge_jax.exporting import export_gguf
+from forge_jax.params import flatten
+from forge_jax.tensor import QTensor
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+IDS = [[3, 1, 4, 1, 5, 9, 2, 6]]
+
+
+@pytest.fixture(autouse=True)
+def built():
+    if not kernels.available():
+        pytest.skip(kernels.status().reason)
+
+
+def load(path: Path, **options: Any) -> loading.Model:
+    return loading.load(path, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama in two files: float16, and Q4_0."""
+    folder = tmp_path_factory.mktemp("stored")
+    model = load(write_golden_directory("llama", folder / "llama"))
+    for kind in ("F16", "Q4_0"):
+        export_gguf(model, folder / f"{kind}.gguf", type=kind)
+    return folder
+
+
+def logits(model: loading.Model) -> np.ndarray:
+    return np.asarray(forward(model.spec, model.params, inputs(IDS))[0])
+
+
+def schemes(model: loading.Model) -> set[str]:
+    return {leaf.scheme.name for _, leaf in flatten(model.params) if isinstance(leaf, QTensor)}
+
+
+def test_weights_of_16_bits_give_the_numbers_of_float32(stored: Path):
+    plain, exact = load(stored / "F16.gguf"), load(stored / "F16.gguf", kernels="exact")
+    assert schemes(plain) == set()
+    assert schemes(exact) == {"float16"}
+    want = logits(plain)
+    np.testing.assert_allclose(logits(exact), want, rtol=0, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_array_equal(exact.unpacked().params["embed"], plain.params["embed"])
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(model.params)) for model in (exact, plain)]
+    assert sizes[0] < 0.55 * sizes[1]
+
+
+def test_rounded_inputs_are_close_and_exact_ones_the_default(stored: Path):
+    default, rounded = load(stored / "Q4_0.gguf"), load(stored / "Q4_0.gguf", kernels="rounded")
+    plain, near = logits(load(stored / "Q4_0.gguf", packed=False)), logits(rounded)
+    np.testing.assert_allclose(logits(default), plain, rtol=0, atol=1e-5 * np.abs(plain).max())
+    error = np.abs(near - plain).max() / np.abs(plain).max()
+    assert 1e-4 < error < 0.05  # of 8 bits, through two layers
+    # with a cache, a token at a time, by the kernel for attention
+    session = Session(rounded.spec, rounded.params, IDS, max_new_tokens=4)
+    session.advance()
+    at = np.asarray(forward(rounded.spec, rounded.params, inputs([IDS[0] + session.ids()[0]]))[0])[0]
+    assert session.ids()[0] == at[len(IDS[0]) - 1 : -1].argmax(-1).tolist()
+
+
+def test_what_kernels_cannot_do_is_refused(stored: Path, monkeypatch: pytest.MonkeyPatch):
+    file = stored / "F16.gguf"
+    with pytest.raises(ValueError, match=r"kernels = 'fast'; expected 'exact' or 'rounded', or None"):
+        load(file, kernels="fast")
+    with pytest.raises(ValueError, match=r"multiply in float32, and dtype is 'bfloat16'"):
+        load(file, kernels="exact", dtype="bfloat16")
+    monkeypatch.setattr(loading, "available", lambda: False)
+    monkeypatch.setattr(loading, "status", lambda: kernels.Status(False, "no C++ compiler is found"))
+    with pytest.raises(ValueError, match=r"kernels = 'exact', and there are none: no C\+\+ compiler is found"):
+        load(file, kernels="exact")
+
+
+def test_the_command_line_takes_them_where_they_are(stored: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Any] = []
+
+    def remember(name: str, **options: Any) -> None:
+        asked.append(options["kernels"])
+        raise ValueError("that will do")
+
+    monkeypatch.setattr(loading, "load", remember)
+    for words in ([], ["--kernels", "exact"], ["--kernels", "plain"], ["--dtype", "bfloat16"]):
+        assert main(["generate", "x", "-m", str(stored / "F16.gguf"), *words]) == 1
+    assert asked == ["rounded", "exact", None, None]
+
+
+def test_a_cache_is_not_copied_by_a_step(stored: Path):
+    """What a loop of steps takes besides its arguments is less than a tenth of the cache that it reads and writes."""
+    model = load(stored / "F16.gguf", kernels="exact")
+    session = Session(model.spec, model.params, IDS, max_new_tokens=4)
+    slots = session.programs.new_cache(model.spec, 1, 32768)
+    state = jax.tree.map(lambda x: x, session.state)
+    state = loading.replace(state, cache=slots)
+    run = session.programs.advance.lower(
+        model.spec, session.plan, model.params, session.values, state, jnp.int32(3), session.ctx
+    )
+    found = run.compile().memory_analysis()
+    assert found.temp_size_in_bytes < 0.1 * sum(x.nbytes for x in jax.tree.leaves(slots.layers))

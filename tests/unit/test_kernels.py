@@ -1,0 +1,263 @@
+"""Kernels against the plain path and against einsum in float64; where they are taken, and where they cannot be."""
+
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from forge_jax import kernels
+from forge_jax.kernels import building
+from forge_jax.kernels.formats import FORMATS, ROUNDED
+from forge_jax.ops.found import Keys, attend, attend_plainly
+from forge_jax.params import Param
+from forge_jax.products import rounded_runs, tiled
+from forge_jax.quantization import encode_leaf, packer
+from forge_jax.quantization.ggml import Ggml
+from forge_jax.quantization.schemes import Halves
+from forge_jax.tensor import QTensor, contract
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+EQ = "BTD,DNH->BTNH"
+K, N, H = 512, 3, 7  # outputs are no multiple of what a kernel takes at a time
+HALVES = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@pytest.fixture(autouse=True)
+def built():
+    if not kernels.available():
+        pytest.skip(kernels.status().reason)
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+@functools.cache
+def leaf(scheme: str, outputs: tuple[int, ...] = (N, H)) -> QTensor:
+    shape = (K, *outputs)
+    w = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    if scheme in HALVES:
+        rows = jnp.asarray(np.moveaxis(w, 0, -1)).astype(HALVES[scheme])
+        return QTensor({"values": rows}, Halves(HALVES[scheme]), trailing=len(outputs))
+    return jax.tree.map(jnp.asarray, encode_leaf(w, Param(shape, (None,) * len(shape), inputs=1), packer(scheme)))
+
+
+def exact(eq: str, x: jax.Array, w: QTensor) -> np.ndarray:
+    return np.einsum(eq, np.asarray(x, np.float64), np.asarray(w.dense(), np.float64))
+
+
+def close(y: jax.Array, want: np.ndarray) -> None:
+    # float32 sums of K products in some order: K ulps at the very most, and in practice a few
+    np.testing.assert_allclose(np.asarray(y), want, rtol=0, atol=4e-7 * np.abs(want).max() * K**0.5)
+
+
+def calls(run, *args, kernel: str = "") -> int:
+    return jax.jit(run).lower(*args).as_text().count(f"@forge_jax.{kernel}")
+
+
+@pytest.mark.parametrize("scheme", FORMATS)
+def test_a_product_is_that_of_the_decoded_weight(scheme: str):
+    q = leaf(scheme)
+    for rows in (13, 40):
+        x = normal(rows, 1, K)
+        run = functools.partial(contract, EQ)
+        assert calls(run, x, q) == 1
+        close(jax.jit(run)(x, q), exact(EQ, x, q))
+
+
+@pytest.mark.parametrize("scheme", sorted(ROUNDED))
+def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
+    """The kernel rounds as `rounded_runs` does; but for a number in the middle between two codes, which may go to
+    either and is then off by a step: at most max |x| / 127 times a weight."""
+    exactly = leaf(scheme)
+    q, x = replace(exactly, scheme=Ggml(scheme, rounded=True)), normal(3, 1, K)
+    run = functools.partial(contract, EQ)
+    assert calls(run, x, q, kernel="rounded") == 1
+    want = exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly)
+    step = float(jnp.abs(x).max()) / 127 * float(jnp.abs(exactly.dense()).max())
+    y = np.asarray(jax.jit(run)(x, q))
+    np.testing.assert_allclose(y, want, rtol=0, atol=step)
+    assert np.median(np.abs(y - want)) < 1e-6 * np.abs(want).max()
+    # and rounding itself: half a step for each of K numbers, of random sign
+    plain = exact(EQ, x, exactly)
+    assert 0 < np.abs(y - plain).max() < 5 * step * K**0.5 / 12**0.5
+    close(jax.jit(run)(x[:1], q)[0], y[0])
+
+
+@pytest.mark.parametrize("inputs", [96, 64])
+def test_rounded_rows_of_few_runs(inputs: int):
+    """An odd number of runs cannot be read two at a time."""
+    w = np.random.default_rng(5).standard_normal((inputs, 9), dtype=np.float32)
+    q = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, (None, None), inputs=1), packer("Q4_1")))
+    x, rounded = normal(1, 1, inputs), replace(q, scheme=Ggml("Q4_1", rounded=True))
+    close(contract("BTD,DF->BTF", x, rounded), exact("BTD,DF->BTF", rounded_runs(x[0])[None], q))
+
+
+def test_many_rows_round_too_and_gradients_pass():
+    exactly = leaf("Q4_0")
+    q, x = replace(exactly, scheme=Ggml("Q4_0", rounded=True)), normal(40, 1, K)
+    run = functools.partial(contract, EQ)
+    assert calls(run, x, q) == 1
+    close(run(x, q), exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly))
+    for rows in (1, 40):
+        grad = jax.grad(lambda x: run(x, q).sum())(x[:rows])
+        close(grad[0, 0], np.asarray(exactly.dense()).sum((1, 2)))
+
+
+def test_a_table_and_its_rows():
+    w = np.random.default_rng(2).standard_normal((70, K), dtype=np.float32)
+    q = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, (None, None), inputs=0), packer("Q8_0")))
+    x = normal(2, 1, K)
+    close(contract("BTD,VD->BTV", x, q), exact("BTD,VD->BTV", x, q))
+
+
+def test_derivatives_are_those_of_the_plain_path():
+    x, q = normal(2, 1, K), leaf("Q4_0")
+
+    def plain(x: jax.Array) -> jax.Array:
+        return tiled(q.scheme, q.parts, q.outputs, x.reshape(-1, K))
+
+    def loss(x: jax.Array) -> jax.Array:
+        return (contract(EQ, x, q) ** 2).sum()
+
+    want = jax.grad(lambda x: (plain(x) ** 2).sum())(x)
+    np.testing.assert_allclose(jax.grad(loss)(x), want, rtol=1e-4, atol=1e-4 * float(jnp.abs(want).max()))
+    _, change = jax.jvp(functools.partial(contract, EQ, w=q), (x,), (x,))
+    close(change, exact(EQ, x, q))
+    scales = jax.grad(lambda w: contract(EQ, x, w).sum(), allow_int=True)(q).parts["d"]
+    assert float(jnp.abs(scales.astype(jnp.float32)).sum()) > 0
+
+
+def test_under_vmap_over_either_or_both():
+    x, q = normal(4, 2, 1, K), leaf("Q8_0")
+    many = jax.tree.map(lambda part: jnp.stack([part, part[::-1]] * 2), q)
+    run = functools.partial(contract, EQ)
+    one = exact(EQ, x.reshape(8, 1, K), q).reshape(4, 2, 1, N, H)
+    close(jax.vmap(run, (0, None))(x, q), one)
+    turned = np.stack([one[0], one[1][:, :, ::-1], one[2], one[3][:, :, ::-1]])
+    close(jax.vmap(run)(x, many), turned)
+    close(jax.vmap(run, (None, 0))(x[0], many)[1], one[0][:, :, ::-1])
+    twice = jax.vmap(jax.vmap(run, (0, None)), (None, 0))(x, many)
+    close(twice[1], one[:, :, :, ::-1])
+
+
+def test_under_shard_map_split_by_outputs_and_by_inputs():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("m",))
+    x, q = normal(2, 1, K), leaf("Q4_1", (4, 6))
+    heads = jax.tree.map(lambda _: PartitionSpec("m"), q)
+    split = jax.shard_map(
+        functools.partial(contract, EQ),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), heads),
+        out_specs=PartitionSpec(None, None, "m"),
+    )
+    close(jax.jit(split)(x, q), exact(EQ, x, q))
+    along = jax.tree.map(lambda _: PartitionSpec(None, None, "m"), q)
+    summed = jax.shard_map(
+        lambda x, w: jax.lax.psum(contract(EQ, x, w), "m"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(None, None, "m"), along),
+        out_specs=PartitionSpec(),
+    )
+    assert calls(summed, x, q) == 1
+    close(jax.jit(summed)(x, q), exact(EQ, x, q))
+
+
+def test_a_loop_copies_no_weights():
+    q = leaf("Q8_0", (64, 32))
+
+    def steps(x: jax.Array, q: QTensor) -> jax.Array:
+        return jax.lax.fori_loop(
+            0, 9, lambda _, x: contract("BTD,DNH->BTNH", x, q).reshape(1, 1, -1)[..., :K] * 0.01, x
+        )
+
+    found = jax.jit(steps).lower(normal(1, 1, K), q).compile().memory_analysis()
+    assert found is not None
+    assert found.temp_size_in_bytes < 4 * 64 * 32 * 4 < q.nbytes
+
+
+def test_what_has_no_kernel_takes_the_plain_path():
+    q, x = leaf("Q8_0"), normal(1, 1, K)
+    run = functools.partial(contract, EQ)
+    assert calls(run, x.astype(jnp.bfloat16), replace(q, dtype="bfloat16"), kernel="product") == 0
+    assert calls(run, normal(40, 1, K), q, kernel="product") == 0
+    assert calls(run, x, leaf("Q3_K")) == 0
+    assert calls(functools.partial(contract, "BTN,DNH->BTDH"), normal(1, 1, N), q) == 0
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64"])
+@pytest.mark.slow
+def test_other_processors_give_the_same(target: str):
+    """The code for machines with AVX2 and with neither, which this one can run as well."""
+    script = (
+        "import functools\nfrom forge_jax.kernels import building, library\n"
+        f"library.build = functools.partial(building.build, {target!r})\n"
+        "import pytest, sys\n"
+        f"sys.exit(pytest.main(['-q', {__file__!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_reason_is_told_where_there_are_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -x")
+    with pytest.raises(building.Unbuilt, match=r"CXX is 'no-such-compiler -x'.*apt install"):
+        building.build()
+    monkeypatch.setenv("FORGE_JAX_KERNELS", "0")
+    assert str(kernels.status.__wrapped__()) == "CPU kernels: none, FORGE_JAX_KERNELS is 0"
+
+
+def test_a_compiler_that_fails_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'oops: error: no' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("FORGE_JAX_CACHE", str(tmp_path))
+    with pytest.raises(building.Unbuilt, match=r"could not compile the kernels: oops: error: no"):
+        building.build()
+    assert os.listdir(tmp_path / "kernels") == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "slots", "size", "width", "softcap", "sinks"),
+    [((9, 3), 600, 64, 64, None, False), ((8, 2), 300, 128, 96, 20.0, True), ((4, 4), 1, 16, 80, None, True)],
+)
+def test_attention_is_that_of_the_plain_path(heads, slots, size, width, softcap, sinks):
+    queries, kvs = heads
+    q, seen = normal(2, 1, queries, size) * 3, jnp.asarray(np.random.default_rng(3).random((2, 1, slots)) < 0.7)
+    cached = Keys(normal(2, kvs, slots, size, seed=1), normal(2, kvs, slots, width, seed=2), seen)
+    new = Keys(normal(2, kvs, 1, size, seed=4), normal(2, kvs, 1, width, seed=5), jnp.ones((2, 1, 1), bool))
+    options = {"scale": size**-0.5, "softcap": softcap, "sinks_N": normal(queries) if sinks else None}
+
+    def by_kernel(q: jax.Array) -> jax.Array:
+        return attend(q, [cached, new], **options)
+
+    def plainly(q: jax.Array) -> jax.Array:
+        return attend_plainly(q, [cached, new], **options)
+
+    assert calls(by_kernel, q) == 1
+    np.testing.assert_allclose(jax.jit(by_kernel)(q), jax.jit(plainly)(q), rtol=2e-5, atol=5e-6)
+    if sinks:
+        slope, want = (jax.jit(jax.grad(lambda q, way=way: (way(q) ** 2).sum()))(q) for way in (by_kernel, plainly))
+        np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_finds_nothing():
+    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
+    np.testing.assert_array_equal(attend(q, [Keys(k, k, jnp.zeros((1, 1, 40), bool))], scale=1.0), 0)
+
+
+def test_hidden_slots_are_not_read():
+    """What a slot holds that nobody sees does not matter, be it no number at all."""
+    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
+    seen = jnp.arange(40)[None, None] < 30
+    spoilt = jnp.where(jnp.arange(40)[None, None, :, None] < 30, k, jnp.nan)
+    want = attend(q, [Keys(k, k, seen)], scale=1.0)
+    np.testing.assert_array_equal(attend(q, [Keys(spoilt, spoilt, seen)], scale=1.0), want)
