@@ -22,7 +22,7 @@ class Side:
         self.computes_in = "bfloat16" if half else "float32"
         root = str(ENGINES.parent.parent)
         threads = {name: str(cores()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        own = {"FORGE_JAX_CACHE": str(cache), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+        own = {"FORGE_JAX_CACHE": str(cache), "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
         own |= {"TRANSFORMERS_VERBOSITY": "error"}
         self.process = subprocess.Popen(
             [python, str(ENGINES / script), path, weights],

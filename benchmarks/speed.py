@@ -3,8 +3,9 @@
     python benchmarks/speed.py [--rows start,prefill,decode,batch] [--engines forge-float32,forge-stored,torch-float32]
                                [--llama-python .venv-llama/bin/python] [--rounds 5] [--json out.json]
 
-Engines: forge-DTYPE, forge-stored (packed as the file has it), forge-SCHEME (any of `forge.quantize`), torch-DTYPE,
-torch-DTYPE+compile, llama-stored (llama.cpp; its interpreter needs llama-cpp-python). Each runs in its own process.
+Engines: forge-DTYPE, forge-stored (packed as the file has it), forge-exact and forge-rounded (kernels for that),
+forge-SCHEME (any of `forge.quantize`), torch-DTYPE, torch-DTYPE+compile, llama-stored (llama.cpp; its interpreter needs
+llama-cpp-python). Each runs in its own process.
 `limit`: the least time that the bytes to be read, or the operations, take on this machine; `of it`: the part reached.
 docs/performance.md says how to repeat a table.
 """

@@ -1,4 +1,5 @@
-"""forge-jax as an engine: weights in a dtype, packed as the file has them ("stored"), or by a scheme of `quantize`."""
+"""forge-jax as an engine: weights in a dtype, by a scheme of `quantize`, or packed as the file has them ("stored", and
+with choices of kernels "exact" and "rounded")."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ class Forge:
                 self.model = forge.load(path, dtype=weights, packed=False, progress=False).model
             case "stored":
                 self.model = forge.load(path, progress=False).model
+            case "exact" | "rounded":
+                self.model = forge.load(path, kernels=weights, progress=False).model
             case _:
                 whole = forge.load(path, dtype="float32", packed=False, progress=False).model
                 self.model = forge.quantize(whole, weights, outside=weights)
