@@ -15,9 +15,9 @@ import jax
 from huggingface_hub import constants
 
 import forge_jax
-from forge_jax import limits, machine
+from forge_jax import kernels, limits, machine
 from forge_jax.compilation import keep_programs
-from forge_jax.default_model import cache_directory
+from forge_jax.user_cache import cache_directory
 
 NEEDED = "jax jaxlib flax numpy ml_dtypes safetensors tokenizers huggingface_hub jinja2 tqdm".split()
 OPTIONAL = (
@@ -37,6 +37,8 @@ SETTINGS = (
     "JAX_ENABLE_COMPILATION_CACHE",
     "FORGE_JAX_COMPILATION_CACHE",
     "FORGE_JAX_CACHE",
+    "FORGE_JAX_KERNELS",
+    "CXX",
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "OMP_NUM_THREADS",
@@ -56,6 +58,7 @@ def checkup(*, measure: bool = True) -> dict[str, Any]:
             "instructions": [name for name in machine.INSTRUCTIONS if name in machine.features()],
         },
         "devices": [device(each) for each in jax.devices()],
+        "kernels": str(kernels.status()),
         "versions": {"forge-jax": forge_jax.__version__, "python": platform.python_version()}
         | {name: version(name) for name in NEEDED},
         "optional": [
@@ -112,6 +115,7 @@ def report(facts: dict[str, Any]) -> str:
     for each in facts["devices"]:
         memory = "" if each["memory"] is None else f", {gigabytes(each['memory'])}, {gigabytes(each['used'])} used"
         lines.append(f"device      {each['device']}: {each['kind']}{memory}")
+    lines.append(f"kernels     {facts['kernels']}")
     lines.append("versions    " + ", ".join(f"{name} {found or 'missing'}" for name, found in versions.items()))
     for each in facts["optional"]:
         state = each["version"] or f"not installed: {each['install']}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from forge_jax import machine
-from forge_jax.default_model import cache_directory
+from forge_jax.user_cache import cache_directory
 
 SWITCH = "FORGE_JAX_COMPILATION_CACHE"
 LEAST = "jax_persistent_cache_min_compile_time_secs"

@@ -30,8 +30,8 @@ class Status:
     def __str__(self) -> str:
         """A line for people."""
         if not self.built:
-            return f"CPU kernels: none, {self.reason}"
-        return f"CPU kernels: {self.instructions}, {self.threads} threads ({self.path})"
+            return f"for CPUs: none, {self.reason}"
+        return f"for CPUs: {self.instructions}, {self.threads} threads ({self.path})"
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax
 import jaxlib
 import pytest
 
-from forge_jax import checkup, limits, machine
+from forge_jax import checkup, kernels, limits, machine
 from forge_jax.cli import main
 
 
@@ -27,6 +27,7 @@ def test_facts_are_those_of_this_process(capsys: pytest.CaptureFixture[str], sma
     assert facts["versions"]["python"] == platform.python_version()
     assert (facts["versions"]["jax"], facts["versions"]["jaxlib"]) == (jax.__version__, jaxlib.__version__)
     assert [each["device"] for each in facts["devices"]] == [str(each) for each in jax.devices()]
+    assert facts["kernels"] == str(kernels.status())
     assert facts["limits"]["copy"] > 0
     assert set(facts["limits"]["products"]) == {"float32", "bfloat16"}
 

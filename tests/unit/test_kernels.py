@@ -211,7 +211,7 @@ def test_the_reason_is_told_where_there_are_none(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(building.Unbuilt, match=r"CXX is 'no-such-compiler -x'.*apt install"):
         building.build()
     monkeypatch.setenv("FORGE_JAX_KERNELS", "0")
-    assert str(kernels.status.__wrapped__()) == "CPU kernels: none, FORGE_JAX_KERNELS is 0"
+    assert str(kernels.status.__wrapped__()) == "for CPUs: none, FORGE_JAX_KERNELS is 0"
 
 
 def test_a_compiler_that_fails_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path):
