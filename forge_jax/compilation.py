@@ -8,14 +8,13 @@ on import: importing a library should not change how the rest of a program runs.
 import hashlib
 import os
 import platform
-import stat
 import warnings
 from pathlib import Path
 
 import jax
 
 from forge_jax import machine
-from forge_jax.user_cache import cache_directory
+from forge_jax.user_cache import cache_directory, check_private
 
 SWITCH = "FORGE_JAX_COMPILATION_CACHE"
 LEAST = "jax_persistent_cache_min_compile_time_secs"
@@ -72,17 +71,6 @@ def program_directory() -> Path:
     kind = " ".join((platform.machine(), machine.processor(), *machine.features()))
     owner = f"{os.getuid()}-" if os.name == "posix" else ""
     return cache_directory() / "programs" / (owner + hashlib.sha256(kind.encode()).hexdigest()[:12])
-
-
-def check_private(folder: Path) -> None:
-    """Raise PermissionError if others may write into a folder; where there are no such rights, nothing is checked."""
-    if os.name != "posix":
-        return
-    about = folder.stat()
-    if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o022:
-        raise PermissionError(
-            f"{folder}: others may write there, and what is in it is run; remove it, or `chmod go-w` it if it is yours"
-        )
 
 
 def prune(folder: Path, most: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from forge_jax.user_cache import cache_directory
+from forge_jax.user_cache import cache_directory, check_private
 
 NATIVE = Path(__file__).parent / "native"
 FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-w")
@@ -80,18 +80,17 @@ def build(target: str = "native") -> Path:
     """
     command = [*compiler(), *FLAGS, f"-march={target}", "-isystem", jax.ffi.include_dir()]
     library = cache_directory() / "kernels" / f"{key(command)}.so"
-    if library.exists():
-        return library
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(library.parent)
+        if library.exists():
+            return library
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
             run(command, made)
             os.replace(made, library)  # whole or not at all, whoever else is at it
     except OSError as error:
-        raise Unbuilt(
-            f"{library.parent} cannot be written ({error}); set FORGE_JAX_CACHE to a folder that can"
-        ) from error
+        raise Unbuilt(f"{library.parent} cannot be used ({error}); set FORGE_JAX_CACHE to a folder that can") from error
     return library
 
 

@@ -214,6 +214,15 @@ def test_the_reason_is_told_where_there_are_none(monkeypatch: pytest.MonkeyPatch
     assert str(kernels.status.__wrapped__()) == "for CPUs: none, FORGE_JAX_KERNELS is 0"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="rights of other users")
+def test_what_others_may_have_written_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels").chmod(0o777)
+    monkeypatch.setenv("FORGE_JAX_CACHE", str(tmp_path))
+    with pytest.raises(building.Unbuilt, match="others may write there"):
+        building.build()
+
+
 def test_a_compiler_that_fails_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho 'oops: error: no' >&2\nexit 1\n")
