@@ -3,6 +3,7 @@
 Weights go tensor by tensor from the file to the device in the dtype asked for; the host never holds the whole model.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from tqdm.auto import tqdm
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.files import read_json
@@ -27,7 +29,7 @@ from forge_jax.compilation import keep_programs
 from forge_jax.generation.programs import LOCAL, Programs
 from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
-from forge_jax.kernels import available, status
+from forge_jax.kernels import available, status, waits
 from forge_jax.params import Tree, abstract, count, flatten
 from forge_jax.progress import Progress
 from forge_jax.quantization.swift import Kernels, swift
@@ -122,7 +124,7 @@ def load(
             "exact": matrices of 16 bits in the checkpoint stay so and are multiplied in float32: the numbers of float32
             from half the memory. "rounded": besides, products with packed weights of 4 and 5 bits round their inputs to
             int8, 32 at a time, as llama.cpp's do: faster, and not quite the same numbers.
-        progress: show a bar that tells reading, decoding and placing apart.
+        progress: show a bar that tells reading, decoding and placing apart, and what is compiled first.
 
     Raises:
         FileNotFoundError: no such file, directory or hub id.
@@ -130,6 +132,7 @@ def load(
             or with NaN; kernels that there are not. The message names them.
     """
     keep_programs()
+    make_kernels(progress)
     caster(dtype)  # a dtype that there is not is an error before anything is fetched
     check_kernels(kernels, dtype)
     path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
@@ -151,6 +154,14 @@ def load(
         return model if mesh is None else replace(model, mesh=mesh, programs=parallel.programs(mesh))
     finally:
         checkpoint.source.close()
+
+
+def make_kernels(progress: bool) -> None:
+    """Compile kernels if that waits, as it does once on a machine, and with `progress` say what takes so long."""
+    if waits():
+        if progress:
+            tqdm.write("compiling kernels for this processor, which is done once", file=sys.stderr)
+        available()
 
 
 def check_kernels(kernels: Kernels | None, dtype: DTypeLike | str) -> None:

@@ -238,6 +238,8 @@ def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
     window, sinks = (vars(args).get(name) for name in ("window", "sinks"))
     if sinks is not None and window is None:
         raise ValueError(f"--sinks {sinks} are the first tokens beside a window; add --window N")
+    progress = sys.stderr.isatty()
+    loading.make_kernels(progress)
     model = loading.load(
         name,
         dtype=dtype,
@@ -248,7 +250,7 @@ def load(args: argparse.Namespace, name: str, dtype: str) -> "Model":
         allow=args.allow,
         window=window,
         sinks=SINKS if sinks is None else sinks,
-        progress=sys.stderr.isatty(),
+        progress=progress,
     )
     if vars(args).get("adapter") is None:
         return model

@@ -5,7 +5,20 @@ Knows arrays and names of formats; not what leaves of a model they came from.
 
 from forge_jax.kernels.attention import Seen, look, looks
 from forge_jax.kernels.formats import Packing
-from forge_jax.kernels.library import Status, available, status
+from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.product import fits, known, opened, product
 
-__all__ = ["Packing", "Seen", "Status", "available", "fits", "known", "look", "looks", "opened", "product", "status"]
+__all__ = [
+    "Packing",
+    "Seen",
+    "Status",
+    "available",
+    "fits",
+    "known",
+    "look",
+    "looks",
+    "opened",
+    "product",
+    "status",
+    "waits",
+]

@@ -72,14 +72,31 @@ def key(command: list[str]) -> str:
     return told.hexdigest()[:16]
 
 
+def place(target: str) -> tuple[list[str], Path]:
+    """How the library for a processor is compiled, and where it is kept.
+
+    Raises:
+        Unbuilt: there is no compiler.
+    """
+    command = [*compiler(), *FLAGS, f"-march={target}", "-isystem", jax.ffi.include_dir()]
+    return command, cache_directory() / "kernels" / f"{key(command)}.so"
+
+
+def waits() -> bool:
+    """Whether `build` would compile now, which takes some seconds."""
+    try:
+        return not place("native")[1].exists()
+    except (Unbuilt, OSError):
+        return False
+
+
 def build(target: str = "native") -> Path:
     """The path of the library for the processor `target`, as compilers name it, compiled if it is not there yet.
 
     Raises:
-        Unbuilt: there is no compiler, or it did not manage.
+        Unbuilt: there is no compiler, it did not manage, or the folder cannot be used.
     """
-    command = [*compiler(), *FLAGS, f"-march={target}", "-isystem", jax.ffi.include_dir()]
-    library = cache_directory() / "kernels" / f"{key(command)}.so"
+    command, library = place(target)
     try:
         library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(library.parent)

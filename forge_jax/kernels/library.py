@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from forge_jax.kernels import building
 from forge_jax.kernels.building import Unbuilt, build
 from forge_jax.kernels.formats import FORMATS, ROUNDED
 
@@ -63,3 +64,8 @@ def target(name: str) -> str:
 def available() -> bool:
     """Whether programs that are traced now may use kernels."""
     return jax.default_backend() == "cpu" and status().built
+
+
+def waits() -> bool:
+    """Whether `available` would compile first, as it does once on a machine."""
+    return jax.default_backend() == "cpu" and os.environ.get(SWITCH) != "0" and building.waits()

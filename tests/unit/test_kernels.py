@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from forge_jax import kernels
+from forge_jax import kernels, loading
 from forge_jax.kernels import building
 from forge_jax.kernels.formats import FORMATS, ROUNDED
 from forge_jax.ops.found import Keys, attend, attend_plainly
@@ -270,3 +270,13 @@ def test_hidden_slots_are_not_read():
     spoilt = jnp.where(jnp.arange(40)[None, None, :, None] < 30, k, jnp.nan)
     want = attend(q, [Keys(k, k, seen)], scale=1.0)
     np.testing.assert_array_equal(attend(q, [Keys(spoilt, spoilt, seen)], scale=1.0), want)
+
+
+def test_compiling_is_announced_and_done_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    made: list[str] = []
+    monkeypatch.setattr(loading, "waits", lambda: not made)
+    monkeypatch.setattr(loading, "available", lambda: made.append("kernels"))
+    for _ in range(2):
+        loading.make_kernels(True)
+    assert made == ["kernels"]
+    assert capsys.readouterr().err == "compiling kernels for this processor, which is done once\n"
