@@ -59,17 +59,18 @@ void tile(const Operands& p, int64_t output, int64_t row) {
 
 constexpr int64_t PIECE = 1 << 15;  // bytes of weights that are worth a piece of work
 
-// Calls some(from, to) for ranges of outputs, on all threads.
+// Calls some(from, to) for ranges of outputs, on all threads; a range begins at a multiple of `group`.
 template <class Format, class Some>
-void shared(const Operands& p, Some some) {
+void shared(const Operands& p, int64_t group, Some some) {
   int64_t bytes = 0;
   for (int i = 0; i < Format::parts; ++i) bytes += p.pitch[i] * p.outputs;
-  parallel(p.outputs, std::min<int64_t>(bytes * p.rows / PIECE, 8 * threads()), some);
+  auto groups = [&](int64_t from, int64_t to) { some(from * group, std::min(to * group, p.outputs)); };
+  parallel((p.outputs + group - 1) / group, std::min<int64_t>(bytes * p.rows / PIECE, 8 * threads()), groups);
 }
 
 template <class Format>
 void product(const Operands& p) {
-  shared<Format>(p, [&](int64_t from, int64_t to) {
+  shared<Format>(p, 1, [&](int64_t from, int64_t to) {
     int64_t row = 0;
     for (; row + 8 <= p.rows; row += 8) {
       int64_t output = from;
