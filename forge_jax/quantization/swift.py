@@ -24,8 +24,8 @@ def swift(leaf: Any, param: Param, kernels: Kernels) -> Any:
     """A host leaf of the parameter that `param` describes, as kernels want it.
 
     "exact": a matrix in bfloat16 or float16 as packed rows of those, which are multiplied in float32. "rounded": packed
-    leaves of whole numbers times a scale for 32 besides round what they are multiplied by to int8. Experts stay as they are: they are
-    multiplied in several ways, not all of which have kernels.
+    leaves with a scale for every 32 numbers besides round what they are multiplied by to int8. Experts stay as they
+    are: they are multiplied in several ways, not all of which have kernels.
     """
     if param.stacked:
         return leaf

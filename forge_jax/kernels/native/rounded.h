@@ -76,24 +76,24 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
     Quad w[OUT];
 #pragma GCC unroll 4
     for (int o = 0; o < OUT; ++o) {
-      __builtin_prefetch(weights[o].part[codes] + OUT * p.pitch[codes] + run * bytes);
-      if (bytes == RUN) __builtin_prefetch(weights[o].part[codes] + OUT * p.pitch[codes] + run * bytes + 64);
+      for (int i = 0; i < QUAD * bytes; i += 64) ahead(weights[o].part[codes] + run * bytes + i);
       w[o] = Format::coded(weights[o], run, count);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
       const int64_t at = (row + r) * x.quads + run / QUAD;
-      const Quad numbers = x.numbers[at];
+      const Bytes first = x.numbers[at].first, second = x.numbers[at].second;
       const Sums start = Format::ZERO ? x.start[at] : Sums{};
 #pragma GCC unroll 4
       for (int o = 0; o < OUT; ++o)
-        sums[r][o] += sixteen(dot(start, w[o], numbers)) * spread(scale[r][o], run / QUAD % QUAD);
+        sums[r][o] += sixteen(dot(dot(start, w[o].first, first), w[o].second, second)) * spread(scale[r][o], run / QUAD % QUAD);
     }
   };
   for (int64_t first = 0; first < runs; first += STRIDE) {
     const int count = std::min<int64_t>(STRIDE, runs - first);
 #pragma GCC unroll 4
     for (int o = 0; o < OUT; ++o) {
+      ahead(weights[o].part[0] + first * Format::bytes[0]);
       const Sixteen d = Format::scales(weights[o], first, count);
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) scale[r][o] = d * x.step[(row + r) * x.strides + first / STRIDE];
