@@ -152,8 +152,8 @@ inline Sixteen spread(Sixteen v, int quad) {
 
 inline Sixteen sixteen(Sums v) { return __builtin_convertvector(v, Sixteen); }
 
-// The sums of all lanes of each of four; in the same order, whichever it is.
-inline void totals(const Sixteen* four, float* to, int count) {
+// The sums of all lanes of each of four, each added up in the same order.
+inline void totals(const Sixteen* four, float* to) {
 #if defined(FORGE_AVX512)
   __m512 v[4];
   std::memcpy(v, four, sizeof v);
@@ -164,11 +164,9 @@ inline void totals(const Sixteen* four, float* to, int count) {
   const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
   const __m128 left = _mm_add_ps(_mm512_extractf32x4_ps(all, 0), _mm512_extractf32x4_ps(all, 1));
   const __m128 right = _mm_add_ps(_mm512_extractf32x4_ps(all, 2), _mm512_extractf32x4_ps(all, 3));
-  float made[4];
-  _mm_storeu_ps(made, _mm_add_ps(left, right));
-  std::memcpy(to, made, count * sizeof(float));
+  _mm_storeu_ps(to, _mm_add_ps(left, right));
 #else
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < 4; ++i) {
     float sum = 0;
     for (int lane = 0; lane < 16; ++lane) sum += four[i][lane];
     to[i] = sum;

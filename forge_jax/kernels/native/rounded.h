@@ -13,8 +13,8 @@ namespace forge {
 
 constexpr int STRIDE = 16;  // runs whose scales are read at once
 
-// Rows of x, rounded, in the order of `Quad`. `start`: what the products with codes begin with, so that a code of `zero`
-// counts as 0. `share`: the sum of 32 numbers times the step, for what is added to every code.
+// Rows of x, rounded, in the order of `Quad`. `start`: what the products with codes begin with, so that a code of
+// `zero` counts as 0. `share`: the sum of 32 numbers times the step, for what is added to every code.
 struct Rounded {
   int64_t quads, strides;  // of a row
   std::vector<Quad> numbers;
@@ -71,12 +71,13 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
   const int64_t runs = p.inputs / RUN;
   Row weights[OUT];
   for (int o = 0; o < OUT; ++o) weights[o] = p.weights(output + o);
-  Sixteen sums[ROWS][4] = {}, scale[ROWS][OUT];
-  auto quad = [&](int64_t run, int count) __attribute__((always_inline)) {
+  Sixteen sums[std::max(ROWS * OUT, 4)] = {}, scale[ROWS][OUT];
+  auto quad = [&](int64_t from, int i, int count) __attribute__((always_inline)) {
+    const int64_t run = from + i * QUAD;
     Quad w[OUT];
 #pragma GCC unroll 4
     for (int o = 0; o < OUT; ++o) {
-      for (int i = 0; i < QUAD * bytes; i += 64) ahead(weights[o].part[codes] + run * bytes + i);
+      for (int j = 0; j < QUAD * bytes; j += 64) ahead(weights[o].part[codes] + run * bytes + j);
       w[o] = Format::coded(weights[o], run, count);
     }
 #pragma GCC unroll 4
@@ -86,7 +87,7 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
       const Sums start = Format::ZERO ? x.start[at] : Sums{};
 #pragma GCC unroll 4
       for (int o = 0; o < OUT; ++o)
-        sums[r][o] += sixteen(dot(dot(start, w[o].first, first), w[o].second, second)) * spread(scale[r][o], run / QUAD % QUAD);
+        sums[r * OUT + o] += sixteen(dot(dot(start, w[o].first, first), w[o].second, second)) * spread(scale[r][o], i);
     }
   };
   for (int64_t first = 0; first < runs; first += STRIDE) {
@@ -100,14 +101,19 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
       if constexpr (Format::ZERO == 0) {
         const Sixteen m = Format::shifts(weights[o], first, count);
 #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) sums[r][o] += m * x.share[(row + r) * x.strides + first / STRIDE];
+        for (int r = 0; r < ROWS; ++r) sums[r * OUT + o] += m * x.share[(row + r) * x.strides + first / STRIDE];
       }
     }
-    int64_t run = first;
-    for (; run + QUAD <= first + count; run += QUAD) quad(run, QUAD);
-    if (run < first + count) quad(run, first + count - run);
+    if (count == STRIDE) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) quad(first, i, QUAD);
+    } else {
+      for (int i = 0; i * QUAD < count; ++i) quad(first, i, std::min(QUAD, count - i * QUAD));
+    }
   }
-  for (int r = 0; r < ROWS; ++r) totals(sums[r], p.y + (row + r) * p.outputs + output, OUT);
+  float made[std::max(ROWS * OUT, 4)];
+  for (int i = 0; i < ROWS * OUT; i += 4) totals(sums + i, made + i);
+  for (int r = 0; r < ROWS; ++r) std::copy_n(made + r * OUT, OUT, p.y + (row + r) * p.outputs + output);
 }
 
 // Four outputs at a time; weights that are in the cache are multiplied by all rows of x.
