@@ -5,7 +5,6 @@ Knows arrays and how a scheme decodes them; what kind of leaf they came from is 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -71,12 +70,7 @@ def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[in
     def on_cpu(x_RI: Array, parts: dict[str, Array]) -> Array:
         if packing is not None and kernels.fits(packing, parts, outputs, x_RI):
             return by_kernel(scheme, packing, outputs, x_RI, parts)
-        if packing is None or not rounds:
-            return tiled(scheme, parts, outputs, x_RI)
-        x_RI, exact = rounded_runs(x_RI), replace(packing, rounds=False)
-        if kernels.fits(exact, parts, outputs, x_RI):
-            return by_kernel(scheme, exact, outputs, x_RI, parts)
-        return tiled(scheme, parts, outputs, x_RI)
+        return tiled(scheme, parts, outputs, rounded_runs(x_RI) if rounds else x_RI)
 
     def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
         x_RI = rounded_runs(x_RI) if rounds else x_RI

@@ -19,7 +19,7 @@ DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
 SINKS = 4  # as `forge_jax.loading.load` has it, which is not imported yet when a command line is read
 KERNELS = ("auto", "plain", "exact", "rounded")
 KERNELS_HELP = (
-    "how a CPU multiplies: rounded (what meets packed weights of 4 and 5 bits is rounded to int8, as in llama.cpp), "
+    "how a CPU multiplies: rounded (what meets weights with a scale for every 32 is rounded to int8, as in llama.cpp), "
     "exact (in float32, weights of 16 bits as they are), plain (no layout for kernels); auto: rounded, if it can"
 )
 CACHE_HELP = "how keys and values are kept: float32, bfloat16, float16, int8, fp8, k8v4, int4, int2 (as weights are)"

@@ -16,7 +16,6 @@ from forge_jax.kernels.library import available, target
 from forge_jax.kernels.meshes import varying
 
 MOST_ROWS = 16  # of x; for more, matrices of floats are faster
-MOST_ROUNDED = 3  # of x as whole numbers; for more, floats are
 
 
 def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:
@@ -28,8 +27,7 @@ def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], i
 
 def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> bool:
     """Whether there is a kernel for this product."""
-    most = MOST_ROUNDED if packing.rounds and packing.format in ROUNDED else MOST_ROWS
-    small = x_RI.dtype == jnp.float32 and 0 < x_RI.shape[0] <= most
+    small = x_RI.dtype == jnp.float32 and 0 < x_RI.shape[0] <= MOST_ROWS
     rounds = packing.rounds and packing.format not in ROUNDED
     return small and not rounds and known(packing, parts, outputs, x_RI.shape[1])
 

@@ -18,20 +18,19 @@ from forge_jax.quantization.trees import rows_of
 from forge_jax.tensor import QTensor
 
 Kernels = Literal["exact", "rounded"]
-FEW_BITS = ROUNDED - {"Q8_0"}  # with more bits, memory is what a product waits for, and rounding gains nothing
 
 
 def swift(leaf: Any, param: Param, kernels: Kernels) -> Any:
     """A host leaf of the parameter that `param` describes, as kernels want it.
 
     "exact": a matrix in bfloat16 or float16 as packed rows of those, which are multiplied in float32. "rounded": packed
-    leaves of 4 and 5 bits besides round what they are multiplied by to int8. Experts stay as they are: they are
-    multiplied in several ways, not all of which have kernels.
+    leaves with a scale for every 32 numbers besides round what they are multiplied by to int8. Experts stay as they
+    are: they are multiplied in several ways, not all of which have kernels.
     """
     if param.stacked:
         return leaf
     match leaf:
-        case QTensor(scheme=Ggml(name=name)) if kernels == "rounded" and name in FEW_BITS:
+        case QTensor(scheme=Ggml(name=name)) if kernels == "rounded" and name in ROUNDED:
             return replace(leaf, scheme=Ggml(name, rounded=True))
         case np.ndarray() if leaf.dtype.name in ("bfloat16", "float16") and packable(param):
             rows, inner, trailing = rows_of(leaf, param)

@@ -77,7 +77,7 @@ def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
     """The kernel rounds as `rounded_runs` does; but for a number in the middle between two codes, which may go to
     either and is then off by a step: at most max |x| / 127 times a weight."""
     exactly = leaf(scheme)
-    q, x = replace(exactly, scheme=Ggml(scheme, rounded=True)), normal(3, 1, K)
+    q, x = replace(exactly, scheme=Ggml(scheme, rounded=True)), normal(7, 1, K)  # 4, 2 and 1 rows at a time
     run = functools.partial(contract, EQ)
     assert calls(run, x, q, kernel="rounded") == 1
     want = exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly)
@@ -88,16 +88,25 @@ def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
     # and rounding itself: half a step for each of K numbers, of random sign
     plain = exact(EQ, x, exactly)
     assert 0 < np.abs(y - plain).max() < 5 * step * K**0.5 / 12**0.5
-    close(jax.jit(run)(x[:1], q)[0], y[0])
+    for row in (0, 4, 6):  # whatever it is multiplied with
+        np.testing.assert_array_equal(jax.jit(run)(x[row : row + 1], q)[0], y[row])
 
 
-@pytest.mark.parametrize("inputs", [96, 64])
-def test_rounded_rows_of_few_runs(inputs: int):
-    """An odd number of runs cannot be read two at a time."""
+@pytest.mark.parametrize("scheme", sorted(ROUNDED))
+@pytest.mark.parametrize("inputs", [32, 96, 576])
+def test_rounded_rows_of_few_runs(inputs: int, scheme: str):
+    """What is left where four runs are read at a time, and the scales of sixteen."""
     w = np.random.default_rng(5).standard_normal((inputs, 9), dtype=np.float32)
-    q = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, (None, None), inputs=1), packer("Q4_1")))
-    x, rounded = normal(1, 1, inputs), replace(q, scheme=Ggml("Q4_1", rounded=True))
+    q = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, (None, None), inputs=1), packer(scheme)))
+    x, rounded = normal(1, 1, inputs), replace(q, scheme=Ggml(scheme, rounded=True))
     close(contract("BTD,DF->BTF", x, rounded), exact("BTD,DF->BTF", rounded_runs(x[0])[None], q))
+
+
+def test_what_is_no_number_stays_none_when_rounded():
+    q = replace(leaf("Q8_0"), scheme=Ggml("Q8_0", rounded=True))
+    y = contract(EQ, normal(3, 1, K).at[1, 0, 70].set(jnp.nan), q)
+    np.testing.assert_array_equal(jnp.isnan(y).all((1, 2, 3)), [False, True, False])
+    np.testing.assert_array_equal(jnp.isnan(y).any((1, 2, 3)), [False, True, False])
 
 
 def test_many_rows_round_too_and_gradients_pass():

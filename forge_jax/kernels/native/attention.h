@@ -15,6 +15,7 @@ namespace forge {
 
 constexpr int STRETCH = 256;  // slots
 constexpr float HIDDEN = -1e30f;
+constexpr int64_t LITTLE = 1 << 14;  // numbers to read that are not worth a second thread
 
 // e^x for x <= 0; below -87 it is 0. Cephes' polynomial, within 2 units in the last place.
 inline Floats exponential(Floats x) {
@@ -135,7 +136,10 @@ inline void attend(const Attention& a) {
       look(a, *s.tokens, pair / a.heads, pair % a.heads, s.from, found[i]);
     }
   };
-  parallel(pairs * count, 4 * threads(), some);
+  int64_t slots = 0;
+  for (const Tokens& t : a.parts) slots += t.slots;
+  const bool little = slots * pairs * (a.size + a.width) < LITTLE;
+  parallel(pairs * count, little ? 1 : 4 * threads(), some);
   for (int64_t pair = 0; pair < pairs; ++pair) join(a, pair / a.heads, pair % a.heads, &found[pair * count], count);
 }
 

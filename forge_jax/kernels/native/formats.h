@@ -1,10 +1,11 @@
 // How rows of weights are stored, and how 32 numbers of a row become floats, as forge_jax.quantization says. A format
 // says how many numbers are in a block, how many bytes each of its parts has a block, and which part is the largest.
 //
-// `coded` gives the same numbers as scale * (code - ZERO) + shift, for products of integers.
+// `coded` gives the codes of a quad, and `scales` and `shifts` those of up to 16 runs: the same numbers are
+// scale * (code - ZERO) + shift, for products of integers. Only formats whose ZERO is 0 have shifts.
 #pragma once
 
-#include "vectors.h"
+#include "codes.h"
 
 namespace forge {
 
@@ -20,23 +21,6 @@ struct Row {
   template <class T>
   const T* as(int i, int64_t index) const {
     return reinterpret_cast<const T*>(part[i]) + index;
-  }
-};
-
-struct Coded {
-  Bytes codes;
-  float scale, shift = 0;
-};
-
-// Two runs whose codes have 16 bytes each: the first halves of both, and the second halves. Lanes 0 to 3 of the scale and
-// of the shift are for the first run, the others for the second.
-struct CodedPair {
-  Bytes first, second;
-  Eight scale, shift;
-
-  CodedPair(const uint8_t* codes, Eight scale, Eight shift = Eight{}) : scale(scale), shift(shift) {
-    const Bytes both = load_bytes(codes);
-    first = both & 15, second = both >> 4;
   }
 };
 
@@ -61,9 +45,11 @@ struct Q8_0 {
 
   static constexpr int ZERO = 128;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {load_bytes(row.as<uint8_t>(1, run * RUN)) ^ 128, half(*row.as<uint16_t>(0, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return whole_bytes(row.as<uint8_t>(1, run * RUN), runs) ^ 128;
   }
+
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts d [1], qs [16]: d * (code - 8).
@@ -79,13 +65,11 @@ struct Q4_0 {
 
   static constexpr int ZERO = 8;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {nibbles(row.as<uint8_t>(1, run * 16)), half(*row.as<uint16_t>(0, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return nibbles(row.as<uint8_t>(1, run * 16), runs);
   }
 
-  static CodedPair coded_pair(const Row& row, int64_t run) {
-    return {row.as<uint8_t>(1, run * 16), two_halves(row.as<uint16_t>(0, run))};
-  }
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts d [1], m [1], qs [16]: d * code + m.
@@ -101,13 +85,13 @@ struct Q4_1 {
 
   static constexpr int ZERO = 0;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {nibbles(row.as<uint8_t>(2, run * 16)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return nibbles(row.as<uint8_t>(2, run * 16), runs);
   }
 
-  static CodedPair coded_pair(const Row& row, int64_t run) {
-    return {row.as<uint8_t>(2, run * 16), two_halves(row.as<uint16_t>(0, run)), two_halves(row.as<uint16_t>(1, run))};
-  }
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
+
+  static Sixteen shifts(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(1, run), runs); }
 };
 
 // The fifth bits of 32 codes, from one word.
@@ -129,9 +113,11 @@ struct Q5_0 {
 
   static constexpr int ZERO = 16;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {nibbles(row.as<uint8_t>(2, run * 16)) | sixteens(*row.as<uint32_t>(1, run)), half(*row.as<uint16_t>(0, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return with_fifth_bits(nibbles(row.as<uint8_t>(2, run * 16), runs), row.as<uint8_t>(1, run * 4), runs);
   }
+
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts d [1], m [1], qh [1], qs [16]: d * code + m.
@@ -148,9 +134,13 @@ struct Q5_1 {
 
   static constexpr int ZERO = 0;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {nibbles(row.as<uint8_t>(3, run * 16)) | sixteens(*row.as<uint32_t>(2, run)), half(*row.as<uint16_t>(0, run)), half(*row.as<uint16_t>(1, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return with_fifth_bits(nibbles(row.as<uint8_t>(3, run * 16), runs), row.as<uint8_t>(2, run * 4), runs);
   }
+
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
+
+  static Sixteen shifts(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(1, run), runs); }
 };
 
 // Codes that number the values of a table.
@@ -183,15 +173,11 @@ struct IQ4_NL {
 
   static constexpr int ZERO = 128;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), half(*row.as<uint16_t>(0, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16), runs));
   }
 
-  static CodedPair coded_pair(const Row& row, int64_t run) {
-    CodedPair pair(row.as<uint8_t>(1, run * 16), two_halves(row.as<uint16_t>(0, run)));
-    pair.first = chosen(IQ4_BYTES, pair.first), pair.second = chosen(IQ4_BYTES, pair.second);
-    return pair;
-  }
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts e [1], qs [16]: 2^(e - 127) * value of the code.
@@ -204,8 +190,14 @@ struct MXFP4 {
 
   static constexpr int ZERO = 128;
 
-  static Coded coded(const Row& row, int64_t run) {
-    return {chosen(E2M1_BYTES, nibbles(row.as<uint8_t>(1, run * 16))), power(*row.as<uint8_t>(0, run))};
+  static Quad coded(const Row& row, int64_t run, int runs) {
+    return chosen(E2M1_BYTES, nibbles(row.as<uint8_t>(1, run * 16), runs));
+  }
+
+  static Sixteen scales(const Row& row, int64_t run, int runs) {
+    Sixteen made{};
+    for (int i = 0; i < runs; ++i) made[i] = power(*row.as<uint8_t>(0, run + i));
+    return made;
   }
 };
 

@@ -35,6 +35,7 @@ constexpr const char* INSTRUCTIONS = "portable";
 
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef int8_t Small __attribute__((vector_size(WIDTH)));
 
 inline Floats load(const float* from) {
   Floats v;
@@ -69,6 +70,19 @@ inline float total(Floats v) {
   for (int i = 0; i < WIDTH; ++i) sum += v[i];
   return sum;
 #endif
+}
+
+// The float whose bits are the largest of all lanes.
+inline float largest(Ints v) {
+#if defined(FORGE_AVX512)
+  const int32_t most = _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t most = v[0];
+  for (int i = 1; i < WIDTH; ++i) most = v[i] > most ? v[i] : most;
+#endif
+  float same;
+  std::memcpy(&same, &most, sizeof same);
+  return same;
 }
 
 // WIDTH integers of one or two bytes.
@@ -149,95 +163,5 @@ inline Floats chosen(const float* table, Ints codes) {
   return v;
 #endif
 }
-
-// 32 codes of a byte, and 8 sums of products of four of them each with signed bytes.
-typedef uint8_t Bytes __attribute__((vector_size(32)));
-typedef int32_t Sums __attribute__((vector_size(32)));
-typedef float Eight __attribute__((vector_size(32)));
-
-inline Bytes load_bytes(const void* from) {
-  Bytes v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-// 16 bytes as 32 codes of 4 bits, first the low halves and then the high ones.
-inline Bytes nibbles(const uint8_t* from) {
-#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
-  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  const __m256i apart = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
-  return reinterpret_cast<Bytes>(_mm256_and_si256(apart, _mm256_set1_epi8(15)));
-#else
-  Bytes v;
-  for (int i = 0; i < 16; ++i) v[i] = from[i] & 15, v[16 + i] = from[i] >> 4;
-  return v;
-#endif
-}
-
-// table[code] for codes of 4 bits; bits above those must be zero.
-inline Bytes chosen(const uint8_t* table, Bytes codes) {
-#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
-  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-  return reinterpret_cast<Bytes>(_mm256_shuffle_epi8(twice, reinterpret_cast<__m256i>(codes)));
-#else
-  Bytes v;
-  for (int i = 0; i < 32; ++i) v[i] = table[codes[i]];
-  return v;
-#endif
-}
-
-// 16 where bit i of a word is set for byte i.
-inline Bytes sixteens(uint32_t word) {
-#if defined(FORGE_AVX512)
-  return reinterpret_cast<Bytes>(_mm256_maskz_set1_epi8(word, 16));
-#else
-  Bytes v;
-  for (int i = 0; i < 32; ++i) v[i] = (word >> i & 1) << 4;
-  return v;
-#endif
-}
-
-// sums + codes x numbers.
-inline Sums dot(Sums sums, Bytes codes, const int8_t* numbers) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return reinterpret_cast<Sums>(_mm256_dpbusd_epi32(
-      reinterpret_cast<__m256i>(sums), reinterpret_cast<__m256i>(codes), reinterpret_cast<__m256i>(load_bytes(numbers))));
-#elif defined(FORGE_AVX512) || defined(FORGE_AVX2)
-  const __m256i u = reinterpret_cast<__m256i>(codes), s = reinterpret_cast<__m256i>(load_bytes(numbers));
-  for (int i = 0; i < 2; ++i) {
-    const __m128i from = i ? _mm256_extracti128_si256(u, 1) : _mm256_castsi256_si128(u);
-    const __m128i with = i ? _mm256_extracti128_si256(s, 1) : _mm256_castsi256_si128(s);
-    sums += reinterpret_cast<Sums>(_mm256_madd_epi16(_mm256_cvtepu8_epi16(from), _mm256_cvtepi8_epi16(with)));
-  }
-  return sums;
-#else
-  for (int i = 0; i < 32; ++i) sums[i / 4] += codes[i] * numbers[i];
-  return sums;
-#endif
-}
-
-inline Eight eight(float x) { return x - Eight{}; }
-
-// The first number in four lanes, the second in the other four.
-inline Eight two(const float* from) { return Eight{from[0], from[0], from[0], from[0], from[1], from[1], from[1], from[1]}; }
-
-inline Eight two_halves(const uint16_t* from) {
-#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
-  int32_t both;
-  std::memcpy(&both, from, sizeof both);
-  const __m256 wide = _mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi32_si128(both)));
-  return reinterpret_cast<Eight>(_mm256_permutevar8x32_ps(wide, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0)));
-#else
-  const float wide[] = {half(from[0]), half(from[1])};
-  return two(wide);
-#endif
-}
-
-inline float total(Eight v) {
-  const float a = (v[0] + v[4]) + (v[2] + v[6]), b = (v[1] + v[5]) + (v[3] + v[7]);
-  return a + b;
-}
-
-inline Eight floats(Sums v) { return __builtin_convertvector(v, Eight); }
 
 }  // namespace forge
