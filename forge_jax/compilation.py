@@ -7,7 +7,6 @@ on import: importing a library should not change how the rest of a program runs.
 
 import hashlib
 import os
-import platform
 import warnings
 from pathlib import Path
 
@@ -68,9 +67,8 @@ def program_directory() -> Path:
     By user, because a program that is read back is run: nobody else may write there. By processor, because programs
     for a CPU use its instructions, and homes are shared between machines.
     """
-    kind = " ".join((platform.machine(), machine.processor(), *machine.features()))
     owner = f"{os.getuid()}-" if os.name == "posix" else ""
-    return cache_directory() / "programs" / (owner + hashlib.sha256(kind.encode()).hexdigest()[:12])
+    return cache_directory() / "programs" / (owner + hashlib.sha256(machine.kind().encode()).hexdigest()[:12])
 
 
 def prune(folder: Path, most: int) -> None:

@@ -61,8 +61,7 @@ def load_eagle(
     said, cast = understood(config, str(path / "config.json"), allow), loading.caster(dtype)
 
     def place(name: str, values: np.ndarray) -> Any:
-        if not loading.finite(values):
-            raise ValueError(f"{path}: {name} has NaN or infinite values; the file is damaged or badly converted")
+        loading.check_finite(path, name, values)
         return jnp.asarray(cast(name, values))
 
     source = open_source(path)

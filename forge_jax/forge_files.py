@@ -1,5 +1,6 @@
 """The part of `Forge` that reads and writes files and turns weights into other weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
@@ -52,15 +53,15 @@ def summarise(spec: ModelSpec) -> Summary:
     )
 
 
-class ForgeFiles:
+class ForgeFiles(ABC):
     """Loading, saving, converting, quantising, adapting. `Forge` brings the rest."""
 
     model: Model
     config: ForgeConfig | Summary
 
+    @abstractmethod
     def adopt(self, model: Model, config: ForgeConfig | Summary) -> None:
         """Become the facade of a model; `Forge` does it."""
-        raise NotImplementedError
 
     # -------------------------------------------------------------------------------------------- in
     @classmethod

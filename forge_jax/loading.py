@@ -193,7 +193,7 @@ def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progres
     with Progress(total, str(checkpoint.path.name), show=progress) as bar:
 
         def placed(path: str, values: Any) -> Any:
-            check_finite(path, values, checkpoint)
+            check_finite(checkpoint.path, path, values)
             with bar.stage("placing"):
                 return place(path, values)
 
@@ -303,14 +303,12 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Non
         )
 
 
-def check_finite(path: str, leaf: Any, checkpoint: Checkpoint) -> None:
+def check_finite(where: Path, path: str, leaf: Any) -> None:
     """Raise ValueError if a leaf has NaN or infinite numbers, which would spoil every logit."""
     # of packed weights the scales are looked at
     arrays = leaf.parts.values() if isinstance(leaf, QTensor) else (leaf,)
     if not all(finite(values) for values in arrays):
-        raise ValueError(
-            f"{checkpoint.path}: {path} has NaN or infinite values; the file is damaged or badly converted"
-        )
+        raise ValueError(f"{where}: {path} has NaN or infinite values; the file is damaged or badly converted")
 
 
 def finite(values: np.ndarray) -> bool:

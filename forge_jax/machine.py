@@ -38,6 +38,12 @@ def features() -> list[str]:
     return sorted(facts.get("flags", facts.get("Features", "")).split())
 
 
+def kind() -> str:
+    """What tells processors apart that need programs of their own."""
+    part = described().get("CPU part", "")  # of ARM, which gives no name
+    return " ".join(filter(None, (platform.machine(), processor(), part, *features())))
+
+
 def cores() -> int:
     """The cores that this process may run on: those of its affinity mask where there is one."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -216,7 +216,7 @@ def begin(
     adapters: Sequence[int] | None,
     choices: Choices,
 ) -> Session:
-    """A session of a model with a tokenizer, which says what ends a text and which ids there are."""
+    """A session of a model, whose tokenizer, if there is one, says what ends a text and which ids there are."""
     return Session(
         model.spec,
         model.params,
@@ -224,7 +224,7 @@ def begin(
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         stop_ids=stop_ids(model),
-        known_ids=need_tokenizer(model).vocab_size,
+        known_ids=known_ids(model),
         vocabulary=model.vocabulary,
         programs=model.programs,
         draft=drafter(model, draft),
@@ -253,6 +253,7 @@ def stream(
     if (n := choices.get("n", 1)) != 1:
         raise ValueError(f"stream: n={n} texts, but a stream is of one; use `complete`, or a stream for each")
     start = time.perf_counter()
+    need_tokenizer(model)
     ids = ids_of(model, prompt)
     session = begin(model, [ids], max_new_tokens, constrained(sampling, constraint), draft, adapters, choices)
     return TextStream(model, ids, session, stop, start)
@@ -288,6 +289,7 @@ def complete(
             constraint that is not valid, or choices that do not go together; the message names them.
     """
     start = time.perf_counter()
+    need_tokenizer(model)
     rows = [ids_of(model, prompt) for prompt in prompts]
     session = begin(model, rows, max_new_tokens, constrained(sampling, constraint), draft, adapters, choices)
     first = time.perf_counter()

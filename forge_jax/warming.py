@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from forge_jax import text
 from forge_jax.generation import Session
+from forge_jax.generation.asked import Choices
 from forge_jax.generation.layouts import Layout
 from forge_jax.generation.speculation import Drafter
 from forge_jax.generation.warming import count, warm
@@ -43,24 +44,10 @@ def warmup(
     Raises:
         ValueError: no tokens, or more than the context holds.
     """
-    start = time.perf_counter()
+    start, kept = time.perf_counter(), Choices(cache_dtype=cache_dtype, layout=layout)
 
     def session(ids: list[int], new: int) -> Session:
-        return Session(
-            model.spec,
-            model.params,
-            [ids] * batch,
-            max_new_tokens=new,
-            sampling=sampling,
-            stop_ids=text.stop_ids(model),
-            cache_dtype=cache_dtype,
-            layout=layout,
-            adapters=adapters,
-            known_ids=text.known_ids(model),
-            vocabulary=model.vocabulary,
-            programs=model.programs,
-            draft=text.drafter(model, draft),
-        )
+        return text.begin(model, [ids] * batch, new, sampling, draft, adapters, kept)
 
     asked = (prompt_tokens, new_tokens, model.spec.max_seq_len)
     for _ in tqdm(warm(session, *asked), "compiling", count(*asked), leave=False, disable=not progress):

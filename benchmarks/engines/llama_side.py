@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from protocol import serve
 
 ROOM = 8192  # slots of a single row; of several, a quarter each
@@ -66,8 +67,6 @@ class Llama:
 
     def best(self, place: int) -> int:
         """The id of the largest logit of a token of the last pass."""
-        import numpy as np
-
         at = self.c.llama_get_logits_ith(self.ctx, place)
         return int(np.ctypeslib.as_array(ctypes.cast(at, ctypes.POINTER(ctypes.c_float)), (self.size,)).argmax())
 

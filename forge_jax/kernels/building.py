@@ -5,10 +5,10 @@ jaxlib that will call them. A wheel is built in isolation, with another jaxlib o
 takes some seconds, once for each version of the sources, of jaxlib and of the compiler, and each kind of processor.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 
+from forge_jax import machine
 from forge_jax.user_cache import cache_directory, check_private
 
 NATIVE = Path(__file__).parent / "native"
@@ -45,27 +46,18 @@ def compiler() -> list[str]:
     raise Unbuilt(f"{what}; install one (apt install g++, xcode-select --install) or set CXX")
 
 
-def processor() -> str:
-    """What tells processors apart that need other instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine() + platform.processor()
-    told = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
-
-
 def sources() -> list[Path]:
     """The C++ files that are compiled."""
     return sorted(NATIVE.glob("*.cc"))
 
 
-def key(command: list[str]) -> str:
-    """What a library depends on, as a few letters of its name."""
-    compiler_says = subprocess.run([*command[:1], "--version"], capture_output=True, check=False).stdout
+@functools.cache
+def key(*command: str) -> str:
+    """What a library depends on, as a few letters of its name; asked for at every load, and worked out once."""
+    compiler_says = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
     jaxlib = importlib.metadata.version("jaxlib")
     told = hashlib.sha256()
-    for fact in (" ".join(command).encode(), compiler_says, jaxlib.encode(), processor().encode()):
+    for fact in (" ".join(command).encode(), compiler_says, jaxlib.encode(), machine.kind().encode()):
         told.update(hashlib.sha256(fact).digest())
     for file in sorted(NATIVE.iterdir()):
         told.update(hashlib.sha256(file.read_bytes()).digest())
@@ -79,7 +71,7 @@ def place(target: str) -> tuple[list[str], Path]:
         Unbuilt: there is no compiler.
     """
     command = [*compiler(), *FLAGS, f"-march={target}", "-isystem", jax.ffi.include_dir()]
-    return command, cache_directory() / "kernels" / f"{key(command)}.so"
+    return command, cache_directory() / "kernels" / f"{key(*command)}.so"
 
 
 def waits() -> bool:

@@ -33,8 +33,13 @@ inline void nibbles(const uint8_t* from, Ints* codes) {
   }
 }
 
+// Formats whose first part is a scale in float16.
+struct Scaled {
+  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
+};
+
 // Parts d [1], qs [32]: d * code.
-struct Q8_0 {
+struct Q8_0 : Scaled {
   static constexpr int block = 32, parts = 2, bytes[] = {2, 32}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -48,12 +53,10 @@ struct Q8_0 {
   static Quad coded(const Row& row, int64_t run, int runs) {
     return whole_bytes(row.as<uint8_t>(1, run * RUN), runs) ^ 128;
   }
-
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts d [1], qs [16]: d * (code - 8).
-struct Q4_0 {
+struct Q4_0 : Scaled {
   static constexpr int block = 32, parts = 2, bytes[] = {2, 16}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -68,12 +71,10 @@ struct Q4_0 {
   static Quad coded(const Row& row, int64_t run, int runs) {
     return nibbles(row.as<uint8_t>(1, run * 16), runs);
   }
-
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts d [1], m [1], qs [16]: d * code + m.
-struct Q4_1 {
+struct Q4_1 : Scaled {
   static constexpr int block = 32, parts = 3, bytes[] = {2, 2, 16}, codes = 2;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -89,8 +90,6 @@ struct Q4_1 {
     return nibbles(row.as<uint8_t>(2, run * 16), runs);
   }
 
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
-
   static Sixteen shifts(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(1, run), runs); }
 };
 
@@ -100,7 +99,7 @@ inline void fifth_bits(uint32_t word, Ints* codes) {
 }
 
 // Parts d [1], qh [1], qs [16]: d * (code - 16).
-struct Q5_0 {
+struct Q5_0 : Scaled {
   static constexpr int block = 32, parts = 3, bytes[] = {2, 4, 16}, codes = 2;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -116,12 +115,10 @@ struct Q5_0 {
   static Quad coded(const Row& row, int64_t run, int runs) {
     return with_fifth_bits(nibbles(row.as<uint8_t>(2, run * 16), runs), row.as<uint8_t>(1, run * 4), runs);
   }
-
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts d [1], m [1], qh [1], qs [16]: d * code + m.
-struct Q5_1 {
+struct Q5_1 : Scaled {
   static constexpr int block = 32, parts = 4, bytes[] = {2, 2, 4, 16}, codes = 3;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -137,8 +134,6 @@ struct Q5_1 {
   static Quad coded(const Row& row, int64_t run, int runs) {
     return with_fifth_bits(nibbles(row.as<uint8_t>(3, run * 16), runs), row.as<uint8_t>(2, run * 4), runs);
   }
-
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 
   static Sixteen shifts(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(1, run), runs); }
 };
@@ -164,7 +159,7 @@ inline float power(uint32_t e) {
 }
 
 // Parts d [1], qs [16]: d * value of the code.
-struct IQ4_NL {
+struct IQ4_NL : Scaled {
   static constexpr int block = 32, parts = 2, bytes[] = {2, 16}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -176,8 +171,6 @@ struct IQ4_NL {
   static Quad coded(const Row& row, int64_t run, int runs) {
     return chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16), runs));
   }
-
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
 };
 
 // Parts e [1], qs [16]: 2^(e - 127) * value of the code.

@@ -47,6 +47,23 @@ ffi::Error take(const ffi::RemainingArgs& args, size_t rank, Operands& p, Shape*
   return ffi::Error::Success();
 }
 
+// Calls run(p, number) for every matrix of y [*lead, ., .], with its parts [*lead, O, n] and its place in y.
+template <class Format, class Run>
+ffi::Error each(const ffi::RemainingArgs& args, ffi::ResultBuffer<ffi::F32>& y, Operands p, Run run) {
+  const Shape ys = y->dimensions();
+  const size_t rank = ys.size();
+  Shape shapes[Format::parts];
+  const uint8_t* data[Format::parts];
+  if (const ffi::Error error = take<Format>(args, rank, p, shapes, data); error.failure()) return error;
+  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) {
+    p.y = y->typed_data() + batch * ys[rank - 2] * ys[rank - 1];
+    for (int i = 0; i < Format::parts; ++i)
+      p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
+    run(p, batch);
+  }
+  return ffi::Error::Success();
+}
+
 // x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead.
 template <class Format, void (*run)(const Operands&)>
 ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
@@ -55,17 +72,10 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::Resul
   if (rank < 2 || ys.size() != rank) return ffi::Error::InvalidArgument("a product of matrices was expected");
   Operands p{};
   p.rows = xs[rank - 2], p.inputs = xs[rank - 1], p.outputs = ys[rank - 1];
-  Shape shapes[Format::parts];
-  const uint8_t* data[Format::parts];
-  if (const ffi::Error error = take<Format>(args, rank, p, shapes, data); error.failure()) return error;
-  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) {
+  return each<Format>(args, y, p, [&](Operands& p, int64_t batch) {
     p.x = x.typed_data() + matrix(xs, ys, batch) * p.rows * p.inputs;
-    p.y = y->typed_data() + batch * p.rows * p.outputs;
-    for (int i = 0; i < Format::parts; ++i)
-      p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
     run(p);
-  }
-  return ffi::Error::Success();
+  });
 }
 
 // Parts [*lead, O, n] to y [*lead, O, K].
@@ -76,16 +86,7 @@ ffi::Error decode(ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
   if (rank < 2) return ffi::Error::InvalidArgument("a matrix was expected");
   Operands p{};
   p.outputs = ys[rank - 2], p.inputs = ys[rank - 1];
-  Shape shapes[Format::parts];
-  const uint8_t* data[Format::parts];
-  if (const ffi::Error error = take<Format>(args, rank, p, shapes, data); error.failure()) return error;
-  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) {
-    p.y = y->typed_data() + batch * p.outputs * p.inputs;
-    for (int i = 0; i < Format::parts; ++i)
-      p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
-    open<Format>(p);
-  }
-  return ffi::Error::Success();
+  return each<Format>(args, y, p, [](Operands& p, int64_t) { open<Format>(p); });
 }
 
 using Vector = ffi::Buffer<ffi::F32, 1>;
