@@ -19,7 +19,8 @@ from converters.packed.leaves import FILE as PACKED
 from converters.packed.leaves import split as leaves_as_arrays
 from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
 from forge_jax.loading import DTYPES, Model, narrowed
-from forge_jax.params import abstract, flatten
+from forge_jax.params import abstract, flatten, unflatten
+from forge_jax.quantization.ggml import untiled
 from forge_jax.tensor import Around, dense
 
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -54,7 +55,7 @@ def own_leaves(model: Model) -> dict[str, Any]:
     Raises:
         ValueError: a leaf is adapted, or has not the shape of the spec: an export would not be this model.
     """
-    leaves = dict(flatten(model.params))
+    leaves = {path: untiled(leaf) for path, leaf in flatten(model.params)}
     wanted = {path: param.shape for path, param in flatten(abstract(model.spec))}
     if odd := sorted(wanted.keys() ^ leaves.keys()):
         raise ValueError(f"export: parameters and spec differ in {len(odd)} leaves, for example {', '.join(odd[:5])}")
@@ -198,7 +199,7 @@ def export_orbax(model: Model, directory: str | Path, *, overwrite: bool = False
         OSError: the disk is full; nothing is left behind.
     """
     leaves = own_leaves(model)
-    arrays, packed = leaves_as_arrays(model.params)
+    arrays, packed = leaves_as_arrays(unflatten(leaves))
     size = sum(leaf.nbytes for leaf in leaves.values())
     with atomic_directory(Path(directory), size, overwrite=overwrite) as part:
         write_sides(model, part, hf_config(model, str(leaves["embed"].dtype)))

@@ -135,7 +135,7 @@ def load(
     keep_programs()
     make_kernels(progress)
     caster(dtype)  # a dtype that there is not is an error before anything is fetched
-    check_kernels(kernels, dtype)
+    check_kernels(kernels, dtype, mesh)
     path = resolve(name, revision=revision, subfolder=subfolder, file=file, progress=progress)
     checkpoint = open_checkpoint(path, allow=allow)
     cast = caster(dtype, checkpoint.half)
@@ -165,8 +165,8 @@ def make_kernels(progress: bool) -> None:
         available()
 
 
-def check_kernels(kernels: Kernels | None, dtype: DTypeLike | str) -> None:
-    """Raise ValueError for kernels that there are not, or that multiply in another dtype."""
+def check_kernels(kernels: Kernels | None, dtype: DTypeLike | str, mesh: Mesh | None = None) -> None:
+    """Raise ValueError for kernels that there are not, that multiply in another dtype, or whose weights are not cut."""
     if kernels is None:
         return
     if kernels not in (known := get_args(Kernels)):
@@ -176,6 +176,8 @@ def check_kernels(kernels: Kernels | None, dtype: DTypeLike | str) -> None:
         raise ValueError(f"load: kernels = {kernels!r}, and there are none: {reason}")
     if dtype != "auto" and (dtype == "stored" or computing(dtype) != jnp.float32):
         raise ValueError(f"load: kernels = {kernels!r} multiply in float32, and dtype is {dtype!r}; leave one out")
+    if kernels == "rounded" and mesh is not None:
+        raise ValueError("load: kernels = 'rounded' lays weights out for one device, and there is a mesh; take 'exact'")
 
 
 def read_model(checkpoint: Checkpoint, place: Callable[[str, Any], Any], progress: bool, packed: bool = True) -> Model:

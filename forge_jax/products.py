@@ -21,6 +21,10 @@ TILE = 1 << 20  # numbers that a CPU decodes before it multiplies by them: 4 MB,
 class Factored(Protocol):
     """What a product asks of a scheme, see `tensor.Scheme`."""
 
+    def apart(self, parts: Mapping[str, Any]) -> "tuple[Factored, dict[str, Any]]":
+        """The same rows, each by itself."""
+        ...
+
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
         """The rows as values [..., size], and one factor a row [...] if that is not in them."""
         ...
@@ -98,6 +102,7 @@ def derivative(
 
 def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
     """`decoded_product` on a CPU, with no more than about `TILE` numbers decoded at a time."""
+    scheme, parts = scheme.apart(parts)
     rows = max(1, TILE // (math.prod(outputs[1:]) * x_RI.shape[1]))
     if rows >= outputs[0]:
         return multiplied(*opened(scheme, parts, outputs, x_RI.shape[1]), x_RI, matrix)

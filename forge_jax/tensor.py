@@ -51,6 +51,14 @@ class Scheme(Protocol):
         """The rows, float32 [..., size]."""
         ...
 
+    def apart(self, parts: Mapping[str, Any]) -> "tuple[Scheme, dict[str, Any]]":
+        """The same rows, each by itself, where they lie among each other."""
+        ...
+
+    def chosen(self, parts: Mapping[str, Any], ids: Any) -> "tuple[Scheme, dict[str, Any]]":
+        """The rows of these numbers, of a table [rows, ...]; each by itself."""
+        ...
+
     def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Scheme, dict[str, Any]]":
         """The same rows with a scale for every `group` numbers, a divisor of now; as they are if that cannot be."""
         ...
@@ -265,8 +273,8 @@ def take(w: Weight, ids: Array) -> Array:
     """Rows of a table: w[ids]."""
     match w:
         case QTensor(parts) if w.first > 0:
-            chosen = {name: part[jnp.minimum(ids, part.shape[0] - 1)] for name, part in parts.items()}
-            return replace(w, parts=chosen).dense()
+            scheme, chosen = w.scheme.chosen(parts, ids)
+            return replace(w, parts=chosen, scheme=scheme).dense()
         case QTensor():
             return w.dense()[ids]
         case Around():

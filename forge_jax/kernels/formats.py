@@ -9,7 +9,8 @@ from types import MappingProxyType
 class Packing:
     """How rows are packed, in the words of the kernels: a format of theirs, and which parts of a leaf it takes.
 
-    rounds: products round what they are multiplied by to int8, see `forge_jax.products.rounded_runs`.
+    rounds: rows in tiles of `TOGETHER`, with which products round what they are multiplied by to int8, see
+        `forge_jax.products.rounded_runs`.
     """
 
     format: str
@@ -23,5 +24,8 @@ LONG: tuple[str, ...] = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 FORMATS: Mapping[str, int] = MappingProxyType({name: 32 if name in SHORT else 256 for name in (*SHORT, *LONG)})
 """Each format and how many numbers its blocks have, as native/formats.h and native/superblocks.h say too."""
 
-ROUNDED = frozenset({"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"})
-"""Formats of whole numbers times a scale for 32 of them, which can be multiplied by whole numbers."""
+ROUNDED = frozenset(FORMATS) - {"BF16", "F16"}
+"""Formats of whole numbers times scales for some of them, which can be multiplied by whole numbers."""
+
+TOGETHER = 16
+"""Rows of a tile, as native/tiles.h has them."""

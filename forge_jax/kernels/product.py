@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.kernels.formats import FORMATS, ROUNDED, Packing
+from forge_jax.kernels.formats import FORMATS, ROUNDED, TOGETHER, Packing
 from forge_jax.kernels.library import available, target
 from forge_jax.kernels.meshes import varying
 
-MOST_ROWS = 16  # of x; for more, matrices of floats are faster
+MOST_ROWS = 16  # of x that is not rounded; for more, matrices of floats are faster
 
 
 def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:
@@ -27,9 +27,9 @@ def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], i
 
 def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> bool:
     """Whether there is a kernel for this product."""
-    small = x_RI.dtype == jnp.float32 and 0 < x_RI.shape[0] <= MOST_ROWS
-    rounds = packing.rounds and packing.format not in ROUNDED
-    return small and not rounds and known(packing, parts, outputs, x_RI.shape[1])
+    whole = packing.format in ROUNDED and outputs[-1] % TOGETHER == 0
+    few = whole if packing.rounds else x_RI.shape[0] <= MOST_ROWS
+    return few and x_RI.dtype == jnp.float32 and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
 
 
 def product(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:

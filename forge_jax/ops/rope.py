@@ -128,16 +128,16 @@ def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None
     """Turn each feature pair of `x` by position times frequency. Angles and products are float32."""
     angle_BTF = angles(rope, position_BT, length_B)
     factor_B11 = jnp.asarray(attention_factor(rope, length_B), jnp.float32).reshape(-1, 1, 1)
-    cos, sin = (jnp.cos(angle_BTF) * factor_B11)[:, :, None], (jnp.sin(angle_BTF) * factor_B11)[:, :, None]
+    cos, sin = jnp.cos(angle_BTF) * factor_B11, jnp.sin(angle_BTF) * factor_B11
     sin = -sin if rope.backwards else sin
     x = x_BTNH[..., : rope.dim].astype(jnp.float32)
-    if rope.interleaved:
-        a, b = x[..., 0::2], x[..., 1::2]
-        y = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
-    else:
-        a, b = jnp.split(x, 2, -1)
-        y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-    y = y.astype(x_BTNH.dtype)
+    # (a, b) -> (a cos - b sin, b cos + a sin), by a pair turned round: halves put together are slow on a CPU
+    axis, pairs = (-1, (rope.dim // 2, 2)) if rope.interleaved else (-2, (2, rope.dim // 2))
+    x = x.reshape(*x.shape[:-1], *pairs)
+    sign = jnp.asarray([-1.0, 1.0], jnp.float32).reshape((1,) * (x.ndim - 2) + ((1, 2) if axis == -1 else (2, 1)))
+    cos, sin = (jnp.expand_dims(y[:, :, None], axis) for y in (cos, sin))
+    y = x * cos + jnp.flip(x, axis) * (sin * sign)
+    y = y.reshape(*y.shape[:-2], rope.dim).astype(x_BTNH.dtype)
     return y if rope.dim == x_BTNH.shape[-1] else jnp.concatenate([y, x_BTNH[..., rope.dim :]], -1)
 
 

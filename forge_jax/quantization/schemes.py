@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from forge_jax.kernels import Packing
-from forge_jax.quantization.streams import looked_up, nibbles, unpacked
+from forge_jax.quantization.streams import looked_up, nibbles, rows_of_parts, unpacked
 
 Parts = Mapping[str, Any]
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -58,6 +58,14 @@ class Grouped(ABC):
     @abstractmethod
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""
+
+    def apart(self, parts: Parts) -> tuple[Self, dict[str, Any]]:
+        """As they are."""
+        return self, dict(parts)
+
+    def chosen(self, parts: Parts, ids: Any) -> tuple[Self, dict[str, Any]]:
+        """The rows of these numbers."""
+        return self, rows_of_parts(parts, ids)
 
     def finer(self, parts: Parts, group: int) -> tuple[Self, dict[str, Any]]:
         """The same rows with a scale for every `group` numbers, a divisor of now; the last group may be cut off."""

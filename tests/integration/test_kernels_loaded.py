@@ -1,5 +1,6 @@
 """Models whose weights lie as kernels want them: what is computed, what is kept, what is refused."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from tiny_checkpoint import write_golden_directory
 
-from forge_jax import Session, forward, inputs, kernels, loading
+from forge_jax import Session, forward, inputs, kernels, loading, parallel
 from forge_jax.cli import main
 from forge_jax.exporting import export_gguf
 from forge_jax.params import flatten
+from forge_jax.quantization.ggml import Tiles
 from forge_jax.tensor import QTensor
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -108,3 +111,28 @@ def test_a_cache_is_not_copied_by_a_step(stored: Path):
     )
     found = run.compile().memory_analysis()
     assert found.temp_size_in_bytes < 0.1 * sum(x.nbytes for x in jax.tree.leaves(slots.layers))
+
+
+def test_tiles_are_written_as_rows_and_split_as_rows(stored: Path, tmp_path: Path):
+    """An export is the file that was read; on a mesh there are no tiles, and nothing is rounded."""
+    rounded, default = load(stored / "Q4_0.gguf", kernels="rounded"), load(stored / "Q4_0.gguf")
+    assert any(isinstance(leaf.scheme, Tiles) for _, leaf in flatten(rounded.params) if isinstance(leaf, QTensor))
+    for name, model in (("rounded", rounded), ("default", default)):
+        export_gguf(model, tmp_path / f"{name}.gguf", type="Q4_0")
+    assert (tmp_path / "rounded.gguf").read_bytes() == (tmp_path / "default.gguf").read_bytes()
+    mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
+    with pytest.raises(ValueError, match=r"kernels = 'rounded' lays weights out for one device, and there is a mesh"):
+        load(stored / "Q4_0.gguf", kernels="rounded", mesh=mesh)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        split = parallel.prepare(rounded.spec, rounded.params, 2)
+    assert "Q4_0 in tiles for kernels that round is for one device; on a mesh it is multiplied exactly" in {
+        str(one.message) for one in said
+    }
+    tiles = [leaf for leaf in jax.tree.leaves(split, is_leaf=is_packed) if is_packed(leaf)]
+    assert tiles
+    assert not any(isinstance(leaf.scheme, Tiles) for leaf in tiles)
+
+
+def is_packed(leaf: Any) -> bool:
+    return isinstance(leaf, QTensor)

@@ -19,9 +19,10 @@ from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.params import Param
 from forge_jax.products import rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
-from forge_jax.quantization.ggml import Ggml
+from forge_jax.quantization.ggml import Tiles, untiled
+from forge_jax.quantization.ggml import tiled as in_tiles
 from forge_jax.quantization.schemes import Halves
-from forge_jax.tensor import QTensor, contract
+from forge_jax.tensor import QTensor, contract, take
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 EQ = "BTD,DNH->BTNH"
@@ -47,6 +48,11 @@ def leaf(scheme: str, outputs: tuple[int, ...] = (N, H)) -> QTensor:
         rows = jnp.asarray(np.moveaxis(w, 0, -1)).astype(HALVES[scheme])
         return QTensor({"values": rows}, Halves(HALVES[scheme]), trailing=len(outputs))
     return jax.tree.map(jnp.asarray, encode_leaf(w, Param(shape, (None,) * len(shape), inputs=1), packer(scheme)))
+
+
+@functools.cache
+def tiles(scheme: str) -> QTensor:
+    return jax.tree.map(jnp.asarray, in_tiles(jax.tree.map(np.asarray, leaf(scheme, (N, 32)))))
 
 
 def exact(eq: str, x: jax.Array, w: QTensor) -> np.ndarray:
@@ -76,8 +82,8 @@ def test_a_product_is_that_of_the_decoded_weight(scheme: str):
 def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
     """The kernel rounds as `rounded_runs` does; but for a number in the middle between two codes, which may go to
     either and is then off by a step: at most max |x| / 127 times a weight."""
-    exactly = leaf(scheme)
-    q, x = replace(exactly, scheme=Ggml(scheme, rounded=True)), normal(7, 1, K)  # 4, 2 and 1 rows at a time
+    exactly, q = leaf(scheme, (N, 32)), tiles(scheme)
+    x = normal(15, 1, K)  # 8, 4, 2 and 1 rows at a time
     run = functools.partial(contract, EQ)
     assert calls(run, x, q, kernel="rounded") == 1
     want = exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly)
@@ -88,30 +94,46 @@ def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
     # and rounding itself: half a step for each of K numbers, of random sign
     plain = exact(EQ, x, exactly)
     assert 0 < np.abs(y - plain).max() < 5 * step * K**0.5 / 12**0.5
-    for row in (0, 4, 6):  # whatever it is multiplied with
+    for row in (0, 8, 12, 14):  # whatever it is multiplied with
         np.testing.assert_array_equal(jax.jit(run)(x[row : row + 1], q)[0], y[row])
 
 
 @pytest.mark.parametrize("scheme", sorted(ROUNDED))
-@pytest.mark.parametrize("inputs", [32, 96, 576])
-def test_rounded_rows_of_few_runs(inputs: int, scheme: str):
-    """What is left where four runs are read at a time, and the scales of sixteen."""
-    w = np.random.default_rng(5).standard_normal((inputs, 9), dtype=np.float32)
-    q = jax.tree.map(jnp.asarray, encode_leaf(w, Param(w.shape, (None, None), inputs=1), packer(scheme)))
-    x, rounded = normal(1, 1, inputs), replace(q, scheme=Ggml(scheme, rounded=True))
-    close(contract("BTD,DF->BTF", x, rounded), exact("BTD,DF->BTF", rounded_runs(x[0])[None], q))
+def test_tiles_are_the_same_rows(scheme: str):
+    """Decoded, apart, one by one: the bits of the rows; a product by another way, where inputs are no float32."""
+    exactly, q = leaf(scheme, (N, 32)), tiles(scheme)
+    assert isinstance(q.scheme, Tiles)
+    assert (q.shape, q.nbytes, q.outputs) == (exactly.shape, exactly.nbytes, exactly.outputs)
+    np.testing.assert_array_equal(q.dense(), exactly.dense())
+    back = untiled(q)
+    assert back.scheme == exactly.scheme
+    jax.tree.map(np.testing.assert_array_equal, back.parts, exactly.parts)
+    table = QTensor({name: part.reshape(N * 32, -1) for name, part in q.parts.items()}, q.scheme, trailing=0)
+    ids = jnp.asarray([[0, 95, 17], [16, 31, 48]])
+    np.testing.assert_array_equal(take(table, ids), exactly.rows().reshape(N * 32, K)[ids])
+    x = normal(3, 1, K).astype(jnp.bfloat16)
+    run = functools.partial(contract, EQ)
+    assert calls(run, x, q, kernel="rounded") == 0
+    runs = rounded_runs(x.reshape(-1, K)).reshape(x.shape)
+    want = exact(EQ, runs, exactly)
+    # sums of bfloat16 products are rounded to 8 bits
+    np.testing.assert_allclose(run(x, q).astype(jnp.float32), want, rtol=0, atol=2**-7 * np.abs(want).max())
+
+
+def test_rows_that_fill_no_tile_stay_as_they_are():
+    host = jax.tree.map(np.asarray, leaf("Q8_0"))
+    assert in_tiles(host) is host
 
 
 def test_what_is_no_number_stays_none_when_rounded():
-    q = replace(leaf("Q8_0"), scheme=Ggml("Q8_0", rounded=True))
+    q = tiles("Q8_0")
     y = contract(EQ, normal(3, 1, K).at[1, 0, 70].set(jnp.nan), q)
     np.testing.assert_array_equal(jnp.isnan(y).all((1, 2, 3)), [False, True, False])
     np.testing.assert_array_equal(jnp.isnan(y).any((1, 2, 3)), [False, True, False])
 
 
 def test_many_rows_round_too_and_gradients_pass():
-    exactly = leaf("Q4_0")
-    q, x = replace(exactly, scheme=Ggml("Q4_0", rounded=True)), normal(40, 1, K)
+    exactly, q, x = leaf("Q4_0", (N, 32)), tiles("Q4_0"), normal(40, 1, K)
     run = functools.partial(contract, EQ)
     assert calls(run, x, q) == 1
     close(run(x, q), exact(EQ, rounded_runs(x.reshape(-1, K)).reshape(x.shape), exactly))

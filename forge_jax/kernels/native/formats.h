@@ -1,8 +1,5 @@
 // How rows of weights are stored, and how 32 numbers of a row become floats, as forge_jax.quantization says. A format
 // says how many numbers are in a block, how many bytes each of its parts has a block, and which part is the largest.
-//
-// `coded` gives the codes of a quad, and `scales` and `shifts` those of up to 16 runs: the same numbers are
-// scale * (code - ZERO) + shift, for products of integers. Only formats whose ZERO is 0 have shifts.
 #pragma once
 
 #include "codes.h"
@@ -33,13 +30,8 @@ inline void nibbles(const uint8_t* from, Ints* codes) {
   }
 }
 
-// Formats whose first part is a scale in float16.
-struct Scaled {
-  static Sixteen scales(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(0, run), runs); }
-};
-
 // Parts d [1], qs [32]: d * code.
-struct Q8_0 : Scaled {
+struct Q8_0 {
   static constexpr int block = 32, parts = 2, bytes[] = {2, 32}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -47,16 +39,10 @@ struct Q8_0 : Scaled {
     const int8_t* from = row.as<int8_t>(1, run * RUN);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(widen(from + i * WIDTH)) * d;
   }
-
-  static constexpr int ZERO = 128;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return whole_bytes(row.as<uint8_t>(1, run * RUN), runs) ^ 128;
-  }
 };
 
 // Parts d [1], qs [16]: d * (code - 8).
-struct Q4_0 : Scaled {
+struct Q4_0 {
   static constexpr int block = 32, parts = 2, bytes[] = {2, 16}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -65,16 +51,10 @@ struct Q4_0 : Scaled {
     nibbles(row.as<uint8_t>(1, run * 16), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i] - 8) * d;
   }
-
-  static constexpr int ZERO = 8;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return nibbles(row.as<uint8_t>(1, run * 16), runs);
-  }
 };
 
 // Parts d [1], m [1], qs [16]: d * code + m.
-struct Q4_1 : Scaled {
+struct Q4_1 {
   static constexpr int block = 32, parts = 3, bytes[] = {2, 2, 16}, codes = 2;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -83,14 +63,6 @@ struct Q4_1 : Scaled {
     nibbles(row.as<uint8_t>(2, run * 16), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d + m;
   }
-
-  static constexpr int ZERO = 0;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return nibbles(row.as<uint8_t>(2, run * 16), runs);
-  }
-
-  static Sixteen shifts(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(1, run), runs); }
 };
 
 // The fifth bits of 32 codes, from one word.
@@ -99,7 +71,7 @@ inline void fifth_bits(uint32_t word, Ints* codes) {
 }
 
 // Parts d [1], qh [1], qs [16]: d * (code - 16).
-struct Q5_0 : Scaled {
+struct Q5_0 {
   static constexpr int block = 32, parts = 3, bytes[] = {2, 4, 16}, codes = 2;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -109,16 +81,10 @@ struct Q5_0 : Scaled {
     fifth_bits(*row.as<uint32_t>(1, run), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i] - 16) * d;
   }
-
-  static constexpr int ZERO = 16;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return with_fifth_bits(nibbles(row.as<uint8_t>(2, run * 16), runs), row.as<uint8_t>(1, run * 4), runs);
-  }
 };
 
 // Parts d [1], m [1], qh [1], qs [16]: d * code + m.
-struct Q5_1 : Scaled {
+struct Q5_1 {
   static constexpr int block = 32, parts = 4, bytes[] = {2, 2, 4, 16}, codes = 3;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
@@ -128,14 +94,6 @@ struct Q5_1 : Scaled {
     fifth_bits(*row.as<uint32_t>(2, run), code);
     for (int i = 0; i < RUNS; ++i) out[i] = floats(code[i]) * d + m;
   }
-
-  static constexpr int ZERO = 0;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return with_fifth_bits(nibbles(row.as<uint8_t>(3, run * 16), runs), row.as<uint8_t>(2, run * 4), runs);
-  }
-
-  static Sixteen shifts(const Row& row, int64_t run, int runs) { return some_halves(row.as<uint16_t>(1, run), runs); }
 };
 
 // Codes that number the values of a table.
@@ -159,17 +117,11 @@ inline float power(uint32_t e) {
 }
 
 // Parts d [1], qs [16]: d * value of the code.
-struct IQ4_NL : Scaled {
+struct IQ4_NL {
   static constexpr int block = 32, parts = 2, bytes[] = {2, 16}, codes = 1;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
     look_up(row.as<uint8_t>(1, run * 16), IQ4_VALUES, half(*row.as<uint16_t>(0, run)), out);
-  }
-
-  static constexpr int ZERO = 128;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return chosen(IQ4_BYTES, nibbles(row.as<uint8_t>(1, run * 16), runs));
   }
 };
 
@@ -179,18 +131,6 @@ struct MXFP4 {
 
   static void decode(const Row& row, int64_t run, Floats* out) {
     look_up(row.as<uint8_t>(1, run * 16), E2M1_DOUBLED, power(*row.as<uint8_t>(0, run)), out);
-  }
-
-  static constexpr int ZERO = 128;
-
-  static Quad coded(const Row& row, int64_t run, int runs) {
-    return chosen(E2M1_BYTES, nibbles(row.as<uint8_t>(1, run * 16), runs));
-  }
-
-  static Sixteen scales(const Row& row, int64_t run, int runs) {
-    Sixteen made{};
-    for (int i = 0; i < runs; ++i) made[i] = power(*row.as<uint8_t>(0, run + i));
-    return made;
   }
 };
 

@@ -64,14 +64,16 @@ ffi::Error each(const ffi::RemainingArgs& args, ffi::ResultBuffer<ffi::F32>& y, 
   return ffi::Error::Success();
 }
 
-// x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead.
-template <class Format, void (*run)(const Operands&)>
+// x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead. Rows lie
+// in tiles of `together`.
+template <class Format, int together, void (*run)(const Operands&)>
 ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
   const Shape xs = x.dimensions(), ys = y->dimensions();
   const size_t rank = xs.size();
   if (rank < 2 || ys.size() != rank) return ffi::Error::InvalidArgument("a product of matrices was expected");
   Operands p{};
   p.rows = xs[rank - 2], p.inputs = xs[rank - 1], p.outputs = ys[rank - 1];
+  if (p.outputs % together) return ffi::Error::InvalidArgument("whole tiles of rows were expected");
   return each<Format>(args, y, p, [&](Operands& p, int64_t batch) {
     p.x = x.typed_data() + matrix(xs, ys, batch) * p.rows * p.inputs;
     run(p);
@@ -120,28 +122,28 @@ ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultB
 }  // namespace
 }  // namespace forge
 
-#define HANDLER(name, Format, run)                                                                               \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_##Format, (forge::multiply<forge::Format, forge::run<forge::Format>>),   \
+#define HANDLER(name, Format, together, run)                                                                               \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_##Format, (forge::multiply<forge::Format, together, forge::run<forge::Format>>),   \
                                 ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>())
 
-#define EXACT(Format)                                                       \
+#define FORMAT(Format)                                                      \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(open_##Format, forge::decode<forge::Format>, \
                                 ffi::Ffi::Bind().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>()); \
-  HANDLER(product, Format, product);
-#define BOTH(Format) EXACT(Format) HANDLER(rounded, Format, rounded_product);
+  HANDLER(product, Format, 1, product);
+#define BOTH(Format) FORMAT(Format) HANDLER(rounded, Format, forge::TOGETHER, rounded_product);
 
-EXACT(BF16)
-EXACT(F16)
-EXACT(IQ4_XS)
-EXACT(Q4_K)
-EXACT(Q5_K)
-EXACT(Q6_K)
+FORMAT(BF16)
+FORMAT(F16)
 BOTH(IQ4_NL)
+BOTH(IQ4_XS)
 BOTH(MXFP4)
 BOTH(Q4_0)
 BOTH(Q4_1)
+BOTH(Q4_K)
 BOTH(Q5_0)
 BOTH(Q5_1)
+BOTH(Q5_K)
+BOTH(Q6_K)
 BOTH(Q8_0)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, forge::answer,

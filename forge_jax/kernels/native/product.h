@@ -66,13 +66,18 @@ void tile(const Operands& p, int64_t output, int64_t row) {
 
 constexpr int64_t PIECE = 1 << 15;  // bytes of weights that are worth a piece of work
 
+// How many pieces so many bytes are worth: as many for each thread, or one.
+inline int64_t worth(int64_t bytes) {
+  return bytes < PIECE ? 1 : threads() * std::clamp<int64_t>(bytes / PIECE / threads(), 1, 8);
+}
+
 // Calls some(from, to) for ranges of outputs, on all threads; a range begins at a multiple of `group`.
 template <class Format, class Some>
 void shared(const Operands& p, int64_t group, Some some) {
   int64_t bytes = 0;
   for (int i = 0; i < Format::parts; ++i) bytes += p.pitch[i] * p.outputs;
   auto groups = [&](int64_t from, int64_t to) { some(from * group, std::min(to * group, p.outputs)); };
-  parallel((p.outputs + group - 1) / group, std::min<int64_t>(bytes * p.rows / PIECE, 8 * threads()), groups);
+  parallel((p.outputs + group - 1) / group, worth(bytes * p.rows), groups);
 }
 
 template <class Format>
@@ -102,7 +107,7 @@ void open(const Operands& p) {
         for (int i = 0; i < RUNS; ++i) store(p.y + output * p.inputs + run * RUN + i * WIDTH, w[i]);
       }
   };
-  parallel(p.outputs, std::min<int64_t>(p.outputs * p.inputs / PIECE, 8 * threads()), some);
+  parallel(p.outputs, worth(p.outputs * p.inputs), some);
 }
 
 }  // namespace forge

@@ -72,6 +72,16 @@ inline float total(Floats v) {
 #endif
 }
 
+inline int32_t total(Ints v) {
+#if defined(FORGE_AVX512)
+  return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t sum = 0;
+  for (int i = 0; i < WIDTH; ++i) sum += v[i];
+  return sum;
+#endif
+}
+
 // The float whose bits are the largest of all lanes.
 inline float largest(Ints v) {
 #if defined(FORGE_AVX512)

@@ -14,17 +14,14 @@ import numpy as np
 from forge_jax.kernels import Packing
 from forge_jax.quantization.ggml.codec import DECODERS
 from forge_jax.quantization.ggml.types import GGMLType, lookup
+from forge_jax.quantization.streams import rows_of_parts
 
 
 @dataclass(frozen=True)
 class Ggml:
-    """Rows of blocks of one type, such as Q4_K.
-
-    rounded: products round their inputs to int8, 32 at a time (`forge_jax.products.rounded_runs`).
-    """
+    """Rows of blocks of one type, such as Q4_K."""
 
     name: str
-    rounded: bool = False
 
     @property
     def kind(self) -> GGMLType:
@@ -56,6 +53,14 @@ class Ggml:
         values = DECODERS[self.name](blocks)
         return values.reshape(*values.shape[:-2], -1)
 
+    def apart(self, parts: Mapping[str, Any]) -> "tuple[Ggml, dict[str, Any]]":
+        """As they are."""
+        return self, dict(parts)
+
+    def chosen(self, parts: Mapping[str, Any], ids: Any) -> "tuple[Ggml, dict[str, Any]]":
+        """The rows of these numbers."""
+        return self, rows_of_parts(parts, ids)
+
     def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Ggml, dict[str, Any]]":
         """As they are: a block is not cut."""
         return self, dict(parts)
@@ -66,7 +71,7 @@ class Ggml:
 
     def packing(self, parts: Mapping[str, Any]) -> Packing:
         """Blocks by the name of their type, the fields in their order."""
-        return Packing(self.name, tuple(counts(self.kind)), self.rounded)
+        return Packing(self.name, tuple(counts(self.kind)))
 
 
 def counts(kind: GGMLType) -> dict[str, int]:
