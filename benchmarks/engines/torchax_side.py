@@ -84,7 +84,7 @@ class Torchax:
 
 @contextlib.contextmanager
 def named_overloads(packets: Any) -> Iterator[None]:
-    """Names for what torch 2.13 lacks: torchax 0.0.13 lists operations on named tensors, which are gone; none is run."""
+    """Names for what torch 2.13 lacks: torchax 0.0.13 lists operations on named tensors; none is run."""
     found = packets.__getattr__
 
     def lenient(packet: Any, name: str) -> Any:
