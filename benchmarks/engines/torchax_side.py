@@ -1,7 +1,7 @@
 """torchax as an engine, the model of transformers as programs of JAX: "float32" or "bfloat16".
 
 Weights are arguments of jitted functions, the static cache is donated, and tokens are made in a loop that is one
-program: in bfloat16 that took a third of the time of a program a token. Programs are kept, as those of forge-jax are.
+program: in bfloat16 that took a third of the CPU time of a program a token. Programs are kept, as by forge-jax.
 """
 
 import contextlib
