@@ -89,6 +89,9 @@ def sides(args: argparse.Namespace, path: str, folder: Path) -> list[Side]:
                 out.append(Side(name, sys.executable, "forge_side.py", path, weights, folder / "cache"))
             case "torch":
                 out.append(Side(name, sys.executable, "torch_side.py", str(folder / "hf"), weights, folder / "cache"))
+            case "torchax":
+                python, cache = str(args.torchax_python), folder / "cache"
+                out.append(Side(name, python, "torchax_side.py", str(folder / "hf"), weights, cache))
             case _:
                 python = str(args.llama_python)
                 out.append(Side(name, python, "llama_side.py", path, weights, folder / "cache"))

@@ -1,11 +1,13 @@
 """forge-jax beside other engines on the same checkpoint and prompts, in turns, each beside what the machine allows.
 
     python benchmarks/speed.py [--rows start,prefill,decode,batch] [--engines forge-float32,forge-stored,torch-float32]
-                               [--llama-python .venv-llama/bin/python] [--rounds 5] [--json out.json]
+                               [--llama-python .venv-llama/bin/python] [--torchax-python .venv-torchax/bin/python]
+                               [--rounds 5] [--json out.json]
 
 Engines: forge-DTYPE, forge-stored (packed as the file has it), forge-exact and forge-rounded (kernels for that),
-forge-SCHEME (any of `forge.quantize`), torch-DTYPE, torch-DTYPE+compile, llama-stored (llama.cpp; its interpreter needs
-llama-cpp-python). Each runs in its own process.
+forge-SCHEME (any of `forge.quantize`), torch-DTYPE, torch-DTYPE+compile, torchax-DTYPE (the model of transformers as
+programs of JAX; its interpreter needs torchax), llama-stored (llama.cpp; its interpreter needs llama-cpp-python). Each
+runs in its own process.
 `limit`: the least time that the bytes to be read, or the operations, take on this machine; `of it`: the part reached.
 docs/performance.md says how to repeat a table.
 """
@@ -140,13 +142,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="tokens of a timed call")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--llama-python", type=Path, help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--torchax-python", type=Path, help="an interpreter that has torchax and transformers")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"unknown rows {sorted(unknown)}; expected some of {', '.join(ROWS)}")
-    kinds = ("forge", "torch", "llama") if args.llama_python else ("forge", "torch")
+    others = {"llama": args.llama_python, "torchax": args.torchax_python}
+    kinds = {"forge", "torch"} | {kind for kind, python in others.items() if python}
     if unknown := [name for name in args.engines if name.partition("-")[0] not in kinds]:
-        parser.error(f"unknown engines {unknown}; expected forge-, torch- or llama-WEIGHTS, llama with --llama-python")
+        expected = "forge-, torch-, llama- or torchax-WEIGHTS, llama and torchax with --llama-python, --torchax-python"
+        parser.error(f"unknown engines {unknown}; expected {expected}")
     limits, tables = measured(), {}
     about = machine() | {"copy GB/s": limits.copy / 1e9} | {f"{k} GFLOP/s": v / 1e9 for k, v in limits.products.items()}
     with tempfile.TemporaryDirectory() as folder:
