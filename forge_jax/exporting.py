@@ -20,7 +20,7 @@ from converters.packed.leaves import split as leaves_as_arrays
 from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
 from forge_jax.loading import DTYPES, Model, narrowed
 from forge_jax.params import abstract, flatten, unflatten
-from forge_jax.quantization.ggml import untiled
+from forge_jax.quantization.tiles import untiled
 from forge_jax.tensor import Around, dense
 
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

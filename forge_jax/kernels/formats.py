@@ -24,8 +24,12 @@ LONG: tuple[str, ...] = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 FORMATS: Mapping[str, int] = MappingProxyType({name: 32 if name in SHORT else 256 for name in (*SHORT, *LONG)})
 """Each format and how many numbers its blocks have, as native/formats.h and native/superblocks.h say too."""
 
-ROUNDED = frozenset(FORMATS) - {"BF16", "F16"}
-"""Formats of whole numbers times scales for some of them, which can be multiplied by whole numbers."""
+ROUNDED: Mapping[str, int] = MappingProxyType(
+    {name: block for name, block in FORMATS.items() if name not in ("BF16", "F16")}
+    | {name: 32 for name in ("I4", "I4_ZERO", "I8", "I8_ZERO")}
+)
+"""Formats of whole numbers times scales for some of them, which can be multiplied by whole numbers; with their blocks,
+as native/integers.h has those that are none of `FORMATS`."""
 
 TOGETHER = 16
 """Rows of a tile, as native/tiles.h has them."""

@@ -20,16 +20,16 @@ MOST_ROWS = 16  # of x that is not rounded; for more, matrices of floats are fas
 
 def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:
     """Whether rows of this packing can be read: each with its own parts, of a whole number of blocks."""
-    if packing.format not in FORMATS or not inputs or inputs % FORMATS[packing.format] or not math.prod(outputs):
+    block = (ROUNDED if packing.rounds else FORMATS).get(packing.format)
+    if block is None or not inputs or inputs % block or not math.prod(outputs):
         return False
     return all(parts[name].shape[:-1] == outputs for name in packing.parts) and available()
 
 
 def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> bool:
     """Whether there is a kernel for this product."""
-    whole = packing.format in ROUNDED and outputs[-1] % TOGETHER == 0
-    few = whole if packing.rounds else x_RI.shape[0] <= MOST_ROWS
-    return few and x_RI.dtype == jnp.float32 and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
+    apt = outputs[-1] % TOGETHER == 0 if packing.rounds else x_RI.shape[0] <= MOST_ROWS
+    return apt and x_RI.dtype == jnp.float32 and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
 
 
 def product(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:

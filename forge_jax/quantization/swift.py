@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from forge_jax.kernels.formats import ROUNDED
 from forge_jax.params import Param
-from forge_jax.quantization.ggml import Ggml, tiled
 from forge_jax.quantization.policy import packable
 from forge_jax.quantization.schemes import Halves
+from forge_jax.quantization.tiles import tiled
 from forge_jax.quantization.trees import rows_of
 from forge_jax.tensor import QTensor
 
@@ -23,13 +22,13 @@ def swift(leaf: Any, param: Param, kernels: Kernels) -> Any:
     """A host leaf of the parameter that `param` describes, as kernels want it.
 
     "exact": a matrix in bfloat16 or float16 as packed rows of those, which are multiplied in float32. "rounded": and
-    ggml blocks of whole numbers in tiles of 16 rows, which round what they are multiplied by to int8. Experts stay as
-    they are: they are multiplied in several ways, not all of which have kernels; and so do rows that fill no tile.
+    whole numbers in tiles of 16 rows, which round what they are multiplied by to int8. Experts stay as they are: they
+    are multiplied in several ways, not all of which have kernels; and so does what `tiled` leaves.
     """
     if param.stacked:
         return leaf
     match leaf:
-        case QTensor(scheme=Ggml(name=name)) if kernels == "rounded" and name in ROUNDED:
+        case QTensor() if kernels == "rounded":
             return tiled(leaf)
         case np.ndarray() if leaf.dtype.name in ("bfloat16", "float16") and packable(param):
             rows, inner, trailing = rows_of(leaf, param)

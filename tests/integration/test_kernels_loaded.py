@@ -15,7 +15,7 @@ from forge_jax import Session, forward, inputs, kernels, loading, parallel
 from forge_jax.cli import main
 from forge_jax.exporting import export_gguf
 from forge_jax.params import flatten
-from forge_jax.quantization.ggml import Tiles
+from forge_jax.quantization.tiles import Tiles
 from forge_jax.tensor import QTensor
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -14,20 +14,22 @@ from jax.sharding import Mesh, PartitionSpec
 
 from forge_jax import kernels, loading
 from forge_jax.kernels import building
-from forge_jax.kernels.formats import FORMATS, ROUNDED
+from forge_jax.kernels.formats import FORMATS
 from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.params import Param
 from forge_jax.products import rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
-from forge_jax.quantization.ggml import Tiles, untiled
-from forge_jax.quantization.ggml import tiled as in_tiles
 from forge_jax.quantization.schemes import Halves
+from forge_jax.quantization.tiles import Tiles, untiled
+from forge_jax.quantization.tiles import tiled as in_tiles
 from forge_jax.tensor import QTensor, contract, take
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 EQ = "BTD,DNH->BTNH"
 K, N, H = 512, 3, 7  # outputs are no multiple of what a kernel takes at a time
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
+GGML = sorted({*FORMATS} - {*HALVES})
+INTEGERS = ["int8", "int8-g64", "int8-g32-asym", "int4", "int4-g32", "int4-g128-asym"]
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,7 @@ def test_a_product_is_that_of_the_decoded_weight(scheme: str):
         close(jax.jit(run)(x, q), exact(EQ, x, q))
 
 
-@pytest.mark.parametrize("scheme", sorted(ROUNDED))
+@pytest.mark.parametrize("scheme", [*GGML, *INTEGERS])
 def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
     """The kernel rounds as `rounded_runs` does; but for a number in the middle between two codes, which may go to
     either and is then off by a step: at most max |x| / 127 times a weight."""
@@ -98,16 +100,18 @@ def test_a_rounded_product_is_that_of_rounded_inputs(scheme: str):
         np.testing.assert_array_equal(jax.jit(run)(x[row : row + 1], q)[0], y[row])
 
 
-@pytest.mark.parametrize("scheme", sorted(ROUNDED))
+@pytest.mark.parametrize("scheme", [*GGML, *INTEGERS])
 def test_tiles_are_the_same_rows(scheme: str):
     """Decoded, apart, one by one: the bits of the rows; a product by another way, where inputs are no float32."""
     exactly, q = leaf(scheme, (N, 32)), tiles(scheme)
     assert isinstance(q.scheme, Tiles)
-    assert (q.shape, q.nbytes, q.outputs) == (exactly.shape, exactly.nbytes, exactly.outputs)
+    assert (q.shape, q.outputs) == (exactly.shape, exactly.outputs)
+    assert q.nbytes == exactly.nbytes or scheme in INTEGERS  # scales of 16 bits are wider in tiles
     np.testing.assert_array_equal(q.dense(), exactly.dense())
     back = untiled(q)
     assert back.scheme == exactly.scheme
-    jax.tree.map(np.testing.assert_array_equal, back.parts, exactly.parts)
+    for name, part in back.parts.items():
+        np.testing.assert_array_equal(part, exactly.every_row(name), strict=True)
     table = QTensor({name: part.reshape(N * 32, -1) for name, part in q.parts.items()}, q.scheme, trailing=0)
     ids = jnp.asarray([[0, 95, 17], [16, 31, 48]])
     np.testing.assert_array_equal(take(table, ids), exactly.rows().reshape(N * 32, K)[ids])
@@ -121,8 +125,9 @@ def test_tiles_are_the_same_rows(scheme: str):
 
 
 def test_rows_that_fill_no_tile_stay_as_they_are():
-    host = jax.tree.map(np.asarray, leaf("Q8_0"))
-    assert in_tiles(host) is host
+    for scheme, outputs in (("Q8_0", (N, H)), ("int4-g128", (N, H)), ("nf4", (N, 32)), ("int8-dynamic", (N, 32))):
+        host = jax.tree.map(np.asarray, leaf(scheme, outputs))
+        assert in_tiles(host) is host
 
 
 def test_what_is_no_number_stays_none_when_rounded():

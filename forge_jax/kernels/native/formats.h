@@ -11,9 +11,10 @@ constexpr int RUNS = RUN / WIDTH;  // vectors of them
 
 constexpr int PARTS = 5;           // that a format has at most
 
-// The beginning of a row in each part.
+// The beginning of a row in each part, and the runs of a group where parts have a number a group.
 struct Row {
   const uint8_t* part[PARTS];
+  int64_t runs;
 
   template <class T>
   const T* as(int i, int64_t index) const {

@@ -39,9 +39,15 @@ ffi::Error take(const ffi::RemainingArgs& args, size_t rank, Operands& p, Shape*
     if (part.has_error()) return part.error();
     shapes[i] = part->dimensions();
     data[i] = static_cast<const uint8_t*>(part->untyped_data());
+    if (shapes[i].size() != rank || shapes[i][rank - 2] != p.outputs)
+      return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights has not the rows of the product");
     p.pitch[i] = p.inputs / Format::block * Format::bytes[i];
     const int64_t itemsize = part->size_bytes() / std::max<int64_t>(1, part->element_count());
-    if (shapes[i].size() != rank || shapes[i][rank - 2] != p.outputs || shapes[i][rank - 1] * itemsize != p.pitch[i])
+    const int64_t size = shapes[i][rank - 1] * itemsize, groups = shapes[i][rank - 1];
+    if (!p.pitch[i] && itemsize == sizeof(float) && groups && p.inputs / RUN % groups == 0 &&
+        (!p.runs || p.runs == p.inputs / RUN / groups))
+      p.pitch[i] = size, p.runs = p.inputs / RUN / groups;
+    if (size != p.pitch[i])
       return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights does not fit the product");
   }
   return ffi::Error::Success();
@@ -145,6 +151,10 @@ BOTH(Q5_1)
 BOTH(Q5_K)
 BOTH(Q6_K)
 BOTH(Q8_0)
+HANDLER(rounded, I4, forge::TOGETHER, rounded_product);
+HANDLER(rounded, I4_ZERO, forge::TOGETHER, rounded_product);
+HANDLER(rounded, I8, forge::TOGETHER, rounded_product);
+HANDLER(rounded, I8_ZERO, forge::TOGETHER, rounded_product);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, forge::answer,
                               ffi::Ffi::Bind()

@@ -10,15 +10,17 @@
 namespace forge {
 
 // What a product works on. `part` and `pitch`: where each part of the weights begins, and the bytes of a row in it.
+// `runs`: of a group, where parts have a number a group.
 struct Operands {
   const float* x;
   float* y;
   const uint8_t* part[PARTS];
   int64_t pitch[PARTS];
-  int64_t rows, outputs, inputs;
+  int64_t rows, outputs, inputs, runs;
 
   Row weights(int64_t output) const {
     Row row;
+    row.runs = runs;
     for (int i = 0; i < PARTS; ++i) row.part[i] = part[i] + output * pitch[i];
     return row;
   }

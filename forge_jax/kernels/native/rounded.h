@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "integers.h"
 #include "product.h"
-#include "tiles.h"
 
 namespace forge {
 

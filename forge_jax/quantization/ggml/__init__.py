@@ -6,9 +6,6 @@ from forge_jax.quantization.ggml.importance import WEIGHED as WEIGHED
 from forge_jax.quantization.ggml.scheme import Ggml as Ggml
 from forge_jax.quantization.ggml.scheme import bytes_of as bytes_of
 from forge_jax.quantization.ggml.scheme import parts_of as parts_of
-from forge_jax.quantization.ggml.tiles import Tiles as Tiles
-from forge_jax.quantization.ggml.tiles import tiled as tiled
-from forge_jax.quantization.ggml.tiles import untiled as untiled
 from forge_jax.quantization.ggml.types import GGML_TYPES as GGML_TYPES
 from forge_jax.quantization.ggml.types import REMOVED_TYPES as REMOVED_TYPES
 from forge_jax.quantization.ggml.types import TYPES_BY_ID as TYPES_BY_ID
