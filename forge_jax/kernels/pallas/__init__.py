@@ -5,7 +5,7 @@ Pallas, which takes a tenth of a second, so who takes a fast path imports `palla
 """
 
 from forge_jax.kernels.pallas.rows import fits
-from forge_jax.kernels.pallas.slots import Packed, looks
+from forge_jax.kernels.pallas.slots import Form, Packed, even, looks, whole
 from forge_jax.kernels.pallas.switch import SWITCH, Target, interpreted, target, told
 
-__all__ = ["SWITCH", "Packed", "Target", "fits", "interpreted", "looks", "target", "told"]
+__all__ = ["SWITCH", "Form", "Packed", "Target", "even", "fits", "interpreted", "looks", "target", "told", "whole"]

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from forge_jax.kernels.meshes import varying
 from forge_jax.kernels.pallas.switch import Target
+
+EXACT = jax.lax.Precision.HIGHEST  # float32 stays so
 
 
 def launched(
@@ -26,7 +29,7 @@ def launched(
     own = jax.typeof(shown[0])  # its type says what all of them vary over on a mesh
     call = pl.pallas_call(
         kernel,
-        out_shape=[own.update(shape=shape, dtype=jax.numpy.dtype(dtype)) for shape, dtype, _ in results],
+        out_shape=[own.update(shape=shape, dtype=jnp.dtype(dtype)) for shape, dtype, _ in results],
         grid=grid,
         in_specs=list(specs),
         out_specs=[spec for _, _, spec in results],
@@ -53,3 +56,19 @@ def steps(count: int, body: Callable[[Any, Any], Any], start: Any, target: Targe
     for i in range(count):
         start = body(i, start)
     return start
+
+
+def numbers(shape: tuple[int, ...], target: Target) -> pl.BlockSpec:
+    """A few numbers that every program reads one by one, which TPUs have a memory of their own for."""
+    if target.kind != "tpu" or target.interpret:
+        return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
+    from jax.experimental.pallas import tpu
+
+    return pl.BlockSpec(memory_space=tpu.SMEM)
+
+
+def field(packed: Array, which: int, bits: int) -> Array:
+    """One of the codes that share a byte, the first one in the lowest bits."""
+    if bits == 8:
+        return packed
+    return (packed.astype(jnp.int32) >> (which * bits)) & (2**bits - 1)

@@ -15,12 +15,11 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from forge_jax.kernels.formats import Packing, Steps
-from forge_jax.kernels.pallas.call import launched
+from forge_jax.kernels.pallas.call import EXACT, field, launched
 from forge_jax.kernels.pallas.call import steps as stepped
 from forge_jax.kernels.pallas.rows import LEAST, Plan, plan
 from forge_jax.kernels.pallas.switch import Target, target
 
-EXACT = jax.lax.Precision.HIGHEST  # float32 stays so
 
 
 def product(
@@ -100,14 +99,6 @@ def near(steps: Steps, chunk: int, i: Any) -> Any:
     if chunk >= size:
         return pl.ds(i * (chunk // size), chunk // size)
     return pl.ds(i // (size // chunk) if isinstance(i, int) else jax.lax.div(i, size // chunk), 1)
-
-
-def field(packed: Array, which: int, bits: int) -> Array:
-    """One of the codes that share a byte."""
-    if bits == 8:
-        return packed
-    wide = packed.astype(jnp.int32)
-    return (wide >> (which * bits)) & (2**bits - 1)
 
 
 def spread(values_OG: Array, size: int) -> Array:
