@@ -6,7 +6,6 @@ The kernel takes whole blocks of slots; what is left of a slab, the new token an
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 

@@ -54,7 +54,11 @@ def look(q_BNH: Array, k: Packed, v: Packed, seen_BS: Array, scale: float, softc
 
     way = 3 if aim.kind == "tpu" else 2
     results = [
-        ((b, heads, count, rows, size), jnp.float32, pl.BlockSpec((None, None, None, rows, size), lambda b, k, r: (b, k, r, 0, 0)))
+        (
+            (b, heads, count, rows, size),
+            jnp.float32,
+            pl.BlockSpec((None, None, None, rows, size), lambda b, k, r: (b, k, r, 0, 0)),
+        )
         for size in (v.size, 1, 1)
     ]
     found = launched(

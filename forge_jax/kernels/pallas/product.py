@@ -1,7 +1,7 @@
 """x times rows of whole numbers: codes are opened in registers, and are all that is read of a weight besides scales.
 
-A code becomes what the plain path makes of it, in the dtype of x; sums are float32. Several codes of a byte meet numbers
-of x that lie apart, so x is laid out once to have those of all first codes side by side, and so on.
+A code becomes what the plain path makes of it, in the dtype of x; sums are float32. Codes of one byte meet numbers of x
+side by side, so x is laid out to have first those that meet the lowest bits of a byte, and so on.
 """
 
 import functools
@@ -19,7 +19,6 @@ from forge_jax.kernels.pallas.call import EXACT, field, launched
 from forge_jax.kernels.pallas.call import steps as stepped
 from forge_jax.kernels.pallas.rows import LEAST, Plan, plan
 from forge_jax.kernels.pallas.switch import Target, target
-
 
 
 def product(
@@ -84,8 +83,10 @@ def multiply(x_PRC: Any, codes_OC: Any, scale_OG: Any, *others: Any, steps: Step
             y_OR = y_OR + times(w_OC, x_PRC[p, :, at])
         return y_OR
 
-    start = jnp.zeros((plan.rows, x_PRC.shape[1]), jnp.float32)
+    single = x_PRC.shape[1] == 1
+    start = jnp.zeros((plan.rows, chunk if single else x_PRC.shape[1]), jnp.float32)
     y_OR = stepped(codes_OC.shape[1] // chunk, step, start, aim)
+    y_OR = y_OR.sum(-1, keepdims=True) if single else y_OR
     if not steps.group:
         y_OR = y_OR * (scale_OG[:, :].astype(jnp.float32) / jnp.float32(steps.over))
     y[:, :] = y_OR.astype(y.dtype)
@@ -110,9 +111,12 @@ def spread(values_OG: Array, size: int) -> Array:
 
 
 def times(w_OC: Array, x_RC: Array) -> Array:
-    """w x^T in float32: for one row without a product of matrices, which would compute sixteen."""
+    """w x^T in float32: [O, R]; for one row, of which a product of matrices would make sixteen, the products [O, C]
+    that are yet to be summed: across threads, which costs more than they do, once is enough."""
     if x_RC.shape[0] == 1:
-        return (w_OC * x_RC.astype(jnp.float32)).sum(-1, keepdims=True)
+        return w_OC * x_RC.astype(jnp.float32)
     along = (((1,), (1,)), ((), ()))
     exact = EXACT if x_RC.dtype == jnp.float32 else None
-    return jax.lax.dot_general(w_OC.astype(x_RC.dtype), x_RC, along, precision=exact, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        w_OC.astype(x_RC.dtype), x_RC, along, precision=exact, preferred_element_type=jnp.float32
+    )

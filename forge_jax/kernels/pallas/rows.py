@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from jax import Array
 
 from forge_jax.kernels.formats import Packing, Steps
