@@ -38,7 +38,8 @@ def plan(steps: Steps, parts: dict[str, Array], outputs: tuple[int, ...], inputs
     if steps.bits not in (2, 4, 8) or inputs * steps.bits % 8 or group * steps.bits % 8 or inputs % group:
         return None
     alike = all(part.shape[:-1] == outputs for part in parts.values())
-    if not alike or parts["scale"].shape[-1] != inputs // group or steps.group & (steps.group - 1):
+    groups = {part.shape[-1] for name, part in parts.items() if name != "codes"}
+    if not alike or groups != {inputs // group} or steps.group & (steps.group - 1):
         return None
     chunk = math.gcd(inputs * steps.bits // 8, 128 if aim.kind == "gpu" else 512)
     if count < LEAST or chunk < LEAST:
