@@ -163,8 +163,8 @@ def test_attention_is_that_of_the_plain_path(name: str, heads, slots: int, sizes
     new = replace(keys(name, heads[1], 1, sizes, seed=7), seen_BTS=jnp.ones((2, 1, 1), bool))
     options = options | {"scale": sizes[0] ** -0.5}
     assert calls(lambda q: attend(q, [near, new], **options), q) == 1
-    y = jax.jit(lambda q: attend(q, [near, new], **options))(q)
-    np.testing.assert_allclose(y, attend_plainly(q, [near, new], **options), rtol=2e-5, atol=5e-6)
+    y, want = (jax.jit(lambda q, way=way: way(q, [near, new], **options))(q) for way in (attend, attend_plainly))
+    np.testing.assert_allclose(y, want, rtol=2e-5, atol=5e-6)
 
 
 def test_attention_is_softmax_in_float64():
@@ -173,57 +173,51 @@ def test_attention_is_softmax_in_float64():
     z = np.einsum("bkgh,bksh->bkgs", wide.reshape(2, 2, 2, 64), k) * 0.125
     weight = np.where(np.asarray(near.seen_BTS)[:, :, None], np.exp(z), 0)
     want = np.einsum("bkgs,bksh->bkgh", weight, v) / weight.sum(-1, keepdims=True)
-    y = attend(q, [near], scale=0.125)
-    close(y.reshape(2, 2, 2, 64), want)
-    low = attend(q.astype(jnp.bfloat16), [near], scale=0.125)
+    run = jax.jit(lambda q: attend(q, [near], scale=0.125))
+    close(run(q).reshape(2, 2, 2, 64), want)
+    low = run(q.astype(jnp.bfloat16))
     close(low.reshape(2, 2, 2, 64), want, 2.0**-6)
 
 
 def test_what_nobody_sees_does_not_matter():
     q, near = normal(2, 1, 4, 64), keys("int4", 2, 300, (64, 64))
-    want = attend(q, [near], scale=0.125)
+    run = jax.jit(lambda v, held, seen: attend(q, [replace(near, v_BKSH=v, held=held, seen_BTS=seen)], scale=0.125))
     hidden = ~near.seen_BTS[:, 0, None, :, None]
-    spoilt = tuple(
-        replace(part, scale=jnp.where(hidden, jnp.nan, part.scale)) for part in pair(*(near.held or (None,) * 2))
-    )
-    v = jnp.where(hidden, 0, near.v_BKSH)
-    np.testing.assert_array_equal(attend(q, [replace(near, held=spoilt, v_BKSH=v)], scale=0.125), want)
-    blind = replace(near, seen_BTS=jnp.zeros_like(near.seen_BTS))
-    np.testing.assert_array_equal(attend(q, [blind], scale=0.125), 0)
+    spoilt = jax.tree.map(lambda x: jnp.where(hidden, jnp.nan, x) if x.dtype == jnp.bfloat16 else x, near.held)
+    want = run(near.v_BKSH, near.held, near.seen_BTS)
+    np.testing.assert_array_equal(run(jnp.where(hidden, 0, near.v_BKSH), spoilt, near.seen_BTS), want)
+    np.testing.assert_array_equal(run(near.v_BKSH, near.held, jnp.zeros_like(near.seen_BTS)), 0)
 
 
 def test_attention_under_grad_and_vmap():
     near = keys("int8", 2, 128, (32, 32))
-    run, plain = (functools.partial(way, parts=[near], scale=0.2) for way in (attend, attend_plainly))
+    run = functools.partial(attend, parts=[near], scale=0.2)
+    plain = functools.partial(attend_plainly, parts=[near], scale=0.2, softcap=None, sinks_N=None)
     q = normal(3, 2, 1, 4, 32)
-    y = jax.vmap(run)(q)
-    for row in (0, 2):
-        np.testing.assert_allclose(y[row], run(q[row]), rtol=1e-6, atol=1e-6)
-    slope = jax.grad(lambda q: (run(q) ** 2).sum())(q[0])
-    want = jax.grad(lambda q: (plain(q, softcap=None, sinks_N=None) ** 2).sum())(q[0])
+    np.testing.assert_allclose(jax.jit(jax.vmap(run))(q), jax.jit(jax.vmap(plain))(q), rtol=2e-5, atol=5e-6)
+    slope, want = (jax.jit(jax.grad(lambda q, way=way: (way(q) ** 2).sum()))(q[0]) for way in (run, plain))
     np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ a model
 OP = Attention(4, 2, 32, 32**-0.5, rope=Rope(32))
 LAYER = Block((Branch("attention", OP, pre=Norm()), Branch("mlp", Mlp(64), pre=Norm())))
-SPEC = ModelSpec(96, 64, (LAYER, LAYER), 512, Norm(), tied=True)
+SPEC = ModelSpec(96, 64, (LAYER,), 512, Norm(), tied=True)
 
 
-@pytest.mark.parametrize("kept", ["int8", "int4"])
-def test_a_session_makes_the_same_tokens(kept: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_session_makes_the_same_tokens(monkeypatch: pytest.MonkeyPatch):
     params = quantize(SPEC, P.init(SPEC, jax.random.key(0)), "int4-g32")
     rows = [list(range(9)), list(range(40, 60))]
     found = []
     for value in ("0", "interpret"):
         monkeypatch.setenv(pallas.SWITCH, value)
         jax.clear_caches()
-        session = Session(SPEC, params, rows, max_new_tokens=200, cache_dtype=kept)
-        session.advance(12)
+        session = Session(SPEC, params, rows, max_new_tokens=200, cache_dtype="int4")
+        session.advance(8)
         found.append(session.ids())
     jax.clear_caches()
     assert found[0] == found[1]
-    assert list(map(len, found[0])) == [13, 13]
+    assert list(map(len, found[0])) == [9, 9]
 
 
 # ------------------------------------------------------------------------------------------------ the switch
