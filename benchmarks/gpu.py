@@ -1,14 +1,18 @@
 """Decode and prefill on an accelerator, with weights of real size and random values, beside what its memory allows.
 
     python benchmarks/gpu.py [--sizes 1b,8b] [--schemes bfloat16,int8,int4-g128,Q4_K] [--context 1024] [--json out.json]
+    python benchmarks/gpu.py --pallas off,on --schemes int8,int4-g128 --cache bfloat16,int8,int4
 
 `bandwidth`: GB/s of a copy, bytes read and written, measured in this run. `of it`: the bytes of the weights that a
 token reads, over the time of a token, as a part of that. Every scheme runs the same spec, prompt and functions.
+`--pallas off,on`: every row without and with the kernels in Pallas, which FORGE_JAX_PALLAS switches on.
 """
 
 import argparse
+import itertools
 import json
 import math
+import os
 import statistics
 import sys
 from dataclasses import replace
@@ -23,6 +27,7 @@ import numpy as np
 from table import machine, seconds, show
 
 import forge_jax as forge
+from forge_jax.kernels import pallas
 from forge_jax.limits import copy_rate
 from forge_jax.params import Param, abstract, flatten, unflatten
 from forge_jax.quantization import packer
@@ -76,8 +81,12 @@ def parameters(spec: forge.ModelSpec, scheme: str) -> Any:
     )
 
 
-def measure(size: str, scheme: str, context: int, batch: int, rounds: int, limit: float) -> dict[str, Any]:
-    """One row."""
+def measure(
+    size: str, scheme: str, cache: str, kernels: str, context: int, batch: int, rounds: int, limit: float
+) -> dict[str, Any]:
+    """One row. kernels: "on" or "off", those in Pallas, which is settled while programs are traced."""
+    os.environ[pallas.SWITCH] = {"on": "1", "off": "0"}[kernels]
+    jax.clear_caches()
     config = forge.ForgeConfig.from_dict({"vocab_size": VOCABULARY, "max_seq_len": 8192} | SIZES[size])
     spec = replace(config.to_spec(), tied=False)
     params = parameters(spec, scheme)
@@ -86,7 +95,7 @@ def measure(size: str, scheme: str, context: int, batch: int, rounds: int, limit
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (batch, context)).tolist()
 
     def begin() -> forge.Session:
-        session = forge.Session(spec, params, ids, max_new_tokens=STEPS * (rounds + 2))
+        session = forge.Session(spec, params, ids, max_new_tokens=STEPS * (rounds + 2), cache_dtype=cache or None)
         jax.block_until_ready(session.state)
         return session
 
@@ -98,6 +107,8 @@ def measure(size: str, scheme: str, context: int, batch: int, rounds: int, limit
     return {
         "size": size,
         "weights": scheme,
+        "cache": cache or "as it comes",
+        "pallas": kernels,
         "GB": read / 1e9,
         "batch": batch,
         "ms a token": token * 1e3,
@@ -113,6 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Decode and prefill with weights of real size and random values.")
     parser.add_argument("--sizes", default="1b,8b")
     parser.add_argument("--schemes", default="bfloat16,int8,Q8_0,int4-g128,Q4_K,nf4,mxfp4")
+    parser.add_argument("--cache", default="", help="how keys and values are kept, such as bfloat16,int8,int4")
+    parser.add_argument("--pallas", default="off", help="off, on, or off,on")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -120,12 +133,12 @@ def main() -> None:
     args = parser.parse_args()
     limit, rows = copy_rate(), []
     about = machine() | {"bandwidth": f"{limit / 1e9:.0f} GB/s"}
-    for size in args.sizes.split(","):
-        for scheme in args.schemes.split(","):
-            rows.append(measure(size, scheme, args.context, args.batch, args.rounds, limit))
-            print(json.dumps(rows[-1]), flush=True)
-            if args.json:
-                args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+    asked = (args.sizes, args.schemes, args.cache, args.pallas)
+    for each in itertools.product(*(names.split(",") for names in asked)):
+        rows.append(measure(*each, args.context, args.batch, args.rounds, limit))
+        print(json.dumps(rows[-1]), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     show(rows, about)
 
 

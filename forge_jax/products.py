@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax import kernels
+from forge_jax.kernels import pallas
 
 RUN = 32  # numbers that are rounded together
 TILE = 1 << 20  # numbers that a CPU decodes before it multiplies by them: 4 MB, which stay in its cache
@@ -66,7 +67,7 @@ def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[in
     parts: each [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU multiplies by a kernel, if
     there is one for so few rows of x, and else decodes and multiplies a tile at a time: XLA would write all of a large
     matrix, and opens it 10 times slower than a kernel does. An accelerator decodes a weight while a single row of x is
-    multiplied, and else once for all rows.
+    multiplied, and else once for all rows, or multiplies by a kernel where `kernels.pallas` is asked for.
     """
     packing = scheme.packing(parts)
     rounds = packing is not None and packing.rounds
@@ -77,10 +78,36 @@ def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[in
         return tiled(scheme, parts, outputs, rounded_runs(x_RI) if rounds else x_RI)
 
     def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
+        if packing is not None and pallas.fits(packing, parts, outputs, x_RI):
+            return by_pallas(scheme, packing, outputs, x_RI, parts)
         x_RI = rounded_runs(x_RI) if rounds else x_RI
         return multiplied(*scheme.factors(parts), x_RI, streamed if x_RI.shape[0] == 1 else matrix)
 
+    if pallas.interpreted():
+        return elsewhere(x_RI, parts)
     return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def by_pallas(
+    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], x_RI: Array, parts: dict[str, Array]
+) -> Array:
+    """The product with decoded rows, by a kernel for accelerators. Its derivative is that of the plain path."""
+    from forge_jax.kernels.pallas.product import product  # imports Pallas, which only few need
+
+    def plainly(parts: dict[str, Array]) -> Array:
+        return multiplied(*scheme.factors(parts), x_RI, matrix)
+
+    return product(packing, parts, outputs, x_RI, plainly)
+
+
+@by_pallas.defjvp
+def derivative_beside(
+    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], at: tuple[Any, Any], along: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    """The product, and how it changes."""
+    _, change = jax.jvp(lambda x_RI, parts: multiplied(*scheme.factors(parts), x_RI, matrix), at, along)
+    return by_pallas(scheme, packing, outputs, *at), change
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

@@ -64,6 +64,13 @@ def view(slab: Stored, dtype: DTypeLike, table_BQ: Array | None = None, *, after
     return slab.codec.decode(parts, dtype)
 
 
+def laid(slab: Stored, table_BQ: Array | None = None) -> Parts:
+    """The parts of what a slab holds, each [B, K, S, *]; of pages, those of each row, one after another."""
+    if slab.paged and table_BQ is not None:
+        return {name: gathered(part, table_BQ) for name, part in slab.parts.items()}
+    return slab.parts
+
+
 def nothing(x: Array) -> Array:
     """0, which a compiler does not know before it knows x."""
     return (x[(0,) * x.ndim].astype(jnp.float32) > jnp.inf).astype(jnp.int32)

@@ -4,7 +4,7 @@ Knows arrays and names of formats; not what leaves of a model they came from.
 """
 
 from forge_jax.kernels.attention import Seen, look, looks
-from forge_jax.kernels.formats import Packing
+from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.product import fits, known, opened, product
 
@@ -12,6 +12,7 @@ __all__ = [
     "Packing",
     "Seen",
     "Status",
+    "Steps",
     "available",
     "fits",
     "known",

@@ -6,16 +6,32 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Rows of whole numbers: value = scale / over * (code - zero), with `middle` for zero where no part says it.
+
+    bits: of a code; those of less than 8 lie in bytes, the first one in the lowest bits. group: numbers of a row that
+    share a scale, 0 for all of them.
+    """
+
+    bits: int
+    group: int
+    middle: int
+    over: int
+
+
+@dataclass(frozen=True)
 class Packing:
     """How rows are packed, in the words of the kernels: a format of theirs, and which parts of a leaf it takes.
 
     rounds: rows in tiles of `TOGETHER`, with which products round what they are multiplied by to int8, see
-        `forge_jax.products.rounded_runs`.
+    `forge_jax.products.rounded_runs`. steps: what is to be known of rows of whole numbers, which accelerators have
+    kernels for (`forge_jax.kernels.pallas`).
     """
 
     format: str
     parts: tuple[str, ...]
     rounds: bool = False
+    steps: Steps | None = None
 
 
 SHORT: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "BF16", "F16")

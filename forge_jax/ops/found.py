@@ -3,12 +3,16 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from forge_jax import kernels
+from forge_jax.kernels import pallas
+from forge_jax.kernels.pallas import Packed
+from forge_jax.ops.packed import look
 
 HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
 
@@ -35,6 +39,7 @@ class Keys:
     """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
 
     What is seen may differ by kv head: [B, K, T, S]. `q_BTNH`: the queries that meet them, where they are others.
+    `held`: keys and values as a quantised cache has them, where a kernel reads those instead.
     """
 
     k_BKSH: Array
@@ -43,6 +48,7 @@ class Keys:
     bias_BN1S: Array | None = None
     mix: Mix | None = None
     q_BTNH: Array | None = None
+    held: tuple[Packed, Packed] | None = None
 
     def cut(self, rows: slice, near: slice) -> "Keys":
         """Those in `near`, as the queries in `rows` see them."""
@@ -62,6 +68,9 @@ def attend(
     """
     seen = [(part.k_BKSH, part.v_BKSH, part.seen_BTS) for part in parts]
     bare = all(part.bias_BN1S is None and part.mix is None and part.q_BTNH is None for part in parts)
+    held = [part.held for part in parts]
+    if bare and all(part.seen_BTS.ndim == 3 for part in parts) and pallas.looks(q_BTNH, held):
+        return attend_packed(q_BTNH, seen, held, sinks_N, scale, softcap)
     if bare and kernels.looks(q_BTNH, seen):
         return attend_bare(q_BTNH, seen, sinks_N, scale, softcap)
     return attend_plainly(q_BTNH, parts, scale=scale, softcap=softcap, sinks_N=sinks_N)
@@ -92,6 +101,34 @@ def derivative(scale: float, softcap: float | None, at: tuple, along: tuple) -> 
     """What queries find, and how it changes."""
     plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
     return attend_bare(*at, scale, softcap), jax.jvp(plainly, at, along)[1]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def attend_packed(
+    q_BTNH: Array,
+    seen: list[kernels.Seen],
+    held: list[tuple[Packed, Packed] | None],
+    sinks_N: Array | None,
+    scale: float,
+    softcap: float | None,
+) -> Array:
+    """`attend_bare` over a quantised cache: on accelerators by a kernel, which opens what is `held`."""
+    by_kernel = functools.partial(look, scale=scale, softcap=softcap)
+    if pallas.interpreted():
+        return by_kernel(q_BTNH, seen, held, sinks_N)
+
+    def plainly(q_BTNH: Array, seen: list[kernels.Seen], held: Any, sinks_N: Array | None) -> Array:
+        return bare_plainly(q_BTNH, seen, sinks_N, scale, softcap)
+
+    return jax.lax.platform_dependent(q_BTNH, seen, held, sinks_N, cpu=plainly, default=by_kernel)
+
+
+@attend_packed.defjvp
+def derivative_beside(scale: float, softcap: float | None, at: tuple, along: tuple) -> tuple[Array, Array]:
+    """What queries find, and how it changes: what is held is what is seen."""
+    plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
+    q_BTNH, seen, _, sinks_N = along
+    return attend_packed(*at, scale, softcap), jax.jvp(plainly, (*at[:2], at[3]), (q_BTNH, seen, sinks_N))[1]
 
 
 def attend_plainly(

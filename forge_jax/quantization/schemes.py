@@ -12,7 +12,7 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
-from forge_jax.kernels import Packing
+from forge_jax.kernels import Packing, Steps
 from forge_jax.quantization.streams import looked_up, nibbles, rows_of_parts, unpacked
 
 Parts = Mapping[str, Any]
@@ -104,6 +104,13 @@ class Integers(Grouped):
     def rounds(self) -> bool:
         """Whether products round their inputs."""
         return self.dynamic
+
+    def packing(self, parts: Parts) -> Packing | None:
+        """Whole numbers with a scale for each row or group, if there is nothing else to them."""
+        if self.dynamic or not {*parts} <= {"codes", "scale", "zero"}:
+            return None
+        names = tuple(name for name in ("codes", "scale", "zero") if name in parts)
+        return Packing("integers", names, steps=Steps(self.bits, self.group, self.middle, self.over))
 
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""

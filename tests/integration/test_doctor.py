@@ -28,6 +28,7 @@ def test_facts_are_those_of_this_process(capsys: pytest.CaptureFixture[str], sma
     assert (facts["versions"]["jax"], facts["versions"]["jaxlib"]) == (jax.__version__, jaxlib.__version__)
     assert [each["device"] for each in facts["devices"]] == [str(each) for each in jax.devices()]
     assert facts["kernels"] == str(kernels.status())
+    assert facts["pallas"] == "in Pallas: off (FORGE_JAX_PALLAS is not set)"
     assert facts["limits"]["copy"] > 0
     assert set(facts["limits"]["products"]) == {"float32", "bfloat16"}
 
