@@ -151,6 +151,9 @@ BOTH(Q5_1)
 BOTH(Q5_K)
 BOTH(Q6_K)
 BOTH(Q8_0)
+FORMAT(Stream4)
+FORMAT(Signed8)
+FORMAT(Unsigned8)
 HANDLER(rounded, I4, forge::TOGETHER, rounded_product);
 HANDLER(rounded, I4_ZERO, forge::TOGETHER, rounded_product);
 HANDLER(rounded, I8, forge::TOGETHER, rounded_product);
