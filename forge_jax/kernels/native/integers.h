@@ -12,7 +12,7 @@ struct Stepped {
   static constexpr int block = 32, parts = 3, bytes[] = {0, 0, size}, codes = 2;
 
   static void decode(const Row& row, int64_t run, Floats* out) {
-    const uint32_t group = static_cast<uint32_t>(run) / static_cast<uint32_t>(row.runs);
+    const int64_t group = row.group(run);
     const Floats scale = all(*row.as<float>(0, group)), zero = all(*row.as<float>(1, group));
     Ints code[RUNS];
     Own::take(row, run, code);
@@ -23,10 +23,7 @@ struct Stepped {
 // Neighbours share a byte, the first one in its low half.
 struct Stream4 : Stepped<Stream4, 16> {
   static void take(const Row& row, int64_t run, Ints* code) {
-    const uint8_t* from = row.as<uint8_t>(2, run * 16);
-    uint8_t apart[RUN];
-    for (int i = 0; i < RUN / 2; ++i) apart[2 * i] = from[i] & 15, apart[2 * i + 1] = from[i] >> 4;
-    for (int i = 0; i < RUNS; ++i) code[i] = widen(apart + i * WIDTH);
+    neighbours(row.as<uint8_t>(2, run * 16), code);
   }
 };
 
@@ -66,9 +63,8 @@ struct I8_ZERO {
 
 // The numbers of 16 rows for the group of a run.
 inline Sixteen of_group(const Rows& rows, int i, int64_t run) {
-  const uint32_t group = static_cast<uint32_t>(run) / static_cast<uint32_t>(rows.runs);
   Sixteen v;
-  std::memcpy(&v, rows.as<float>(i, static_cast<int64_t>(group) * TOGETHER), sizeof v);
+  std::memcpy(&v, rows.as<float>(i, rows.group(run) * TOGETHER), sizeof v);
   return v;
 }
 
