@@ -36,12 +36,13 @@ class Packing:
 
 SHORT: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "BF16", "F16")
 LONG: tuple[str, ...] = ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+STEPPED: tuple[str, ...] = ("Stream4", "Signed8", "Unsigned8")
 
-FORMATS: Mapping[str, int] = MappingProxyType({name: 32 if name in SHORT else 256 for name in (*SHORT, *LONG)})
-"""Each format and how many numbers its blocks have, as native/formats.h and native/superblocks.h say too."""
+FORMATS: Mapping[str, int] = MappingProxyType({name: 256 if name in LONG else 32 for name in (*SHORT, *LONG, *STEPPED)})
+"""Each format and how many numbers its blocks have, as native/formats.h, superblocks.h and integers.h say too."""
 
 ROUNDED: Mapping[str, int] = MappingProxyType(
-    {name: block for name, block in FORMATS.items() if name not in ("BF16", "F16")}
+    {name: block for name, block in FORMATS.items() if name not in ("BF16", "F16", *STEPPED)}
     | {name: 32 for name in ("I4", "I4_ZERO", "I8", "I8_ZERO")}
 )
 """Formats of whole numbers times scales for some of them, which can be multiplied by whole numbers; with their blocks,

@@ -20,10 +20,21 @@ MOST_ROWS = 16  # of x that is not rounded; for more, matrices of floats are fas
 
 def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:
     """Whether rows of this packing can be read: each with its own parts, of a whole number of blocks."""
-    block = (ROUNDED if packing.rounds else FORMATS).get(packing.format)
+    block = (ROUNDED if packing.rounds else FORMATS).get(named(packing, parts))
     if block is None or not inputs or inputs % block or not math.prod(outputs):
         return False
+    if packing.steps is not None:
+        group = packing.steps.group or inputs
+        return not group % block and not inputs % group and available()
     return all(parts[name].shape[:-1] == outputs for name in packing.parts) and available()
+
+
+def named(packing: Packing, parts: dict[str, Array]) -> str:
+    """What the library calls the format of these rows."""
+    if packing.steps is None:
+        return packing.format
+    eight = "Signed8" if parts["codes"].dtype == jnp.int8 else "Unsigned8"
+    return {4: "Stream4", 8: eight}.get(packing.steps.bits, packing.format)
 
 
 def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> bool:
@@ -35,7 +46,7 @@ def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_
 def product(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
     """x_RI times every packed row: [R, *outputs]; only where it `fits`, and only on a CPU."""
     operands = varying(x_RI, *matrices(packing, parts, outputs))
-    name = f"{'rounded' if packing.rounds else 'product'}_{packing.format}"
+    name = f"{'rounded' if packing.rounds else 'product'}_{named(packing, parts)}"
     # the type of x, which says what it varies over, in another shape of as many axes
     shape = jax.typeof(operands[0]).update(shape=(x_RI.shape[0], math.prod(outputs)))
     y = jax.ffi.ffi_call(target(name), shape, vmap_method="expand_dims")(*operands)
@@ -46,10 +57,16 @@ def opened(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], 
     """Packed rows as float32 [*outputs, inputs]; only where the packing is `known`, and only on a CPU."""
     operands = varying(*matrices(packing, parts, outputs))
     shape = jax.typeof(operands[0]).update(shape=(math.prod(outputs), inputs), dtype=jnp.dtype("float32"))
-    w = jax.ffi.ffi_call(target(f"open_{packing.format}"), shape, vmap_method="expand_dims")(*operands)
+    w = jax.ffi.ffi_call(target(f"open_{named(packing, parts)}"), shape, vmap_method="expand_dims")(*operands)
     return w.reshape(*outputs, inputs)
 
 
 def matrices(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...]) -> list[Array]:
     """The parts that a kernel takes, a row of them for each output."""
-    return [parts[name].reshape(math.prod(outputs), -1) for name in packing.parts]
+    if packing.steps is None:
+        return [parts[name].reshape(math.prod(outputs), -1) for name in packing.parts]
+    # few beside the codes; a scale that is to be divided first may differ in its last bit
+    scale = parts["scale"].astype(jnp.float32) / packing.steps.over
+    zero = parts["zero"].astype(jnp.float32) if "zero" in parts else jnp.full_like(scale, packing.steps.middle)
+    every = (jnp.broadcast_to(part, (*outputs, part.shape[-1])) for part in (scale, zero, parts["codes"]))
+    return [part.reshape(math.prod(outputs), -1) for part in every]

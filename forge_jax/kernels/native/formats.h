@@ -11,10 +11,13 @@ constexpr int RUNS = RUN / WIDTH;  // vectors of them
 
 constexpr int PARTS = 5;           // that a format has at most
 
-// The beginning of a row in each part, and the runs of a group where parts have a number a group.
+// The beginning of a row in each part. `inverse`: 2^32 over the runs of a group, where parts have a number a group.
 struct Row {
   const uint8_t* part[PARTS];
-  int64_t runs;
+  int64_t inverse;
+
+  // run / runs, for fewer than 2^16 runs.
+  int64_t group(int64_t run) const { return run * inverse >> 32; }
 
   template <class T>
   const T* as(int i, int64_t index) const {

@@ -43,10 +43,12 @@ ffi::Error take(const ffi::RemainingArgs& args, size_t rank, Operands& p, Shape*
       return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights has not the rows of the product");
     p.pitch[i] = p.inputs / Format::block * Format::bytes[i];
     const int64_t itemsize = part->size_bytes() / std::max<int64_t>(1, part->element_count());
-    const int64_t size = shapes[i][rank - 1] * itemsize, groups = shapes[i][rank - 1];
-    if (!p.pitch[i] && itemsize == sizeof(float) && groups && p.inputs / RUN % groups == 0 &&
-        (!p.runs || p.runs == p.inputs / RUN / groups))
-      p.pitch[i] = size, p.runs = p.inputs / RUN / groups;
+    const int64_t size = shapes[i][rank - 1] * itemsize, runs = p.inputs / RUN;
+    if (!p.pitch[i] && itemsize == sizeof(float)) {  // a number a group
+      const int64_t groups = shapes[i][rank - 1], of_group = groups && runs % groups == 0 ? runs / groups : 0;
+      const int64_t inverse = of_group ? ((int64_t{1} << 32) + of_group - 1) / of_group : 0;
+      if (inverse && runs < 1 << 16 && (!p.inverse || p.inverse == inverse)) p.pitch[i] = size, p.inverse = inverse;
+    }
     if (size != p.pitch[i])
       return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights does not fit the product");
   }
@@ -151,6 +153,9 @@ BOTH(Q5_1)
 BOTH(Q5_K)
 BOTH(Q6_K)
 BOTH(Q8_0)
+FORMAT(Stream4)
+FORMAT(Signed8)
+FORMAT(Unsigned8)
 HANDLER(rounded, I4, forge::TOGETHER, rounded_product);
 HANDLER(rounded, I4_ZERO, forge::TOGETHER, rounded_product);
 HANDLER(rounded, I8, forge::TOGETHER, rounded_product);

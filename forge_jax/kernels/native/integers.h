@@ -1,10 +1,45 @@
-// Integers of 4 and 8 bits with a scale, and maybe a zero, for groups of whole runs: value = scale * (code - zero). They
-// are read in tiles only (forge_jax/quantization/tiles.py). A part that has no bytes a block has a float32 a group.
+// Integers of 4 and 8 bits with a scale, and maybe a zero, for groups of whole runs: value = scale * (code - zero). A part
+// that has no bytes a block has a float32 a group.
 #pragma once
 
 #include "tiles.h"
 
 namespace forge {
+
+// Rows by themselves: parts scale, zero, codes.
+template <class Own, int size>
+struct Stepped {
+  static constexpr int block = 32, parts = 3, bytes[] = {0, 0, size}, codes = 2;
+
+  static void decode(const Row& row, int64_t run, Floats* out) {
+    const int64_t group = row.group(run);
+    const Floats scale = all(*row.as<float>(0, group)), zero = all(*row.as<float>(1, group));
+    Ints code[RUNS];
+    Own::take(row, run, code);
+    for (int i = 0; i < RUNS; ++i) out[i] = (floats(code[i]) - zero) * scale;
+  }
+};
+
+// Neighbours share a byte, the first one in its low half.
+struct Stream4 : Stepped<Stream4, 16> {
+  static void take(const Row& row, int64_t run, Ints* code) {
+    neighbours(row.as<uint8_t>(2, run * 16), code);
+  }
+};
+
+struct Signed8 : Stepped<Signed8, 32> {
+  static void take(const Row& row, int64_t run, Ints* code) {
+    for (int i = 0; i < RUNS; ++i) code[i] = widen(row.as<int8_t>(2, run * RUN + i * WIDTH));
+  }
+};
+
+struct Unsigned8 : Stepped<Unsigned8, 32> {
+  static void take(const Row& row, int64_t run, Ints* code) {
+    for (int i = 0; i < RUNS; ++i) code[i] = widen(row.as<uint8_t>(2, run * RUN + i * WIDTH));
+  }
+};
+
+// The same in tiles (forge_jax/quantization/tiles.py), for rounded products only.
 
 // Parts scale, codes [16], the second half of a run in the high halves of bytes; the zero is 8.
 struct I4 {
@@ -28,9 +63,8 @@ struct I8_ZERO {
 
 // The numbers of 16 rows for the group of a run.
 inline Sixteen of_group(const Rows& rows, int i, int64_t run) {
-  const uint32_t group = static_cast<uint32_t>(run) / static_cast<uint32_t>(rows.runs);
   Sixteen v;
-  std::memcpy(&v, rows.as<float>(i, static_cast<int64_t>(group) * TOGETHER), sizeof v);
+  std::memcpy(&v, rows.as<float>(i, rows.group(run) * TOGETHER), sizeof v);
   return v;
 }
 

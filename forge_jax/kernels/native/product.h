@@ -10,17 +10,17 @@
 namespace forge {
 
 // What a product works on. `part` and `pitch`: where each part of the weights begins, and the bytes of a row in it.
-// `runs`: of a group, where parts have a number a group.
+// `inverse`: 2^32 over the runs of a group, rounded up, where parts have a number a group.
 struct Operands {
   const float* x;
   float* y;
   const uint8_t* part[PARTS];
   int64_t pitch[PARTS];
-  int64_t rows, outputs, inputs, runs;
+  int64_t rows, outputs, inputs, inverse;
 
   Row weights(int64_t output) const {
     Row row;
-    row.runs = runs;
+    row.inverse = inverse;
     for (int i = 0; i < PARTS; ++i) row.part[i] = part[i] + output * pitch[i];
     return row;
   }

@@ -132,6 +132,20 @@ inline Ints widen(const uint16_t* from) {
 #endif
 }
 
+// 16 bytes as 32 codes of 4 bits, neighbours of which share a byte, the first one in its low half.
+inline void neighbours(const uint8_t* from, Ints* codes) {
+#if defined(FORGE_AVX512)
+  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), half = _mm_set1_epi8(15);
+  const __m128i low = _mm_and_si128(both, half), high = _mm_and_si128(_mm_srli_epi16(both, 4), half);
+  codes[0] = reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high)));
+  codes[1] = reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_unpackhi_epi8(low, high)));
+#else
+  uint8_t apart[32];
+  for (int i = 0; i < 16; ++i) apart[2 * i] = from[i] & 15, apart[2 * i + 1] = from[i] >> 4;
+  for (int i = 0; i < 32 / WIDTH; ++i) codes[i] = widen(apart + i * WIDTH);
+#endif
+}
+
 // float16 as float32: its bits moved to their places are the number times 2^-112, but for infinities, which are none.
 inline float half(uint16_t h) {
 #if defined(__F16C__)
