@@ -122,9 +122,9 @@ def load(
         mtp: also read the modules for multi-token prediction, as `Model.mtp`; they draft in speculative decoding.
         kernels: lay weights out for the kernels for CPUs (`forge_jax.kernels`), which packed weights have anyway.
             "exact": matrices of 16 bits in the checkpoint stay so and are multiplied in float32: the numbers of float32
-            from half the memory. "rounded": besides, products with packed weights that have a scale for every 32
-            (`forge_jax.kernels.formats.ROUNDED`) round their inputs to int8, 32 at a time, as llama.cpp's do: faster,
-            and not quite the same numbers.
+            from half the memory. "rounded": besides, products with packed weights of whole numbers
+            (`forge_jax.quantization.tiles`) round their inputs to int8, 32 at a time, as llama.cpp's do: faster, and
+            not quite the same numbers; on one device only.
         progress: show a bar that tells reading, decoding and placing apart, and what is compiled first.
 
     Raises:

@@ -141,8 +141,8 @@ def tiled(leaf: QTensor) -> QTensor:
     if leaf.outputs[-1] % TOGETHER:
         return leaf
     match leaf.scheme:
-        case Ggml(name=name) if name in ROUNDED:
-            return in_tiles(leaf, {field: np.asarray(part) for field, part in leaf.parts.items()})
+        case Ggml(name=name) as scheme if name in ROUNDED:
+            return in_tiles(leaf, scheme, {field: np.asarray(part) for field, part in leaf.parts.items()})
         case Integers(bits=4 | 8 as bits, over=1, dynamic=False, middle=middle) as scheme:
             codes, size = leaf.every_row("codes"), scheme.size(leaf.parts)
             group, signed = scheme.group or size, codes.dtype == np.int8
@@ -154,19 +154,17 @@ def tiled(leaf: QTensor) -> QTensor:
             if "zero" in wide and signed:
                 return leaf
             stored = tuple((name, str(leaf.parts[name].dtype)) for name in wide)
-            return in_tiles(leaf, wide | {"codes": as_halves(codes) if bits == 4 else codes}, stored)
+            return in_tiles(leaf, scheme, wide | {"codes": as_halves(codes) if bits == 4 else codes}, stored)
         case _:
             return leaf
 
 
-def in_tiles(leaf: QTensor, parts: Mapping[str, np.ndarray], stored: tuple[tuple[str, str], ...] = ()) -> QTensor:
+def in_tiles(
+    leaf: QTensor, scheme: Ggml | Integers, parts: Mapping[str, np.ndarray], stored: tuple[tuple[str, str], ...] = ()
+) -> QTensor:
     """A leaf in tiles, from parts that have a row for each output."""
-    name = leaf.scheme.name
-    return replace(
-        leaf,
-        parts={field: together(part, unit(name, field)) for field, part in parts.items()},
-        scheme=Tiles(leaf.scheme, stored),
-    )
+    among = {field: together(part, unit(scheme.name, field)) for field, part in parts.items()}
+    return replace(leaf, parts=among, scheme=Tiles(scheme, stored))
 
 
 def untiled(leaf: Any) -> Any:

@@ -91,6 +91,12 @@ def structures(names: Iterable[str] = NAMES) -> list[Any]:
     return [pytest.param(name, marks=() if name in distinct() else pytest.mark.slow) for name in names]
 
 
+def some_structures() -> list[Any]:
+    """Every second of these in the ordinary run."""
+    kept = sorted(distinct())[::2]
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in NAMES]
+
+
 @pytest.fixture(params=NAMES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Each golden in turn."""
@@ -176,6 +182,7 @@ def test_scan_without_a_cache_is_the_loop(name: str) -> None:
     assert_close(found, logits_of(golden.spec, golden.params, golden.tokens))
 
 
+@pytest.mark.parametrize("structure", some_structures(), indirect=True, scope="module")
 def test_padded_rows_are_the_rows_alone(structure: Golden) -> None:
     # one row padded on the left, one on the right; both then go on by a token from the cache
     length = length_of(structure)

@@ -205,6 +205,7 @@ LAYER = Block((Branch("attention", OP, pre=Norm()), Branch("mlp", Mlp(64), pre=N
 SPEC = ModelSpec(96, 64, (LAYER,), 512, Norm(), tied=True)
 
 
+@pytest.mark.slow
 def test_a_session_makes_the_same_tokens(monkeypatch: pytest.MonkeyPatch):
     params = quantize(SPEC, P.init(SPEC, jax.random.key(0)), "int4-g32")
     rows = [list(range(9)), list(range(40, 60))]

@@ -52,8 +52,13 @@ inline Bytes chosen(const uint8_t* table, Bytes codes) {
 #endif
 }
 
-// sums + codes x numbers, four neighbours in a sum.
-inline Sums dot(Sums sums, Bytes codes, Bytes numbers) {
+// sums + codes x numbers, four neighbours in a sum. As a loop in every place it would take compilers minutes.
+#if defined(FORGE_AVX512) || defined(FORGE_AVX2)
+inline
+#else
+__attribute__((noinline)) static
+#endif
+Sums dot(Sums sums, Bytes codes, Bytes numbers) {
 #if defined(FORGE_AVX512) && defined(__AVX512VNNI__)
   return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(
       reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(codes), reinterpret_cast<__m512i>(numbers)));

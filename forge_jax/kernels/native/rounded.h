@@ -115,9 +115,12 @@ void rounded_product(const Operands& p) {
       const int64_t end = std::min(first + block, p.rows);
       for (int64_t output = from; output < to; output += TOGETHER) {
         int64_t row = first;
-        for (; row + 8 <= end; row += 8) rounded_tile<Format, 8>(p, x, output, row);
-        for (; row + 4 <= end; row += 4) rounded_tile<Format, 4>(p, x, output, row);
-        for (; row + 2 <= end; row += 2) rounded_tile<Format, 2>(p, x, output, row);
+        // with short vectors there is less to win, and compilers would take minutes
+        if constexpr (WIDTH == 16) {
+          for (; row + 8 <= end; row += 8) rounded_tile<Format, 8>(p, x, output, row);
+          for (; row + 4 <= end; row += 4) rounded_tile<Format, 4>(p, x, output, row);
+          for (; row + 2 <= end; row += 2) rounded_tile<Format, 2>(p, x, output, row);
+        }
         for (; row < end; ++row) rounded_tile<Format, 1>(p, x, output, row);
       }
     }
