@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 
 from forge_jax.kernels import Packing, Steps
-from forge_jax.quantization.streams import looked_up, nibbles, rows_of_parts, unpacked
+from forge_jax.quantization.base import Rows
+from forge_jax.quantization.streams import looked_up, nibbles, unpacked
 
 Parts = Mapping[str, Any]
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -36,36 +37,14 @@ def spread(values: Any, group: int, size: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped(ABC):
+class Grouped(Rows, ABC):
     """What schemes with a scale for every `group` numbers of a row have in common; 0 if the whole row shares one."""
 
     group: int = 0
 
-    @property
-    def whole(self) -> tuple[str, ...]:
-        """The parts that do not run along the row."""
-        return ()
-
-    @property
-    def rounds(self) -> bool:
-        """Products take their inputs as they are."""
-        return False
-
-    def packing(self, parts: Parts) -> Packing | None:
-        """Kernels have no name for these rows."""
-        return None
-
     @abstractmethod
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""
-
-    def apart(self, parts: Parts) -> tuple[Self, dict[str, Any]]:
-        """As they are."""
-        return self, dict(parts)
-
-    def chosen(self, parts: Parts, ids: Any) -> tuple[Self, dict[str, Any]]:
-        """The rows of these numbers."""
-        return self, rows_of_parts(parts, ids)
 
     def finer(self, parts: Parts, group: int) -> tuple[Self, dict[str, Any]]:
         """The same rows with a scale for every `group` numbers, a divisor of now; the last group may be cut off."""

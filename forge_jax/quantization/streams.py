@@ -1,7 +1,6 @@
 """Integers of a few bits, one after another in bytes: value i has the bits i * bits to (i + 1) * bits - 1 of its row,
 the least significant first, so that it may lie across two bytes; and the numbers that such a code may stand for."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,9 +61,3 @@ def looked_up(table: Any, codes: Any) -> Any:
             for zero, one in zip(chosen[::2], chosen[1::2], strict=True)
         ]
     return chosen[0]
-
-
-def rows_of_parts(parts: Mapping[str, Any], ids: Any) -> dict[str, Any]:
-    """The rows of these numbers, of parts [rows, ...], or [1, ...] where all rows share one."""
-    several = ids.__array_namespace__()
-    return {name: part[several.minimum(ids, part.shape[0] - 1)] for name, part in parts.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from forge_jax.kernels.formats import ROUNDED, TOGETHER, Packing
+from forge_jax.quantization.base import Rows
 from forge_jax.quantization.ggml.scheme import Ggml, counts
 from forge_jax.quantization.schemes import Integers
 from forge_jax.quantization.streams import nibbles
@@ -27,7 +28,7 @@ RUN = 32
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(Rows):
     """Rows of another scheme, 16 among each other; products round their inputs to int8, 32 at a time
     (`forge_jax.products.rounded_runs`).
 
@@ -41,16 +42,6 @@ class Tiles:
     def name(self) -> str:
         """What people call it."""
         return self.rows.name
-
-    @property
-    def whole(self) -> tuple[str, ...]:
-        """Every part runs along the rows."""
-        return ()
-
-    @property
-    def rounds(self) -> bool:
-        """Products are none of whole rows of integers."""
-        return False
 
     def size(self, parts: Mapping[str, Any]) -> int:
         """How many numbers a row has."""
@@ -74,10 +65,6 @@ class Tiles:
         """The rows, float32 [..., size]."""
         scheme, parts = self.apart(parts)
         return scheme.decode(parts)
-
-    def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Tiles, dict[str, Any]]":
-        """As they are: tiles are for one device."""
-        return self, dict(parts)
 
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
         """The rows, and a factor of each where they have one."""

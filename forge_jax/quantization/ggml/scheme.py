@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from forge_jax.kernels import Packing
+from forge_jax.quantization.base import Rows
 from forge_jax.quantization.ggml.codec import DECODERS
 from forge_jax.quantization.ggml.types import GGMLType, lookup
-from forge_jax.quantization.streams import rows_of_parts
 
 
 @dataclass(frozen=True)
-class Ggml:
-    """Rows of blocks of one type, such as Q4_K."""
+class Ggml(Rows):
+    """Rows of blocks of one type, such as Q4_K; a block is not cut."""
 
     name: str
 
@@ -27,16 +27,6 @@ class Ggml:
     def kind(self) -> GGMLType:
         """The layout of a block."""
         return lookup(self.name)
-
-    @property
-    def whole(self) -> tuple[str, ...]:
-        """Every part runs along the row."""
-        return ()
-
-    @property
-    def rounds(self) -> bool:
-        """Products take their inputs as they are."""
-        return False
 
     def size(self, parts: Mapping[str, Any]) -> int:
         """How many numbers a row has."""
@@ -52,18 +42,6 @@ class Ggml:
             blocks[name] = part.reshape(*part.shape[:-1], -1, count) if several else part
         values = DECODERS[self.name](blocks)
         return values.reshape(*values.shape[:-2], -1)
-
-    def apart(self, parts: Mapping[str, Any]) -> "tuple[Ggml, dict[str, Any]]":
-        """As they are."""
-        return self, dict(parts)
-
-    def chosen(self, parts: Mapping[str, Any], ids: Any) -> "tuple[Ggml, dict[str, Any]]":
-        """The rows of these numbers."""
-        return self, rows_of_parts(parts, ids)
-
-    def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Ggml, dict[str, Any]]":
-        """As they are: a block is not cut."""
-        return self, dict(parts)
 
     def factors(self, parts: Mapping[str, Any]) -> tuple[Any, None]:
         """The rows; no factor is common to one."""
