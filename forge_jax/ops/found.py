@@ -12,9 +12,7 @@ from jax import Array
 from forge_jax import kernels
 from forge_jax.kernels import pallas
 from forge_jax.kernels.pallas import Packed
-from forge_jax.ops.packed import look
-
-HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
+from forge_jax.ops.packed import HIDDEN, look
 
 
 @dataclass(frozen=True)

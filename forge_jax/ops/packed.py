@@ -16,7 +16,7 @@ from forge_jax.cache.stored import laid
 from forge_jax.kernels import pallas
 from forge_jax.kernels.pallas import Form, Packed
 
-HIDDEN = -1e30
+HIDDEN = -1e30  # a score that softmax turns into 0, finite so that a row which sees nothing has no NaN
 
 
 def packed(slab: Stored, table_BQ: Array | None) -> Packed | None:

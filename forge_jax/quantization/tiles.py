@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from forge_jax.kernels.formats import ROUNDED, TOGETHER, Packing
+from forge_jax.products import RUN
 from forge_jax.quantization.base import Rows
 from forge_jax.quantization.ggml.scheme import Ggml, counts
 from forge_jax.quantization.schemes import Integers
@@ -24,7 +25,6 @@ ONES = frozenset({("Q6_K", "scales")})
 BITS = frozenset({("Q5_0", "qh"), ("Q5_1", "qh")})
 """Words of a bit for each number: of which a unit is four bits."""
 WORD = np.arange(8, dtype=np.uint32) * 4  # where four bits begin
-RUN = 32
 
 
 @dataclass(frozen=True)
