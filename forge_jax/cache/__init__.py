@@ -27,7 +27,7 @@ from forge_jax.cache.moved import moved
 from forge_jax.cache.pages import Pages, Rows
 from forge_jax.cache.policy import Policy, codecs, policy, slabs
 from forge_jax.cache.sizes import bytes_per_token, slot_bytes, state_bytes
-from forge_jax.cache.stored import Stored, keep, put, view, write
+from forge_jax.cache.stored import Stored, keep, put, view
 
 __all__ = [
     "Cache",
@@ -64,5 +64,4 @@ __all__ = [
     "state_bytes",
     "view",
     "widen",
-    "write",
 ]

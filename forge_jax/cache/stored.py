@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from forge_jax import kernels
 from forge_jax.cache.codecs import Codec, Float, Parts
 
 
@@ -88,32 +89,56 @@ def put(slab: Stored, slot_BT: Array, new: Stored, *, fresh: bool = False, table
 
     `fresh`: the slab is empty and token t of every row has order t (or is padding at the end).
     """
-    rows_BT = None
+    batch, tokens = slot_BT.shape
     if slab.paged and table_BQ is not None:
         page, count = slab.shape[2], table_BQ.shape[1]
-        rows_BT = jnp.take_along_axis(table_BQ, jnp.minimum(slot_BT // page, count - 1), axis=1)
+        row_BT = jnp.take_along_axis(table_BQ, jnp.minimum(slot_BT // page, count - 1), axis=1)
         slot_BT = jnp.where(slot_BT < page * count, slot_BT % page, page)
-    parts = {name: write(part, slot_BT, new.parts[name], rows_BT, fresh=fresh) for name, part in slab.parts.items()}
-    return replace(slab, parts=parts)
+    elif fresh and tokens <= slab.shape[2]:
+        start = (0, 0, 0, 0)
+        return replace(
+            slab, parts={n: jax.lax.dynamic_update_slice(x, new.parts[n], start) for n, x in slab.parts.items()}
+        )
+    else:
+        row_BT = jnp.broadcast_to(jnp.arange(batch)[:, None], slot_BT.shape)
+    names = list(slab.parts)
+    old, tokens_BKTX = [slab.parts[name] for name in names], [new.parts[name] for name in names]
+    places = (row_BT.astype(jnp.int32), slot_BT.astype(jnp.int32))
+    write = write_by_kernel if kernels.writes(old) else write_plainly
+    return replace(slab, parts=dict(zip(names, write(old, tokens_BKTX, *places), strict=True)))
 
 
-def write(
-    part_BKSX: Array, slot_BT: Array, new_BKTX: Array, rows_BT: Array | None = None, *, fresh: bool = False
-) -> Array:
-    """Write tokens into slots of the rows that they belong to, or of others; a slot out of range is dropped."""
-    size = part_BKSX.shape[2]
+@jax.custom_jvp
+def write_by_kernel(parts: list[Array], new: list[Array], row_BT: Array, slot_BT: Array) -> list[Array]:
+    """`write_plainly`, on CPUs in place."""
+    return jax.lax.platform_dependent(parts, new, row_BT, slot_BT, cpu=kernels.written, default=write_plainly)
+
+
+@write_by_kernel.defjvp
+def derivative(at: tuple, along: tuple) -> tuple[list[Array], list[Array]]:
+    """What is written, and how it changes."""
+    return write_by_kernel(*at), jax.jvp(write_plainly, at, along)[1]
+
+
+def write_plainly(parts: list[Array], new: list[Array], row_BT: Array, slot_BT: Array) -> list[Array]:
+    """Parts [P, K, S, *] with tokens [B, K, T, *] in the slots and rows that are named [B, T]; a slot out of range is
+    dropped.
+    """
+    return [write(part, tokens, row_BT, slot_BT) for part, tokens in zip(parts, new, strict=True)]
+
+
+def write(part_PKSX: Array, new_BKTX: Array, row_BT: Array, slot_BT: Array) -> Array:
+    """The same for one part."""
+    size = part_PKSX.shape[2]
     batch, _, tokens, _ = new_BKTX.shape
-    if fresh and tokens <= size and rows_BT is None:
-        return jax.lax.dynamic_update_slice(part_BKSX, new_BKTX, (0, 0, 0, 0))
     if tokens > 1 or batch > 16:
-        rows = jnp.arange(batch)[:, None] if rows_BT is None else rows_BT
-        return part_BKSX.at[rows, :, slot_BT].set(new_BKTX.transpose(0, 2, 1, 3), mode="drop")
+        return part_PKSX.at[row_BT, :, slot_BT].set(new_BKTX.transpose(0, 2, 1, 3), mode="drop")
     # decoding: XLA turns a scatter into a loop that copies the slab, but updates these slices in place
     for row in range(batch):
         slot = slot_BT[row, 0]
-        at = (row if rows_BT is None else rows_BT[row, 0], 0, jnp.minimum(slot, size - 1), 0)
+        at = (row_BT[row, 0], 0, jnp.minimum(slot, size - 1), 0)
         at = tuple(jnp.asarray(place, jnp.int32) for place in at)  # of one type where integers have 64 bits too
-        old = jax.lax.dynamic_slice(part_BKSX, at, (1, *new_BKTX.shape[1:]))
+        old = jax.lax.dynamic_slice(part_PKSX, at, (1, *new_BKTX.shape[1:]))
         new = jnp.where(slot < size, new_BKTX[row : row + 1], old)
-        part_BKSX = jax.lax.dynamic_update_slice(part_BKSX, new, at)
-    return part_BKSX
+        part_PKSX = jax.lax.dynamic_update_slice(part_PKSX, new, at)
+    return part_PKSX

@@ -3,14 +3,16 @@
 Knows arrays and names of formats; not what leaves of a model they came from.
 """
 
-from forge_jax.kernels.attention import Seen, look, looks
+from forge_jax.kernels.attention import Seen, Slab, look, looks
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.product import fits, known, opened, product
+from forge_jax.kernels.writing import writes, written
 
 __all__ = [
     "Packing",
     "Seen",
+    "Slab",
     "Status",
     "Steps",
     "available",
@@ -22,4 +24,6 @@ __all__ = [
     "product",
     "status",
     "waits",
+    "writes",
+    "written",
 ]

@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array
 
 from forge_jax.cache import Places, Slots, Stored, keep, place_key, put, view
-from forge_jax.kernels.pallas import Packed
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
@@ -22,7 +21,7 @@ from forge_jax.ops.found import Keys, Mix, attend
 from forge_jax.ops.gate import gated, squared
 from forge_jax.ops.heads import finished, linear, over_heads, project, shortened, turned
 from forge_jax.ops.norm import norm
-from forge_jax.ops.packed import packed
+from forge_jax.ops.packed import Held
 from forge_jax.params import Tree
 from forge_jax.spec import Alibi, Attention, LogScaling, PowerScaling, QueryScaling
 from forge_jax.tensor import beside, contract, dense
@@ -69,12 +68,6 @@ class Tokens(NamedTuple):
     k: Stored
     v: Stored
     places: Places
-
-
-def held(tokens: Tokens) -> tuple[Packed, Packed] | None:
-    """Keys and values as they are packed, where a kernel reads them so."""
-    k, v = (packed(slab, tokens.places.table_BQ) for slab in (tokens.k, tokens.v))
-    return None if k is None or v is None else (k, v)
 
 
 def earliest(order: int, window: int | None, chunk: int | None) -> int:
@@ -239,7 +232,8 @@ def attended(
         seen = visible(call.order_BT, call.span_BT, places.order_BS, places.span_BS, op.window, op.chunk)
         bias = alibi_bias(op.alibi, places.order_BS, heads.queries, ctx) if op.alibi else None
         if mix_BTNR is None:
-            return Keys(k_BKSH, v_BKSH, seen, bias, held=None if length_B is not None else held(tokens))
+            held = None if length_B is not None else Held(tokens.k, tokens.v, places.table_BQ)
+            return Keys(k_BKSH, v_BKSH, seen, bias, held=held)
         profiles_RE, distance_BTS = dense(params["profiles"]), call.order_BT[:, :, None] - places.order_BS[:, None]
         return Keys(k_BKSH, v_BKSH, seen, bias, Mix(mix_BTNR, profiles_RE.astype(mix_BTNR.dtype), distance_BTS))
 

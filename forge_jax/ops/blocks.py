@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import Slots, keep, put, view, write
+from forge_jax.cache import Slots, keep, put, view
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.chunks import pieces
 from forge_jax.ops.indexer import BLOCK, UNSEEN, top
@@ -58,9 +58,11 @@ def in_order(op: Blocks, k_B1TH: Array, call: Call) -> tuple[Array, Array, Array
     size = -(-length // op.size) * op.size + op.size  # the first block need not be whole
     at_BT = jnp.where(order_BT < 0, size, order_BT - first_B[:, None] * op.size)
     rows = jnp.arange(order_BT.shape[0])[:, None]
-    place = lambda fill, new_BT: jnp.full((len(rows), size), fill).at[rows, at_BT].set(new_BT, mode="drop")  # noqa: E731
-    keys = write(jnp.zeros((*k_B1TH.shape[:2], size, k_B1TH.shape[3]), k_B1TH.dtype), at_BT, k_B1TH)
-    return keys[:, 0], place(-1, order_BT), place(0, call.span_BT), first_B
+
+    def place(fill: int, new: Array) -> Array:
+        return jnp.full((len(rows), size, *new.shape[2:]), fill, new.dtype).at[rows, at_BT].set(new, mode="drop")
+
+    return place(0, k_B1TH[:, 0]), place(-1, order_BT), place(0, call.span_BT), first_B
 
 
 def blockwise(

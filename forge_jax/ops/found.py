@@ -1,7 +1,7 @@
 """What queries find: softmax over the scores of keys, times values. Knows no positions and no parameters."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from jax import Array
 
 from forge_jax import kernels
 from forge_jax.kernels import pallas
-from forge_jax.kernels.pallas import Packed
-from forge_jax.ops.packed import HIDDEN, look
+from forge_jax.ops.packed import HIDDEN, Held, Plain, for_cpus, look_packed, packed
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Keys:
     """Some tokens to look at: keys and values, which of them each query sees, and what is added to their scores.
 
     What is seen may differ by kv head: [B, K, T, S]. `q_BTNH`: the queries that meet them, where they are others.
-    `held`: keys and values as a quantised cache has them, where a kernel reads those instead.
+    `held`: the same as a cache keeps them, which is what kernels read.
     """
 
     k_BKSH: Array
@@ -46,7 +45,12 @@ class Keys:
     bias_BN1S: Array | None = None
     mix: Mix | None = None
     q_BTNH: Array | None = None
-    held: tuple[Packed, Packed] | None = None
+    held: Held | None = None
+
+    @property
+    def bare(self) -> bool:
+        """Whether kernels know all that there is to it."""
+        return self.bias_BN1S is None and self.mix is None and self.q_BTNH is None and self.seen_BTS.ndim == 3
 
     def cut(self, rows: slice, near: slice) -> "Keys":
         """Those in `near`, as the queries in `rows` see them."""
@@ -64,69 +68,58 @@ def attend(
 
     The parts (what a cache holds, what is new) are never copied into one array. Softmax is float32.
     """
-    seen = [(part.k_BKSH, part.v_BKSH, part.seen_BTS) for part in parts]
-    bare = all(part.bias_BN1S is None and part.mix is None and part.q_BTNH is None for part in parts)
-    held = [part.held for part in parts]
-    if bare and all(part.seen_BTS.ndim == 3 for part in parts) and pallas.looks(q_BTNH, held):
-        return attend_packed(q_BTNH, seen, held, sinks_N, scale, softcap)
-    if bare and kernels.looks(q_BTNH, seen):
-        return attend_bare(q_BTNH, seen, sinks_N, scale, softcap)
+    plain = [(part.k_BKSH, part.v_BKSH, part.seen_BTS) for part in parts]
+    if all(part.bare for part in parts):
+        pairs = [packed(part.held) for part in parts]
+        if pallas.looks(q_BTNH, pairs):
+            held = list(zip(plain, pairs, strict=True))
+            return attend_by(look_packed, q_BTNH, plain, held, sinks_N, scale, softcap)
+        slabs = [for_cpus(known, part.held) for known, part in zip(plain, parts, strict=True)]
+        if kernels.looks(q_BTNH, slabs):
+            return attend_by(kernels.look, q_BTNH, plain, slabs, sinks_N, scale, softcap)
     return attend_plainly(q_BTNH, parts, scale=scale, softcap=softcap, sinks_N=sinks_N)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def attend_bare(
-    q_BTNH: Array, seen: list[kernels.Seen], sinks_N: Array | None, scale: float, softcap: float | None
-) -> Array:
-    """`attend` for one query and nothing added to scores: on CPUs by a kernel. Its derivative is the plain path's."""
-
-    def by_kernel(q_BTNH: Array, seen: list[kernels.Seen], sinks_N: Array | None) -> Array:
-        return kernels.look(q_BTNH, seen, scale, softcap, sinks_N)
-
-    plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
-    return jax.lax.platform_dependent(q_BTNH, seen, sinks_N, cpu=by_kernel, default=plainly)
-
-
 def bare_plainly(
-    q_BTNH: Array, seen: list[kernels.Seen], sinks_N: Array | None, scale: float, softcap: float | None
+    q_BTNH: Array, plain: list[Plain], sinks_N: Array | None, scale: float, softcap: float | None
 ) -> Array:
-    """`attend_bare` without a kernel."""
-    return attend_plainly(q_BTNH, [Keys(*part) for part in seen], scale=scale, softcap=softcap, sinks_N=sinks_N)
+    """`attend` where nothing is added to scores, without a kernel."""
+    return attend_plainly(q_BTNH, [Keys(*part) for part in plain], scale=scale, softcap=softcap, sinks_N=sinks_N)
 
 
-@attend_bare.defjvp
-def derivative(scale: float, softcap: float | None, at: tuple, along: tuple) -> tuple[Array, Array]:
-    """What queries find, and how it changes."""
-    plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
-    return attend_bare(*at, scale, softcap), jax.jvp(plainly, at, along)[1]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def attend_packed(
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 5, 6))
+def attend_by(
+    look: Callable[..., Array],
     q_BTNH: Array,
-    seen: list[kernels.Seen],
-    held: list[tuple[Packed, Packed] | None],
+    plain: list[Plain],
+    held: Sequence[Any],
     sinks_N: Array | None,
     scale: float,
     softcap: float | None,
 ) -> Array:
-    """`attend_bare` over a quantised cache: on accelerators by a kernel, which opens what is `held`."""
-    by_kernel = functools.partial(look, scale=scale, softcap=softcap)
-    if pallas.interpreted():
-        return by_kernel(q_BTNH, seen, held, sinks_N)
+    """`attend` for one query and nothing added to scores, by a kernel, which reads what is `held`.
 
-    def plainly(q_BTNH: Array, seen: list[kernels.Seen], held: Any, sinks_N: Array | None) -> Array:
-        return bare_plainly(q_BTNH, seen, sinks_N, scale, softcap)
+    The same tokens stand in `plain`, which costs nothing where nobody reads them, and whose derivative is its own.
+    """
 
-    return jax.lax.platform_dependent(q_BTNH, seen, held, sinks_N, cpu=plainly, default=by_kernel)
+    def fast(q_BTNH: Array, plain: list[Plain], held: Sequence[Any], sinks_N: Array | None) -> Array:
+        return look(q_BTNH, held, sinks_N, scale, softcap)
+
+    def slow(q_BTNH: Array, plain: list[Plain], held: Sequence[Any], sinks_N: Array | None) -> Array:
+        return bare_plainly(q_BTNH, plain, sinks_N, scale, softcap)
+
+    if look is look_packed and pallas.interpreted():
+        return fast(q_BTNH, plain, held, sinks_N)
+    on_cpus, elsewhere = (fast, slow) if look is kernels.look else (slow, fast)
+    return jax.lax.platform_dependent(q_BTNH, plain, held, sinks_N, cpu=on_cpus, default=elsewhere)
 
 
-@attend_packed.defjvp
-def derivative_beside(scale: float, softcap: float | None, at: tuple, along: tuple) -> tuple[Array, Array]:
-    """What queries find, and how it changes: what is held is what is seen."""
+@attend_by.defjvp
+def derivative(look: Callable[..., Array], scale: float, softcap: float | None, at: tuple, along: tuple):
+    """What queries find, and how it changes with what stands plainly there."""
     plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
-    q_BTNH, seen, _, sinks_N = along
-    return attend_packed(*at, scale, softcap), jax.jvp(plainly, (*at[:2], at[3]), (q_BTNH, seen, sinks_N))[1]
+    (q_BTNH, plain, _, sinks_N), (dq, dplain, _, dsinks) = at, along
+    return attend_by(look, *at, scale, softcap), jax.jvp(plainly, (q_BTNH, plain, sinks_N), (dq, dplain, dsinks))[1]
 
 
 def attend_plainly(

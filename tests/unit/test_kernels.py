@@ -15,7 +15,6 @@ from jax.sharding import Mesh, PartitionSpec
 from forge_jax import kernels, loading
 from forge_jax.kernels import building
 from forge_jax.kernels.formats import FORMATS, STEPPED
-from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.params import Param
 from forge_jax.products import rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
@@ -268,44 +267,6 @@ def test_a_compiler_that_fails_is_an_error_with_its_words(monkeypatch: pytest.Mo
     with pytest.raises(building.Unbuilt, match=r"could not compile the kernels: oops: error: no"):
         building.build()
     assert os.listdir(tmp_path / "kernels") == []
-
-
-@pytest.mark.parametrize(
-    ("heads", "slots", "size", "width", "softcap", "sinks"),
-    [((9, 3), 600, 64, 64, None, False), ((8, 2), 300, 128, 96, 20.0, True), ((4, 4), 1, 16, 80, None, True)],
-)
-def test_attention_is_that_of_the_plain_path(heads, slots, size, width, softcap, sinks):
-    queries, kvs = heads
-    q, seen = normal(2, 1, queries, size) * 3, jnp.asarray(np.random.default_rng(3).random((2, 1, slots)) < 0.7)
-    cached = Keys(normal(2, kvs, slots, size, seed=1), normal(2, kvs, slots, width, seed=2), seen)
-    new = Keys(normal(2, kvs, 1, size, seed=4), normal(2, kvs, 1, width, seed=5), jnp.ones((2, 1, 1), bool))
-    options = {"scale": size**-0.5, "softcap": softcap, "sinks_N": normal(queries) if sinks else None}
-
-    def by_kernel(q: jax.Array) -> jax.Array:
-        return attend(q, [cached, new], **options)
-
-    def plainly(q: jax.Array) -> jax.Array:
-        return attend_plainly(q, [cached, new], **options)
-
-    assert calls(by_kernel, q) == 1
-    np.testing.assert_allclose(jax.jit(by_kernel)(q), jax.jit(plainly)(q), rtol=2e-5, atol=5e-6)
-    if sinks:
-        slope, want = (jax.jit(jax.grad(lambda q, way=way: (way(q) ** 2).sum()))(q) for way in (by_kernel, plainly))
-        np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-5)
-
-
-def test_a_query_that_sees_nothing_finds_nothing():
-    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
-    np.testing.assert_array_equal(attend(q, [Keys(k, k, jnp.zeros((1, 1, 40), bool))], scale=1.0), 0)
-
-
-def test_hidden_slots_are_not_read():
-    """What a slot holds that nobody sees does not matter, be it no number at all."""
-    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
-    seen = jnp.arange(40)[None, None] < 30
-    spoilt = jnp.where(jnp.arange(40)[None, None, :, None] < 30, k, jnp.nan)
-    want = attend(q, [Keys(k, k, seen)], scale=1.0)
-    np.testing.assert_array_equal(attend(q, [Keys(spoilt, spoilt, seen)], scale=1.0), want)
 
 
 def test_compiling_is_announced_and_done_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

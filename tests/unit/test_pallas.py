@@ -14,7 +14,7 @@ from forge_jax import params as P
 from forge_jax.cache import codec, keep, view
 from forge_jax.kernels import pallas
 from forge_jax.ops.found import Keys, attend, attend_plainly
-from forge_jax.ops.packed import packed
+from forge_jax.ops.packed import Held
 from forge_jax.params import Param
 from forge_jax.products import matrix, multiplied
 from forge_jax.quantization import encode_leaf, packer, quantize
@@ -139,13 +139,7 @@ def test_what_has_no_kernel_takes_the_plain_path():
 def keys(name: str, heads: int, slots: int, sizes: tuple[int, int], dtype: str = "float32", seed: int = 0) -> Keys:
     k, v = (keep(normal(2, heads, slots, n, seed=seed + n + i), codec(name)) for i, n in enumerate(sizes))
     seen = jnp.asarray(np.random.default_rng(seed).random((2, 1, slots)) < 0.7)
-    return Keys(view(k, dtype), view(v, dtype), seen, held=pair(packed(k, None), packed(v, None)))
-
-
-def pair(k: pallas.Packed | None, v: pallas.Packed | None) -> tuple[pallas.Packed, pallas.Packed]:
-    assert k is not None
-    assert v is not None
-    return k, v
+    return Keys(view(k, dtype), view(v, dtype), seen, held=Held(k, v, None))
 
 
 @pytest.mark.parametrize(

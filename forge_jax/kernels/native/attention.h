@@ -6,14 +6,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "pool.h"
-#include "vectors.h"
+#include "slabs.h"
 
 namespace forge {
 
-constexpr int STRETCH = 256;  // slots
+constexpr int STRETCH = 128;  // slots
+constexpr int QUERIES = 4;    // of a kv head that meet an opened key together, at most
 constexpr float HIDDEN = -1e30f;
 constexpr int64_t LITTLE = 1 << 14;  // numbers to read that are not worth a second thread
 
@@ -30,11 +32,13 @@ inline Floats exponential(Floats x) {
   return bits(reinterpret_cast<Ints>(p * bits((n + 127) << 23)) & ~few);
 }
 
-// Tokens to look at: keys and values [B, K, S, *] and what is seen of them [B, S].
+// Tokens to look at: keys and values [P, K, page, *], what each row sees of its slots [B, S], and for pages that are
+// shared the table [B, entries] of those of each row, which are `pages` in all.
 struct Tokens {
-  const float *k, *v;
+  Slab k, v;
   const bool* seen;
-  int64_t slots;
+  const int32_t* table;
+  int64_t slots, page, pages;
 };
 
 struct Attention {
@@ -43,77 +47,120 @@ struct Attention {
   std::vector<Tokens> parts;
   int64_t batch, heads, group, size, width;  // kv heads, queries a kv head, features of keys and of values
   float scale, softcap;                      // 0: no cap
+
+  // What came of a stretch for a query: a maximum, a sum of weights, and weighted values.
+  int64_t found() const { return 2 + width; }
 };
 
-// What came of a stretch for the queries of one kv head: a maximum, a sum of weights, and weighted values.
-struct Found {
-  std::vector<float> top, sum, values;
-};
+// Where in the slabs the slots of a stretch are that a row sees. Returns how many.
+inline int listed(const Attention& a, const Tokens& t, int64_t row, int64_t head, int64_t from, int64_t* places) {
+  const int64_t end = std::min<int64_t>(from + STRETCH, t.slots), entries = t.slots / t.page;
+  int count = 0;
+  for (int64_t s = from; s < end; ++s) {
+    if (!t.seen[row * t.slots + s]) continue;
+    const int64_t page = t.table ? std::clamp<int64_t>(t.table[row * entries + s / t.page], 0, t.pages - 1) : row;
+    places[count++] = (page * a.heads + head) * t.page + s % t.page;
+  }
+  return count;
+}
 
-// The scores of one query at the slots listed, at least WIDTH of them being writable.
-inline void scores(const Attention& a, const float* q, const float* k, const std::vector<int>& slots, float* z) {
-  for (size_t i = 0; i < slots.size(); ++i) {
-    const float* key = k + slots[i] * a.size;
-    Floats sum = load(q) * load(key);
-    for (int64_t h = WIDTH; h < a.size; h += WIDTH) sum += load(q + h) * load(key + h);
-    const float score = total(sum) * a.scale;
-    z[i] = a.softcap == 0 ? score : a.softcap * std::tanh(score / a.softcap);
+// The scores [N, STRETCH] of N queries at the places listed, WIDTH keys at a time; those of no key are HIDDEN.
+template <Kind kind, int N>
+void scores(const Attention& a, const Slab& k, const float* q, const int64_t* places, int count, float* z) {
+  for (int i = 0; i < count; i += WIDTH) {
+    const int some = std::min(WIDTH, count - i);
+    Floats apart[N][WIDTH] = {};
+    for (int j = 0; j < some; ++j) {
+      Floats sums[N] = {};
+      for (int64_t h = 0; h < a.size; h += WIDTH) {
+        const Floats key = opened<kind>(k, places[i + j], h);
+        for (int n = 0; n < N; ++n) sums[n] += load(q + n * a.size + h) * key;
+      }
+      for (int n = 0; n < N; ++n) apart[n][j] = sums[n];
+    }
+    for (int n = 0; n < N; ++n) {
+      float* to = z + n * STRETCH + i;
+      store(to, totals(apart[n]) * all(a.scale));
+      for (int j = 0; j < some && a.softcap != 0; ++j) to[j] = a.softcap * std::tanh(to[j] / a.softcap);
+      std::fill(to + some, to + WIDTH, HIDDEN);
+    }
   }
 }
 
-// Adds weight times value for the slots listed: N vectors of features at a time, so that sums stay in registers.
-template <int N>
-void weigh(const float* weights, const float* v, int64_t width, const std::vector<int>& slots, float* out) {
-  Floats sums[N] = {};
-  for (size_t i = 0; i < slots.size(); ++i) {
-    const Floats weight = all(weights[i]);
-    for (int n = 0; n < N; ++n) sums[n] += weight * load(v + slots[i] * width + n * WIDTH);
-  }
-  for (int n = 0; n < N; ++n) store(out + n * WIDTH, sums[n]);
-}
-
-inline void look(const Attention& a, const Tokens& t, int64_t row, int64_t head, int64_t from, Found& found) {
-  std::vector<int> slots;
-  slots.reserve(STRETCH);
-  const int64_t end = std::min<int64_t>(from + STRETCH, t.slots);
-  for (int64_t s = from; s < end; ++s)
-    if (t.seen[row * t.slots + s]) slots.push_back(static_cast<int>(s));
-  found.top.assign(a.group, HIDDEN), found.sum.assign(a.group, 0), found.values.assign(a.group * a.width, 0);
-  if (slots.empty()) return;
-  const float* k = t.k + (row * a.heads + head) * t.slots * a.size;
-  const float* v = t.v + (row * a.heads + head) * t.slots * a.width;
-  float z[STRETCH + WIDTH];
-  for (int64_t g = 0; g < a.group; ++g) {
-    scores(a, a.q + ((row * a.heads + head) * a.group + g) * a.size, k, slots, z);
-    const float top = *std::max_element(z, z + slots.size());
-    std::fill(z + slots.size(), z + slots.size() + WIDTH, HIDDEN);
+// Scores [N, STRETCH] become weights; the largest and the sum of each query's go to `found`.
+inline void weights(const Attention& a, int queries, int count, float* z, float* found) {
+  for (int n = 0; n < queries; ++n, z += STRETCH, found += a.found()) {
+    const float top = *std::max_element(z, z + count);
     Floats sum{};
-    for (size_t i = 0; i < slots.size(); i += WIDTH) {
+    for (int i = 0; i < count; i += WIDTH) {
       const Floats weight = exponential(load(z + i) - all(top));
       sum += weight;
       store(z + i, weight);
     }
-    found.top[g] = top, found.sum[g] = total(sum);
-    float* out = &found.values[g * a.width];
-    int64_t h = 0;
-    for (; h + 4 * WIDTH <= a.width; h += 4 * WIDTH) weigh<4>(z, v + h, a.width, slots, out + h);
-    for (; h < a.width; h += WIDTH) weigh<1>(z, v + h, a.width, slots, out + h);
+    found[0] = top, found[1] = total(sum);
   }
 }
 
-// Brings what was found in all stretches together: values over the sum of all weights, and of the sink's.
-inline void join(const Attention& a, int64_t row, int64_t head, const Found* found, int64_t count) {
+// Weights [N, STRETCH] times values for the places listed, FEATURES vectors of which are summed in registers.
+template <Kind kind, int N, int FEATURES>
+void weigh(const Attention& a, const Slab& v, int64_t h, const int64_t* places, int count, const float* z, float* y) {
+  Floats sums[N][FEATURES] = {};
+  for (int i = 0; i < count; ++i)
+    for (int f = 0; f < FEATURES; ++f) {
+      const Floats value = opened<kind>(v, places[i], h + f * WIDTH);
+      for (int n = 0; n < N; ++n) sums[n][f] += all(z[n * STRETCH + i]) * value;
+    }
+  for (int n = 0; n < N; ++n)
+    for (int f = 0; f < FEATURES; ++f) store(y + n * a.found() + h + f * WIDTH, sums[n][f]);
+}
+
+// What N queries q [N, H] find at the places listed.
+template <int N>
+void look(const Attention& a, const Tokens& t, const float* q, const int64_t* places, int count, float* found) {
+  float z[N * STRETCH];
+  of_kind(t.k.kind, [&](auto kind) { scores<kind(), N>(a, t.k, q, places, count, z); });
+  weights(a, N, count, z, found);
+  of_kind(t.v.kind, [&](auto kind) {
+    int64_t h = 0;
+    for (; h + 4 * WIDTH <= a.width; h += 4 * WIDTH) weigh<kind(), N, 4>(a, t.v, h, places, count, z, found + 2);
+    for (; h < a.width; h += WIDTH) weigh<kind(), N, 1>(a, t.v, h, places, count, z, found + 2);
+  });
+}
+
+// What the queries of one kv head find in a stretch: [group, found].
+inline void look(const Attention& a, const Tokens& t, int64_t row, int64_t head, int64_t from, float* found) {
+  int64_t places[STRETCH];
+  const int count = listed(a, t, row, head, from, places);
+  if (count == 0) {
+    std::fill(found, found + a.group * a.found(), 0.0f);
+    for (int64_t g = 0; g < a.group; ++g) found[g * a.found()] = HIDDEN;
+    return;
+  }
+  const float* q = a.q + (row * a.heads + head) * a.group * a.size;
+  for (int64_t g = 0; g < a.group; g += QUERIES, q += QUERIES * a.size, found += QUERIES * a.found()) switch (a.group - g) {
+      case 1: look<1>(a, t, q, places, count, found); break;
+      case 2: look<2>(a, t, q, places, count, found); break;
+      case 3: look<3>(a, t, q, places, count, found); break;
+      default: look<QUERIES>(a, t, q, places, count, found);
+    }
+}
+
+// Brings what was found in all stretches [count, group, found] together: values over the sum of all weights, and of the
+// sink's.
+inline void join(const Attention& a, int64_t row, int64_t head, const float* found, int64_t count) {
   for (int64_t g = 0; g < a.group; ++g) {
-    const int64_t query = head * a.group + g;
+    const int64_t query = head * a.group + g, step = a.group * a.found();
+    const float* mine = found + g * a.found();
     float top = a.sinks ? a.sinks[query] : HIDDEN;
-    for (int64_t i = 0; i < count; ++i) top = std::max(top, found[i].top[g]);
+    for (int64_t i = 0; i < count; ++i) top = std::max(top, mine[i * step]);
     float sum = a.sinks ? std::exp(a.sinks[query] - top) : 0;
     float* y = a.y + (row * a.heads * a.group + query) * a.width;
     std::fill(y, y + a.width, 0.0f);
     for (int64_t i = 0; i < count; ++i) {
-      const float part = std::exp(found[i].top[g] - top);
-      sum += part * found[i].sum[g];
-      for (int64_t h = 0; h < a.width; ++h) y[h] += part * found[i].values[g * a.width + h];
+      const float *from = mine + i * step, part = std::exp(from[0] - top);
+      if (from[1] == 0) continue;  // nothing was seen
+      sum += part * from[1];
+      for (int64_t h = 0; h < a.width; ++h) y[h] += part * from[2 + h];
     }
     for (int64_t h = 0; h < a.width && sum > 0; ++h) y[h] /= sum;  // 0 where nothing is seen
   }
@@ -125,22 +172,23 @@ inline void attend(const Attention& a) {
     int64_t from;
   };
   std::vector<Stretch> stretches;
-  for (const Tokens& t : a.parts)
+  int64_t slots = 0;
+  for (const Tokens& t : a.parts) {
     for (int64_t from = 0; from < t.slots; from += STRETCH) stretches.push_back({&t, from});
-  const int64_t count = stretches.size(), pairs = a.batch * a.heads;
-  std::vector<Found> found(pairs * count);
+    slots += t.slots;
+  }
+  const int64_t count = stretches.size(), pairs = a.batch * a.heads, size = a.group * a.found();
+  std::unique_ptr<float[]> found(new float[pairs * count * size]);
   auto some = [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
-      const int64_t pair = i / count;
       const Stretch& s = stretches[i % count];
-      look(a, *s.tokens, pair / a.heads, pair % a.heads, s.from, found[i]);
+      look(a, *s.tokens, i / count / a.heads, i / count % a.heads, s.from, &found[i * size]);
     }
   };
-  int64_t slots = 0;
-  for (const Tokens& t : a.parts) slots += t.slots;
   const bool little = slots * pairs * (a.size + a.width) < LITTLE;
-  parallel(pairs * count, little ? 1 : 4 * threads(), some);
-  for (int64_t pair = 0; pair < pairs; ++pair) join(a, pair / a.heads, pair % a.heads, &found[pair * count], count);
+  parallel(pairs * count, little ? 1 : 64 * threads(), some);
+  for (int64_t pair = 0; pair < pairs; ++pair)
+    join(a, pair / a.heads, pair % a.heads, &found[pair * count * size], count);
 }
 
 }  // namespace forge

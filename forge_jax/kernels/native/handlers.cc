@@ -101,29 +101,110 @@ ffi::Error decode(ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
 
 using Vector = ffi::Buffer<ffi::F32, 1>;
 using Queries = ffi::Buffer<ffi::F32, 3>;
-using Slab = ffi::Buffer<ffi::F32, 4>;
+using Scales = ffi::Buffer<ffi::BF16>;
 using Mask = ffi::Buffer<ffi::PRED, 2>;
+using Table = ffi::Buffer<ffi::S32, 2>;
 
-// q [B, N, H], sinks [N] or [0], and for each part k [B, K, S, H], v [B, K, S, W], seen [B, S] to y [B, N, W].
+// Numbers [P, K, page, *] with scales [P, K, page, groups] or [0] as a slab of heads of `size`.
+ffi::ErrorOr<Slab> slab(const ffi::AnyBuffer& numbers, const Scales& scales, int64_t size) {
+  const Shape shape = numbers.dimensions(), per = scales.dimensions();
+  Slab s{Kind::F32, static_cast<const uint8_t*>(numbers.untyped_data()), nullptr, size, 0};
+  switch (numbers.element_type()) {
+    case ffi::F32: s.kind = Kind::F32; break;
+    case ffi::BF16: s.kind = Kind::BF16; break;
+    case ffi::F16: s.kind = Kind::F16; break;
+    case ffi::S8: s.kind = Kind::I8; break;
+    case ffi::U8: s.kind = Kind::I4; break;
+    default: return ffi::Unexpected(ffi::Error::InvalidArgument("there is no kernel for numbers of this type"));
+  }
+  const bool coded = s.kind == Kind::I8 || s.kind == Kind::I4;
+  bool fits = shape.size() == 4 && shape[3] * (s.kind == Kind::I4 ? 2 : 1) == size && size % WIDTH == 0;
+  if (coded && fits) {
+    s.scales = reinterpret_cast<const uint16_t*>(scales.typed_data()), s.groups = per.size() == 4 ? per[3] : 0;
+    for (int i = 0; i < 3 && s.groups; ++i) fits = fits && per[i] == shape[i];
+    fits = fits && s.groups && size % s.groups == 0 && size / s.groups % WIDTH == 0;
+    fits = fits && (s.kind == Kind::I8 ? s.groups == 1 : size / 2 % WIDTH == 0);
+  }
+  if (!fits) return ffi::Unexpected(ffi::Error::InvalidArgument("numbers and scales of a cache do not fit each other"));
+  return s;
+}
+
+// The first error among what was asked for.
+template <class... Asked>
+ffi::Error mistake(const Asked&... asked) {
+  ffi::Error error = ffi::Error::Success();
+  ((error.success() && asked.has_error() ? void(error = asked.error()) : void()), ...);
+  return error;
+}
+
+// Some tokens from six arguments: keys and their scales, values and theirs, what is seen [B, S], the table of pages
+// [B, entries] or [B, 0].
+ffi::ErrorOr<Tokens> tokens(const ffi::RemainingArgs& args, size_t at, Attention& a) {
+  const auto k = args.get<ffi::AnyBuffer>(at), v = args.get<ffi::AnyBuffer>(at + 2);
+  const auto k_scale = args.get<Scales>(at + 1), v_scale = args.get<Scales>(at + 3);
+  const auto seen = args.get<Mask>(at + 4);
+  const auto table = args.get<Table>(at + 5);
+  if (ffi::Error error = mistake(k, v, k_scale, v_scale, seen, table); error.failure()) return ffi::Unexpected(error);
+  const auto keys = slab(*k, *k_scale, a.size), values = slab(*v, *v_scale, a.width);
+  if (ffi::Error error = mistake(keys, values); error.failure()) return ffi::Unexpected(error);
+  const Shape ks = k->dimensions(), vs = v->dimensions(), shown = seen->dimensions(), named = table->dimensions();
+  const bool paged = named[1] != 0;
+  bool fits = ks[0] == vs[0] && ks[1] == vs[1] && ks[2] == vs[2] && ks[0] > 0 && ks[2] > 0 && shown[0] == a.batch;
+  fits = fits && (paged ? named[0] == a.batch : ks[0] == a.batch) && shown[1] == ks[2] * (paged ? named[1] : 1);
+  fits = fits && (a.heads == 0 || a.heads == ks[1]);
+  if (!fits) return ffi::Unexpected(ffi::Error::InvalidArgument("what is seen does not fit the keys and values"));
+  a.heads = ks[1];
+  return Tokens{*keys, *values, seen->typed_data(), paged ? table->typed_data() : nullptr, shown[1], ks[2], ks[0]};
+}
+
+// q [B, N, H], sinks [N] or [0], and the arguments of each part to y [B, N, W].
 ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y, float scale,
                   float softcap) {
   Attention a{};
   a.q = q.typed_data(), a.y = y->typed_data(), a.scale = scale, a.softcap = softcap;
   a.sinks = sinks.element_count() ? sinks.typed_data() : nullptr;
   a.batch = q.dimensions()[0], a.size = q.dimensions()[2], a.width = y->dimensions().back();
-  for (size_t i = 0; i + 2 < args.size(); i += 3) {
-    const auto k = args.get<Slab>(i), v = args.get<Slab>(i + 1);
-    const auto seen = args.get<Mask>(i + 2);
-    if (k.has_error()) return k.error();
-    if (v.has_error()) return v.error();
-    if (seen.has_error()) return seen.error();
-    a.heads = k->dimensions()[1];
-    a.parts.push_back({k->typed_data(), v->typed_data(), seen->typed_data(), k->dimensions()[2]});
+  for (size_t i = 0; i + 5 < args.size(); i += 6) {
+    const auto part = tokens(args, i, a);
+    if (part.has_error()) return part.error();
+    a.parts.push_back(*part);
   }
-  if (a.parts.empty() || q.dimensions()[1] % a.heads || a.size % WIDTH || a.width % WIDTH)
+  if (a.parts.empty() || a.heads == 0 || q.dimensions()[1] % a.heads)
     return ffi::Error::InvalidArgument("queries, keys and values do not fit each other");
   a.group = q.dimensions()[1] / a.heads;
   attend(a);
+  return ffi::Error::Success();
+}
+
+using Places = ffi::Buffer<ffi::S32, 2>;
+
+// Parts [P, K, S, *], as many with new tokens [B, K, T, *], and their rows and slots [B, T]; the parts come back changed.
+ffi::Error write(ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  const size_t count = rets.size();
+  if (args.size() != 2 * count + 2) return ffi::Error::InvalidArgument("parts and new tokens were expected");
+  const auto rows = args.get<Places>(2 * count), slots = args.get<Places>(2 * count + 1);
+  if (ffi::Error error = mistake(rows, slots); error.failure()) return error;
+  for (size_t i = 0; i < count; ++i) {
+    const auto old = args.get<ffi::AnyBuffer>(i), fresh = args.get<ffi::AnyBuffer>(count + i);
+    auto out = rets.get<ffi::AnyBuffer>(i);
+    if (ffi::Error error = mistake(old, fresh, out); error.failure()) return error;
+    const Shape to = old->dimensions(), from = fresh->dimensions(), named = rows->dimensions();
+    bool fits = to.size() == 4 && from.size() == 4 && to[1] == from[1] && to[3] == from[3];
+    fits = fits && old->element_type() == fresh->element_type() && (*out)->size_bytes() == old->size_bytes();
+    for (int axis : {0, 1}) fits = fits && named[axis] == from[2 * axis] && slots->dimensions()[axis] == named[axis];
+    if (!fits) return ffi::Error::InvalidArgument("new tokens do not fit the slots of a cache");
+    auto* const bytes = static_cast<uint8_t*>((*out)->untyped_data());
+    if (bytes != old->untyped_data()) std::memcpy(bytes, old->untyped_data(), old->size_bytes());
+    const auto* const tokens = static_cast<const uint8_t*>(fresh->untyped_data());
+    const int64_t size = to[3] * (old->size_bytes() / std::max<int64_t>(1, old->element_count()));
+    for (int64_t b = 0; b < from[0]; ++b)
+      for (int64_t t = 0; t < from[2]; ++t) {
+        const int64_t row = rows->typed_data()[b * from[2] + t], slot = slots->typed_data()[b * from[2] + t];
+        if (row < 0 || row >= to[0] || slot < 0 || slot >= to[2]) continue;
+        for (int64_t k = 0; k < to[1]; ++k)
+          std::memcpy(bytes + ((row * to[1] + k) * to[2] + slot) * size, tokens + ((b * to[1] + k) * from[2] + t) * size, size);
+      }
+  }
   return ffi::Error::Success();
 }
 
@@ -169,6 +250,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, forge::answer,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(write_slots, forge::write, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
 extern "C" {
 

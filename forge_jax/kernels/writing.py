@@ -1,0 +1,28 @@
+"""New tokens into the slots of a cache, in C++ and in place.
+
+XLA copies a whole slab to change some of its slots if its floats are short, its rows many, or the tokens several.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import Array
+
+from forge_jax.kernels.library import available, target
+from forge_jax.kernels.meshes import varying
+
+
+def writes(parts: Sequence[Array]) -> bool:
+    """Whether there is a kernel for slabs of these parts."""
+    return all(part.size for part in parts) and available()
+
+
+def written(parts: Sequence[Array], new: Sequence[Array], row_BT: Array, slot_BT: Array) -> list[Array]:
+    """Parts [P, K, S, *] with tokens [B, K, T, *] in the slots of the rows that are named, [B, T] int32; what is out of
+    range is dropped. Only where it `writes`, and only on a CPU.
+    """
+    arguments = varying(*parts, *new, row_BT, slot_BT)
+    shapes = [jax.typeof(part) for part in arguments[: len(parts)]]
+    aliases = {i: i for i in range(len(parts))}
+    call = jax.ffi.ffi_call(target("write_slots"), shapes, vmap_method="sequential", input_output_aliases=aliases)
+    return list(call(*arguments))

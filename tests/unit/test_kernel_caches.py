@@ -1,0 +1,189 @@
+"""Kernels that read and write caches, against the plain path and softmax in float64: every codec, dense and paged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forge_jax import kernels
+from forge_jax.cache import codec, keep, put, view
+from forge_jax.cache.stored import Stored, write_plainly
+from forge_jax.ops.found import Keys, attend, attend_plainly
+from forge_jax.ops.packed import Held
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+CODECS = ["float32", "bfloat16", "float16", "int8", "int4"]
+PAGE = 16
+
+
+@pytest.fixture(autouse=True)
+def built():
+    if not kernels.available():
+        pytest.skip(kernels.status().reason)
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def calls(run: Callable, *args: Any, kernel: str) -> int:
+    return jax.jit(run).lower(*args).as_text().count(f"@forge_jax.{kernel}")
+
+
+@pytest.mark.parametrize(
+    ("heads", "slots", "size", "width", "softcap", "sinks"),
+    [((9, 3), 600, 64, 64, None, False), ((8, 2), 300, 128, 96, 20.0, True), ((4, 4), 1, 16, 80, None, True)],
+)
+def test_attention_is_that_of_the_plain_path(heads, slots, size, width, softcap, sinks):
+    queries, kvs = heads
+    q, seen = normal(2, 1, queries, size) * 3, jnp.asarray(np.random.default_rng(3).random((2, 1, slots)) < 0.7)
+    cached = Keys(normal(2, kvs, slots, size, seed=1), normal(2, kvs, slots, width, seed=2), seen)
+    new = Keys(normal(2, kvs, 1, size, seed=4), normal(2, kvs, 1, width, seed=5), jnp.ones((2, 1, 1), bool))
+    options = {"scale": size**-0.5, "softcap": softcap, "sinks_N": normal(queries) if sinks else None}
+
+    def by_kernel(q: jax.Array) -> jax.Array:
+        return attend(q, [cached, new], **options)
+
+    def plainly(q: jax.Array) -> jax.Array:
+        return attend_plainly(q, [cached, new], **options)
+
+    assert calls(by_kernel, q, kernel="attention") == 1
+    np.testing.assert_allclose(jax.jit(by_kernel)(q), jax.jit(plainly)(q), rtol=2e-5, atol=5e-6)
+    if sinks:
+        slope, want = (jax.jit(jax.grad(lambda q, way=way: (way(q) ** 2).sum()))(q) for way in (by_kernel, plainly))
+        np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_finds_nothing():
+    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
+    np.testing.assert_array_equal(attend(q, [Keys(k, k, jnp.zeros((1, 1, 40), bool))], scale=1.0), 0)
+
+
+def test_hidden_slots_are_not_read():
+    """What a slot holds that nobody sees does not matter, be it no number at all."""
+    k, q = normal(1, 2, 40, 16), normal(1, 1, 4, 16)
+    seen = jnp.arange(40)[None, None] < 30
+    spoilt = jnp.where(jnp.arange(40)[None, None, :, None] < 30, k, jnp.nan)
+    want = attend(q, [Keys(k, k, seen)], scale=1.0)
+    np.testing.assert_array_equal(attend(q, [Keys(spoilt, spoilt, seen)], scale=1.0), want)
+
+
+def in_pages(slab: Stored, table: np.ndarray) -> Stored:
+    """The rows of a slab on the pages that a table names."""
+    parts = {}
+    for name, part in slab.parts.items():
+        b, k, s, x = part.shape
+        pages = np.zeros((table.max() + 2, k, PAGE, x), part.dtype)
+        pages[table] = np.asarray(part).reshape(b, k, s // PAGE, PAGE, x).swapaxes(1, 2)
+        parts[name] = jnp.asarray(pages)
+    return Stored(parts, slab.codec, paged=True)
+
+
+def held(names: tuple[str, str], heads: int, slots: int, sizes: tuple[int, int], *, paged: bool, seed: int = 0) -> Keys:
+    """Random tokens of two rows in a cache, of which each row sees some."""
+    k = keep(normal(2, heads, slots, sizes[0], seed=seed), codec(names[0]))
+    v = keep(normal(2, heads, slots, sizes[1], seed=seed + 1), codec(names[1]))
+    seen = jnp.asarray(np.random.default_rng(seed).random((2, 1, slots)) < 0.7)
+    plain, table = (view(k, "float32"), view(v, "float32")), None
+    if paged:
+        table = np.random.default_rng(seed).permutation(3 * slots // PAGE)[: 2 * slots // PAGE].reshape(2, -1)
+        k, v, table = in_pages(k, table), in_pages(v, table), jnp.asarray(table, jnp.int32)
+    return Keys(*plain, seen, held=Held(k, v, table))
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("names", [*((name, name) for name in CODECS), ("int8", "int4")], ids="-".join)
+@pytest.mark.parametrize(("heads", "sizes"), [((9, 3), (64, 64)), ((5, 1), (96, 128))])
+def test_attention_over_every_codec(names: tuple[str, str], paged: bool, heads, sizes):
+    queries, kvs = heads
+    q = normal(2, 1, queries, sizes[0]) * 3
+    cached = held(names, kvs, 400, sizes, paged=paged)
+    new = held(names, kvs, 1, sizes, paged=False, seed=9)
+    parts = [cached, Keys(new.k_BKSH, new.v_BKSH, jnp.ones((2, 1, 1), bool), held=new.held)]
+
+    def run(q: jax.Array) -> jax.Array:
+        return attend(q, parts, scale=sizes[0] ** -0.5)
+
+    assert calls(run, q, kernel="attention") == 1
+    wide = [[np.asarray(x, np.float64) for x in (part.k_BKSH, part.v_BKSH, part.seen_BTS)] for part in parts]
+    k, v, seen = (np.concatenate(part, axis) for part, axis in zip(zip(*wide, strict=True), (2, 2, 2), strict=True))
+    grouped = np.asarray(q, np.float64).reshape(2, kvs, queries // kvs, sizes[0])
+    weight = np.exp(np.einsum("bkgh,bksh->bkgs", grouped, k) * sizes[0] ** -0.5) * seen[:, :, None]
+    want = np.einsum("bkgs,bksh->bkgh", weight, v) / weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(jax.jit(run)(q).reshape(want.shape), want, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["fp8", "int2"])
+def test_attention_over_other_codecs_is_plain(name: str):
+    part = held((name, name), 2, 40, (32, 32), paged=False)
+    q = normal(2, 1, 4, 32)
+    assert calls(lambda q: attend(q, [part], scale=1.0), q, kernel="attention") == 0
+    want = attend_plainly(q, [part], scale=1.0, softcap=None, sinks_N=None)
+    np.testing.assert_array_equal(attend(q, [part], scale=1.0), want)
+
+
+def test_a_table_that_names_no_page_reads_none_elsewhere():
+    """Numbers that are out of range mean the nearest page, as where a program gathers pages."""
+    part = held(("float32", "float32"), 2, 4 * PAGE, (32, 32), paged=True)
+    assert part.held is not None
+    k, v, table = part.held
+    assert table is not None
+    nothing, q = jnp.zeros_like(part.k_BKSH), normal(2, 1, 4, 32)
+
+    def found(page: int) -> jax.Array:
+        keys = Keys(nothing, nothing, part.seen_BTS, held=Held(k, v, table.at[0, 0].set(page)))
+        return attend(q, [keys], scale=1.0)
+
+    np.testing.assert_array_equal(found(10**6), found(k.shape[0] - 1))
+
+
+# ------------------------------------------------------------------------------------------------ writing
+@pytest.mark.parametrize("name", [*CODECS, "fp8", "int2"])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (3, 5), (20, 1)])
+def test_written_in_place_it_is_what_is_written_plainly(name: str, batch: int, tokens: int):
+    slab = keep(normal(batch, 2, 24, 32), codec(name))
+    new = keep(normal(batch, 2, tokens, 32, seed=1), slab.codec)
+    slot = np.random.default_rng(2).permuted(np.tile(np.arange(26), (batch, 1)), axis=1)[:, :tokens]  # 24, 25: dropped
+    slot_BT, row_BT = (
+        jnp.asarray(slot, jnp.int32),
+        jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], slot.shape),
+    )
+    assert calls(lambda slab: put(slab, slot_BT, new), slab, kernel="write_slots") == 1
+    found = jax.jit(put)(slab, slot_BT, new)
+    want = write_plainly(list(slab.parts.values()), list(new.parts.values()), row_BT, slot_BT)
+    for part, expected in zip(found.parts.values(), want, strict=True):
+        np.testing.assert_array_equal(np.asarray(part).view(np.uint8), np.asarray(expected).view(np.uint8))
+
+
+def test_what_is_donated_is_not_copied():
+    """A loop that writes into a slab holds it once."""
+    slab, new = keep(normal(2, 2, 4096, 32), codec("bfloat16")), keep(normal(2, 2, 1, 32), codec("bfloat16"))
+
+    def run(slab: Stored, new: Stored) -> Stored:
+        return jax.lax.fori_loop(0, 9, lambda i, slab: put(slab, jnp.full((2, 1), i), new), slab)
+
+    made = jax.jit(run, donate_argnums=0).lower(slab, new).compile()
+    memory = made.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < slab.nbytes / 8
+    found = made(slab, new).parts["values"]
+    np.testing.assert_array_equal(found[:, :, :9], jnp.repeat(new.parts["values"], 9, 2))
+
+
+def test_writing_under_grad_and_vmap():
+    part, new, slot = normal(3, 2, 2, 6, 8), normal(3, 2, 2, 1, 8, seed=1), jnp.asarray([[2], [5]])
+
+    def run(part: jax.Array, new: jax.Array) -> jax.Array:
+        return put(keep(part), slot, keep(new)).parts["values"]
+
+    want = np.array(part)
+    for row, at in enumerate((2, 5)):
+        want[:, row, :, at] = np.asarray(new)[:, row, :, 0]
+    np.testing.assert_array_equal(jax.jit(jax.vmap(run))(part, new), want)
+    weight = normal(2, 2, 6, 8, seed=3)
+    along_part, along_new = jax.grad(lambda *x: (run(*x) * weight).sum(), argnums=(0, 1))(part[0], new[0])
+    np.testing.assert_array_equal(along_new[:, :, 0], jnp.stack([weight[0, :, 2], weight[1, :, 5]]))
+    np.testing.assert_array_equal(along_part, weight.at[0, :, 2].set(0).at[1, :, 5].set(0))
