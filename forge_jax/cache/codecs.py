@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from forge_jax import kernels
+
 Parts = dict[str, Array]
 
 
@@ -172,8 +174,26 @@ def hadamard(x: Array) -> Array:
     """x times Sylvester's matrices, scaled to length 1: of the largest power of two that divides the size, along the
     diagonal. In sums of two, which are the same whatever stands beside them.
     """
-    shape = x.shape
-    size, half = math.gcd(shape[-1], 1 << 30), 1
+    size = math.gcd(x.shape[-1], 1 << 30)
+    return turn_by_kernel(x, size) if kernels.turns(x) else turn_in_pairs(x, size)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def turn_by_kernel(x: Array, size: int) -> Array:
+    """`turn_in_pairs`, on CPUs in one call."""
+    fast, plain = (functools.partial(run, size=size) for run in (kernels.turn, turn_in_pairs))
+    return jax.lax.platform_dependent(x, cpu=fast, default=plain)
+
+
+@turn_by_kernel.defjvp
+def derivative(size: int, at: tuple[Array], along: tuple[Array]) -> tuple[Array, Array]:
+    """What is turned, and how it changes."""
+    return turn_by_kernel(*at, size), turn_in_pairs(*along, size)
+
+
+def turn_in_pairs(x: Array, size: int) -> Array:
+    """Runs of `size` of the last axis times one matrix each."""
+    shape, half = x.shape, 1
     y = x.reshape(*shape[:-1], shape[-1] // size, size)
     while half < size:
         y = y.reshape(*y.shape[: len(shape)], size // (2 * half), 2, half)

@@ -7,6 +7,7 @@ from forge_jax.kernels.attention import Seen, Slab, look, looks
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.product import fits, known, opened, product
+from forge_jax.kernels.turning import turn, turns
 from forge_jax.kernels.writing import writes, written
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "opened",
     "product",
     "status",
+    "turn",
+    "turns",
     "waits",
     "writes",
     "written",

@@ -10,6 +10,7 @@ import pytest
 
 from forge_jax import kernels
 from forge_jax.cache import codec, keep, put, view
+from forge_jax.cache.codecs import hadamard, turn_in_pairs
 from forge_jax.cache.stored import Stored, write_plainly
 from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.ops.packed import Held
@@ -187,3 +188,24 @@ def test_writing_under_grad_and_vmap():
     along_part, along_new = jax.grad(lambda *x: (run(*x) * weight).sum(), argnums=(0, 1))(part[0], new[0])
     np.testing.assert_array_equal(along_new[:, :, 0], jnp.stack([weight[0, :, 2], weight[1, :, 5]]))
     np.testing.assert_array_equal(along_part, weight.at[0, :, 2].set(0).at[1, :, 5].set(0))
+
+
+# ------------------------------------------------------------------------------------------------ turning
+@pytest.mark.parametrize("size", [1, 8, 64, 96, 256])
+def test_turned_in_one_call_it_has_the_same_bits(size: int):
+    x = normal(2, 3, 5, size)
+    power = size & -size
+    assert calls(hadamard, x, kernel="hadamard") == 1
+    np.testing.assert_array_equal(jax.jit(hadamard)(x), jax.jit(turn_in_pairs, static_argnums=1)(x, power))
+    want = np.ones((1, 1))
+    while len(want) < power:
+        want = np.block([[want, want], [want, -want]])
+    exact = (np.asarray(x, np.float64).reshape(2, 3, 5, -1, power) @ want / power**0.5).reshape(x.shape)
+    np.testing.assert_allclose(hadamard(x), exact, rtol=0, atol=1e-5)
+
+
+def test_turning_under_grad_and_vmap():
+    x, weight = normal(3, 4, 32), normal(3, 4, 32, seed=1)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(hadamard))(x), hadamard(x))
+    slope = jax.grad(lambda x: (hadamard(x) * weight).sum())(x)
+    np.testing.assert_allclose(slope, hadamard(weight), rtol=0, atol=2e-6)  # the matrix is its own transpose

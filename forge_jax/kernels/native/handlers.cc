@@ -208,6 +208,28 @@ ffi::Error write(ffi::RemainingArgs args, ffi::RemainingRets rets) {
   return ffi::Error::Success();
 }
 
+// Runs of `size` numbers, a power of two, times Sylvester's matrix and the scale.
+ffi::Error turn(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y, int64_t size, float scale) {
+  const int64_t count = x.element_count();
+  if (size < 1 || size & (size - 1) || count % size || static_cast<int64_t>(y->element_count()) != count)
+    return ffi::Error::InvalidArgument("runs of a power of two were expected");
+  auto some = [&](int64_t from, int64_t to) {
+    for (int64_t run = from; run < to; ++run) {
+      float* const row = y->typed_data() + run * size;
+      std::memcpy(row, x.typed_data() + run * size, size * sizeof(float));
+      for (int64_t half = 1; half < size; half *= 2)
+        for (int64_t i = 0; i < size; i += 2 * half)
+          for (int64_t j = i; j < i + half; ++j) {
+            const float a = row[j], b = row[j + half];
+            row[j] = a + b, row[j + half] = a - b;
+          }
+      for (int64_t i = 0; i < size; ++i) row[i] *= scale;
+    }
+  };
+  parallel(count / size, worth(count), some);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace forge
 
@@ -252,6 +274,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, forge::answer,
                                   .Attr<float>("softcap"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(write_slots, forge::write, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hadamard, forge::turn,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("size")
+                                  .Attr<float>("scale"));
 
 extern "C" {
 
