@@ -1,12 +1,13 @@
 """Every architecture and every variant of its config, against the goldens that the reference made.
 
-The weights are a function of their names, so neither torch nor a file of weights is needed. The logits are checked of
-every variant; caches, padding and liveness of one variant of each structure (`-m slow` takes them all). Several
+The weights are a function of their names, so neither torch nor a file of weights is needed. Of all variants the files
+and configs are checked; the logits of each family, of each way that layers are built, and of every second of the
+others; through caches every kind of layer, and padded every kind of branch. `-m slow` takes all of everything. Several
 devices: see test_sharded.py.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from converters.take import Take
 from forge_jax import cache as caches
 from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.params import Tree, flatten, unflatten
-from forge_jax.spec import Attention, Latent, ModelSpec
+from forge_jax.spec import Attention, Block, Branch, Latent, ModelSpec
 
 # Variants whose layers are built, or look back, in a way that the plainest of their family does not show.
 SPECIAL = (
@@ -76,25 +77,52 @@ def options(value: Any) -> Any:
 
 
 @functools.cache
+def wired(name: str) -> ModelSpec:
+    """The spec of a golden, from its config alone."""
+    config = load(name).config
+    return find(config["model_type"], name).config(Take(config, name))
+
+
+@functools.cache
 def distinct() -> frozenset[str]:
     """The plainest golden of every way that layers are built; families that differ in numbers and names share one."""
     first: dict[Any, str] = {}
     for name in (*SPECIAL, *families()):
-        config = load(name).config
-        spec = find(config["model_type"], name).config(Take(config, name))
-        first.setdefault(frozenset(map(options, spec.layers)), name)
+        first.setdefault(frozenset(map(options, wired(name).layers)), name)
     return frozenset(first.values())
 
 
-def structures(names: Iterable[str] = NAMES) -> list[Any]:
-    """A golden of each way that layers are built; the rest only in the long sweep."""
-    return [pytest.param(name, marks=() if name in distinct() else pytest.mark.slow) for name in names]
+@functools.cache
+def few(parts: Callable[[Block], Iterable[Any]]) -> frozenset[str]:
+    """Few of these that have every kind of layer, or of other parts, between them."""
+    of = {name: {options(part) for block in wired(name).layers for part in parts(block)} for name in sorted(distinct())}
+    missing, chosen = set[Any]().union(*of.values()), set[str]()
+    while missing:
+        best = max(of, key=lambda name: (len(of[name] & missing), -len(wired(name).layers), name))
+        chosen.add(best)
+        missing -= of[best]
+    return frozenset(chosen)
 
 
-def some_structures() -> list[Any]:
-    """Every second of these in the ordinary run."""
-    kept = sorted(distinct())[::2]
-    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in NAMES]
+def layers(block: Block) -> tuple[Block]:
+    """Kinds of whole layers."""
+    return (block,)
+
+
+def branches(block: Block) -> Iterable[Branch]:
+    """Kinds of what stands in a layer."""
+    return block.every()
+
+
+def ordinary(names: Iterable[str], kept: Container[str]) -> list[Any]:
+    """Names of which those that are not kept are only run in the long sweep."""
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
+
+
+def plainest_and_some() -> frozenset[str]:
+    """The plainest of each family, each way that layers are built, and every second of the other variants."""
+    kept = {*families(), *distinct()}
+    return frozenset({*kept, *[name for name in NAMES if name not in kept][::2]})
 
 
 @pytest.fixture(params=NAMES)
@@ -104,13 +132,13 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 # of the module: tests of one golden follow each other, and share what is compiled
-@pytest.fixture(params=structures(), scope="module")
+@pytest.fixture(params=ordinary(NAMES, few(layers)), scope="module")
 def structure(request: pytest.FixtureRequest) -> Golden:
     """Each golden whose layers are built in a way of their own."""
     return load(request.param)
 
 
-@pytest.fixture(params=structures())
+@pytest.fixture(params=ordinary(NAMES, distinct()))
 def plain(request: pytest.FixtureRequest) -> Golden:
     """A golden of each way that layers are built; their configs are changed key by key."""
     return load(request.param)
@@ -150,7 +178,7 @@ def assert_close(found: Any, expected: np.ndarray, times: float = 1.0) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ numbers
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ordinary(NAMES, plainest_and_some()))
 def test_logits_are_the_reference(name: str) -> None:
     golden = load(name)
     logits = logits_of(golden.spec, golden.params, golden.tokens)
@@ -182,7 +210,7 @@ def test_scan_without_a_cache_is_the_loop(name: str) -> None:
     assert_close(found, logits_of(golden.spec, golden.params, golden.tokens))
 
 
-@pytest.mark.parametrize("structure", some_structures(), indirect=True, scope="module")
+@pytest.mark.parametrize("structure", ordinary(NAMES, few(branches)), indirect=True, scope="module")
 def test_padded_rows_are_the_rows_alone(structure: Golden) -> None:
     # one row padded on the left, one on the right; both then go on by a token from the cache
     length = length_of(structure)

@@ -146,8 +146,8 @@ def keys(name: str, heads: int, slots: int, sizes: tuple[int, int], dtype: str =
     ("name", "heads", "slots", "sizes", "options"),
     [
         ("int8", (6, 3), 300, (64, 64), {"softcap": None, "sinks_N": None}),
-        ("int8", (4, 2), 640, (128, 16), {"softcap": 20.0, "sinks_N": normal(4)}),
-        ("int4", (4, 2), 640, (128, 32), {"softcap": 20.0, "sinks_N": normal(4)}),
+        ("int8", (4, 2), 300, (128, 16), {"softcap": 20.0, "sinks_N": normal(4)}),
+        ("int4", (4, 2), 300, (128, 32), {"softcap": 20.0, "sinks_N": normal(4)}),
         ("int2", (6, 3), 300, (64, 64), {"softcap": None, "sinks_N": None}),
     ],
 )
