@@ -6,6 +6,7 @@ Knows arrays and names of formats; not what leaves of a model they came from.
 from forge_jax.kernels.attention import Seen, Slab, look, looks
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
+from forge_jax.kernels.once import once
 from forge_jax.kernels.product import fits, known, opened, product
 from forge_jax.kernels.turning import turn, turns
 from forge_jax.kernels.writing import writes, written
@@ -21,6 +22,7 @@ __all__ = [
     "known",
     "look",
     "looks",
+    "once",
     "opened",
     "product",
     "status",

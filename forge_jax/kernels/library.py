@@ -49,7 +49,7 @@ def status() -> Status:
     except (Unbuilt, OSError) as error:
         return Status(False, str(error))
     exact = [f"{what}_{name}" for name in FORMATS for what in ("open", "product")]
-    for name in ("attention", "write_slots", "hadamard", *exact, *(f"rounded_{name}" for name in ROUNDED)):
+    for name in ("attention", "write_slots", "hadamard", "once", *exact, *(f"rounded_{name}" for name in ROUNDED)):
         jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     library.forge_instructions.restype = ctypes.c_char_p
     return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from forge_jax.kernels import once
 from forge_jax.spec import DynamicNtk, Linear, Llama3, LongRope, Proportional, Rope, Yarn
 
 
@@ -136,7 +137,8 @@ def rotate(rope: Rope, x_BTNH: Array, position_BT: Array, length_B: Array | None
     x = x.reshape(*x.shape[:-1], *pairs)
     sign = jnp.asarray([-1.0, 1.0], jnp.float32).reshape((1,) * (x.ndim - 2) + ((1, 2) if axis == -1 else (2, 1)))
     cos, sin = (jnp.expand_dims(y[:, :, None], axis) for y in (cos, sin))
-    y = x * cos + jnp.flip(x, axis) * (sin * sign)
+    cos, sin = once(cos), once(sin * sign)
+    y = x * cos + jnp.flip(x, axis) * sin
     y = y.reshape(*y.shape[:-2], rope.dim).astype(x_BTNH.dtype)
     return y if rope.dim == x_BTNH.shape[-1] else jnp.concatenate([y, x_BTNH[..., rope.dim :]], -1)
 

@@ -55,9 +55,14 @@ struct Attention {
 // Where in the slabs the slots of a stretch are that a row sees. Returns how many.
 inline int listed(const Attention& a, const Tokens& t, int64_t row, int64_t head, int64_t from, int64_t* places) {
   const int64_t end = std::min<int64_t>(from + STRETCH, t.slots), entries = t.slots / t.page;
+  const bool* const seen = t.seen + row * t.slots;
   int count = 0;
   for (int64_t s = from; s < end; ++s) {
-    if (!t.seen[row * t.slots + s]) continue;
+    if (uint64_t eight = 0; s + 8 <= end && (std::memcpy(&eight, seen + s, 8), eight == 0)) {
+      s += 7;  // most are hidden or seen in long runs
+      continue;
+    }
+    if (!seen[s]) continue;
     const int64_t page = t.table ? std::clamp<int64_t>(t.table[row * entries + s / t.page], 0, t.pages - 1) : row;
     places[count++] = (page * a.heads + head) * t.page + s % t.page;
   }
@@ -90,8 +95,10 @@ void scores(const Attention& a, const Slab& k, const float* q, const int64_t* pl
 // Scores [N, STRETCH] become weights; the largest and the sum of each query's go to `found`.
 inline void weights(const Attention& a, int queries, int count, float* z, float* found) {
   for (int n = 0; n < queries; ++n, z += STRETCH, found += a.found()) {
-    const float top = *std::max_element(z, z + count);
-    Floats sum{};
+    Floats most = all(HIDDEN), sum{};
+    for (int i = 0; i < count; i += WIDTH) most = load(z + i) > most ? load(z + i) : most;
+    float top = HIDDEN;
+    for (int i = 0; i < WIDTH; ++i) top = std::max(top, most[i]);
     for (int i = 0; i < count; i += WIDTH) {
       const Floats weight = exponential(load(z + i) - all(top));
       sum += weight;
@@ -157,8 +164,9 @@ inline void join(const Attention& a, int64_t row, int64_t head, const float* fou
     float* y = a.y + (row * a.heads * a.group + query) * a.width;
     std::fill(y, y + a.width, 0.0f);
     for (int64_t i = 0; i < count; ++i) {
-      const float *from = mine + i * step, part = std::exp(from[0] - top);
+      const float* const from = mine + i * step;
       if (from[1] == 0) continue;  // nothing was seen
+      const float part = std::exp(from[0] - top);
       sum += part * from[1];
       for (int64_t h = 0; h < a.width; ++h) y[h] += part * from[2 + h];
     }
@@ -179,16 +187,27 @@ inline void attend(const Attention& a) {
   }
   const int64_t count = stretches.size(), pairs = a.batch * a.heads, size = a.group * a.found();
   std::unique_ptr<float[]> found(new float[pairs * count * size]);
+  auto one = [&](int64_t i) {
+    const Stretch& s = stretches[i % count];
+    look(a, *s.tokens, i / count / a.heads, i / count % a.heads, s.from, &found[i * size]);
+  };
+  auto together = [&](int64_t pair) { join(a, pair / a.heads, pair % a.heads, &found[pair * count * size], count); };
+  const int64_t pieces = slots * pairs * (a.size + a.width) < LITTLE ? 1 : 64 * threads();
+  if (pairs < 4 * threads()) {  // too few to be shared whole
+    auto some = [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) one(i);
+    };
+    parallel(pairs * count, pieces, some);
+    for (int64_t pair = 0; pair < pairs; ++pair) together(pair);
+    return;
+  }
   auto some = [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {
-      const Stretch& s = stretches[i % count];
-      look(a, *s.tokens, i / count / a.heads, i / count % a.heads, s.from, &found[i * size]);
+    for (int64_t pair = from; pair < to; ++pair) {
+      for (int64_t i = pair * count; i < (pair + 1) * count; ++i) one(i);
+      together(pair);
     }
   };
-  const bool little = slots * pairs * (a.size + a.width) < LITTLE;
-  parallel(pairs * count, little ? 1 : 64 * threads(), some);
-  for (int64_t pair = 0; pair < pairs; ++pair)
-    join(a, pair / a.heads, pair % a.heads, &found[pair * count * size], count);
+  parallel(pairs, pieces, some);
 }
 
 }  // namespace forge

@@ -230,6 +230,13 @@ ffi::Error turn(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y, int64_t 
   return ffi::Error::Success();
 }
 
+// y is x.
+ffi::Error same(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
+  if (x.size_bytes() != y->size_bytes()) return ffi::Error::InvalidArgument("as many bytes were expected");
+  if (x.untyped_data() != y->untyped_data()) std::memcpy(y->untyped_data(), x.untyped_data(), x.size_bytes());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace forge
 
@@ -281,6 +288,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(hadamard, forge::turn,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("size")
                                   .Attr<float>("scale"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(once, forge::same, ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 
 extern "C" {
 

@@ -13,6 +13,7 @@
 namespace forge {
 
 constexpr int EACH = 8;  // rows of x that are multiplied at once, at most
+constexpr int64_t SHARED = 1 << 12;  // numbers to round that are worth more than one thread
 
 // Rows of x, rounded: eight at a time, [blocks, runs, EACH, 32], so that what is multiplied by a weight lies together.
 // `start` [blocks, runs, pieces, EACH]: what the products with the codes of a piece begin with, so that a code of `zero`
@@ -32,7 +33,7 @@ struct Rounded {
       for (int64_t row = from; row < to; ++row)
         for (int64_t run = 0; run < runs; ++run) round(x + row * inputs + run * RUN, row, run);
     };
-    parallel(rows, worth(rows * inputs), some);
+    parallel(rows, rows * inputs < SHARED ? 1 : threads(), some);
   }
 
   int64_t at(int64_t row, int64_t run) const { return (row / EACH * runs + run) * EACH + row % EACH; }
