@@ -48,3 +48,12 @@ def quick_compiles() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def kernels_built() -> None:
+    """Skip what needs the kernels for CPUs where there are none."""
+    from forge_jax import kernels  # not before the settings above
+
+    if not kernels.available():
+        pytest.skip(kernels.status().reason)

@@ -8,22 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forge_jax import kernels
 from forge_jax.cache import codec, keep, put, view
 from forge_jax.cache.codecs import hadamard, turn_in_pairs
 from forge_jax.cache.stored import Stored, write_plainly
 from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.ops.packed import Held
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = pytest.mark.usefixtures("quick_compiles", "kernels_built")
 CODECS = ["float32", "bfloat16", "float16", "int8", "int4"]
 PAGE = 16
-
-
-@pytest.fixture(autouse=True)
-def built():
-    if not kernels.available():
-        pytest.skip(kernels.status().reason)
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

@@ -23,18 +23,12 @@ from forge_jax.quantization.tiles import Tiles, untiled
 from forge_jax.quantization.tiles import tiled as in_tiles
 from forge_jax.tensor import QTensor, contract, take
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = pytest.mark.usefixtures("quick_compiles", "kernels_built")
 EQ = "BTD,DNH->BTNH"
 K, N, H = 512, 3, 7  # outputs are no multiple of what a kernel takes at a time
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
 GGML = [name for name in FORMATS if name not in (*HALVES, *STEPPED)]
 INTEGERS = ["int8", "int8-g64", "int8-g32-asym", "int4", "int4-g32", "int4-g128-asym"]
-
-
-@pytest.fixture(autouse=True)
-def built():
-    if not kernels.available():
-        pytest.skip(kernels.status().reason)
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
