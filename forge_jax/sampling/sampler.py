@@ -26,7 +26,7 @@ def sample(
     logits_BV = logits_BV.astype(jnp.float32)
     scores_BV = process(plan, values, logits_BV, history)
     if plan.greedy:
-        token_B = best(scores_BV, token_ids(scores_BV))
+        token_B = best(scores_BV)
     else:
         token_B = draw(plan, values, scores_BV, history)
     total_B = jax.nn.logsumexp(logits_BV, axis=1)
@@ -51,8 +51,7 @@ def process(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, history:
 def distribution(plan: SamplerPlan, values: SamplerValues, logits_BV: Array, history: History) -> Array:
     """The probabilities [B, V] that `sample` draws from; one token has them all where the temperature is 0."""
     scores_BV = process(plan, values, logits_BV.astype(jnp.float32), history)
-    ids_BV = token_ids(scores_BV)
-    certain_BV = (ids_BV == best(scores_BV, ids_BV)[:, None]).astype(jnp.float32)
+    certain_BV = (token_ids(scores_BV) == best(scores_BV)[:, None]).astype(jnp.float32)
     if plan.greedy:
         return certain_BV
     drawn_BV = jax.nn.softmax(truncate(plan, values, scale(scores_BV, values)), axis=1)
@@ -67,7 +66,9 @@ def draw(plan: SamplerPlan, values: SamplerValues, scores_BV: Array, history: Hi
         scores_BM, ids_BM = jax.lax.top_k(scores_BV, plan.candidates)
     scaled_BM = scale(scores_BM, values)
     noisy_BM = truncate(plan, values, scaled_BM) + noise(values.key_B, history.length_B, ids_BM)
-    return best(jnp.where(values.temperature_B[:, None] == 0, scaled_BM, noisy_BM), ids_BM)
+    place_B = best(jnp.where(values.temperature_B[:, None] == 0, scaled_BM, noisy_BM))
+    # candidates come in the order of their scores, equal ones in that of their ids
+    return place_B if plan.candidates is None else jnp.take_along_axis(ids_BM, place_B[:, None], axis=1)[:, 0]
 
 
 def truncate(plan: SamplerPlan, values: SamplerValues, scaled_BM: Array) -> Array:
@@ -90,11 +91,13 @@ def noise(key_B: Array, position_B: Array, ids_BM: Array) -> Array:
     return -jnp.log(-jnp.log1p(-jnp.minimum(uniform_BM, 1 - 2.0**-24)))
 
 
-def best(scores_BM: Array, ids_BM: Array) -> Array:
-    """The id of the highest score, the lowest id among equal ones. Two vector passes, faster than argmax on CPU."""
+def best(scores_BM: Array) -> Array:
+    """The place of the highest score, the first among equal ones; the last where no score is a number.
+
+    Two vector passes, faster than argmax on a CPU.
+    """
     highest_BM = scores_BM == jnp.max(scores_BM, axis=1, keepdims=True)
-    last_B = jnp.max(ids_BM, axis=1)  # only where no score is a number
-    return jnp.minimum(jnp.min(jnp.where(highest_BM, ids_BM, jnp.iinfo(jnp.int32).max), axis=1), last_B)
+    return jnp.min(jnp.where(highest_BM, token_ids(scores_BM), scores_BM.shape[1] - 1), axis=1)
 
 
 def token_ids(scores_BV: Array) -> Array:

@@ -15,7 +15,7 @@ from forge_jax.generation.layouts import Dense, Paged
 SHORT = {
     "dense": (),
     "paged": ("gemma3_bare",),
-}  # test_parity takes every kind of layer through a dense cache
+}  # test_parity takes every kind of branch through a dense cache
 WIDTH, SLACK, TIMES = 6, 8, 20
 
 

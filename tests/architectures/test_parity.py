@@ -1,9 +1,9 @@
 """Every architecture and every variant of its config, against the goldens that the reference made.
 
 The weights are a function of their names, so neither torch nor a file of weights is needed. Of all variants the files
-and configs are checked; the logits of each family, of each way that layers are built, and of every second of the
-others; through caches every kind of layer, and padded every kind of branch. `-m slow` takes all of everything. Several
-devices: see test_sharded.py.
+and configs are checked; the logits of each family, of each way that layers are built, and of every fourth of the
+others; through caches, and padded, every kind of branch. `-m slow` takes all of everything. Several devices: see
+test_sharded.py.
 """
 
 import functools
@@ -23,7 +23,7 @@ from converters.take import Take
 from forge_jax import cache as caches
 from forge_jax.decoder import Inputs, forward, inputs
 from forge_jax.params import Tree, flatten, unflatten
-from forge_jax.spec import Attention, Block, Branch, Latent, ModelSpec
+from forge_jax.spec import Attention, Latent, ModelSpec
 
 # Variants whose layers are built, or look back, in a way that the plainest of their family does not show.
 SPECIAL = (
@@ -93,9 +93,12 @@ def distinct() -> frozenset[str]:
 
 
 @functools.cache
-def few(parts: Callable[[Block], Iterable[Any]]) -> frozenset[str]:
-    """Few of these that have every kind of layer, or of other parts, between them."""
-    of = {name: {options(part) for block in wired(name).layers for part in parts(block)} for name in sorted(distinct())}
+def few() -> frozenset[str]:
+    """Few of these that have every kind of branch between them."""
+    of = {
+        name: {options(branch) for block in wired(name).layers for branch in block.every()}
+        for name in sorted(distinct())
+    }
     missing, chosen = set[Any]().union(*of.values()), set[str]()
     while missing:
         best = max(of, key=lambda name: (len(of[name] & missing), -len(wired(name).layers), name))
@@ -104,25 +107,15 @@ def few(parts: Callable[[Block], Iterable[Any]]) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def layers(block: Block) -> tuple[Block]:
-    """Kinds of whole layers."""
-    return (block,)
-
-
-def branches(block: Block) -> Iterable[Branch]:
-    """Kinds of what stands in a layer."""
-    return block.every()
-
-
 def ordinary(names: Iterable[str], kept: Container[str]) -> list[Any]:
     """Names of which those that are not kept are only run in the long sweep."""
     return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
 
 
 def plainest_and_some() -> frozenset[str]:
-    """The plainest of each family, each way that layers are built, and every second of the other variants."""
+    """The plainest of each family, each way that layers are built, and every fourth of the other variants."""
     kept = {*families(), *distinct()}
-    return frozenset({*kept, *[name for name in NAMES if name not in kept][::2]})
+    return frozenset({*kept, *[name for name in NAMES if name not in kept][::4]})
 
 
 @pytest.fixture(params=NAMES)
@@ -132,7 +125,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 # of the module: tests of one golden follow each other, and share what is compiled
-@pytest.fixture(params=ordinary(NAMES, few(layers)), scope="module")
+@pytest.fixture(params=ordinary(NAMES, few()), scope="module")
 def structure(request: pytest.FixtureRequest) -> Golden:
     """Each golden whose layers are built in a way of their own."""
     return load(request.param)
@@ -210,7 +203,6 @@ def test_scan_without_a_cache_is_the_loop(name: str) -> None:
     assert_close(found, logits_of(golden.spec, golden.params, golden.tokens))
 
 
-@pytest.mark.parametrize("structure", ordinary(NAMES, few(branches)), indirect=True, scope="module")
 def test_padded_rows_are_the_rows_alone(structure: Golden) -> None:
     # one row padded on the left, one on the right; both then go on by a token from the cache
     length = length_of(structure)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import Golden
 from parallel_check import assert_sharded_equals_plain
-from test_parity import SPECIAL, branches, families, few, load, ordinary
+from test_parity import SPECIAL, families, few, load, ordinary
 
 from forge_jax.params import Tree, abstract, flatten, unflatten
 from forge_jax.spec import ModelSpec
@@ -29,7 +29,7 @@ def one_layer_of_each_kind(spec: ModelSpec, params: Tree) -> tuple[ModelSpec, Tr
     return shorter, unflatten(rest) | {"layers": layers}
 
 
-@pytest.mark.parametrize("name", ordinary(families(), few(branches)))
+@pytest.mark.parametrize("name", ordinary(families(), few()))
 def test_family(name: str) -> None:
     """Every kind of branch, in some family, on 4 devices: more than most have kv heads, so that some repeat."""
     golden = load(name)

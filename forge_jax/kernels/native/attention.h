@@ -57,34 +57,47 @@ inline int listed(const Attention& a, const Tokens& t, int64_t row, int64_t head
   const int64_t end = std::min<int64_t>(from + STRETCH, t.slots), entries = t.slots / t.page;
   const bool* const seen = t.seen + row * t.slots;
   int count = 0;
-  for (int64_t s = from; s < end; ++s) {
-    if (uint64_t eight = 0; s + 8 <= end && (std::memcpy(&eight, seen + s, 8), eight == 0)) {
-      s += 7;  // most are hidden or seen in long runs
-      continue;
+  for (int64_t entry = from / t.page; entry * t.page < end; ++entry) {
+    const int64_t page = t.table ? std::clamp<int64_t>(t.table[row * entries + entry], 0, t.pages - 1) : row;
+    const int64_t first = entry * t.page, place = (page * a.heads + head) * t.page - first;
+    const int64_t stop = std::min(end, first + t.page);
+    for (int64_t s = std::max(from, first); s < stop; ++s) {
+      if (uint64_t eight = 0; s + 8 <= stop && (std::memcpy(&eight, seen + s, 8), eight == 0)) {
+        s += 7;  // most are hidden or seen in long runs
+        continue;
+      }
+      if (seen[s]) places[count++] = place + s;
     }
-    if (!seen[s]) continue;
-    const int64_t page = t.table ? std::clamp<int64_t>(t.table[row * entries + s / t.page], 0, t.pages - 1) : row;
-    places[count++] = (page * a.heads + head) * t.page + s % t.page;
   }
   return count;
 }
 
-// The scores [N, STRETCH] of N queries at the places listed, WIDTH keys at a time; those of no key are HIDDEN.
+// Asks for the head and token at `place`, which is read soon.
+inline void ask(const Slab& s, int64_t place) {
+  const int64_t bytes = s.bytes();
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(s.numbers + place * bytes + at);
+}
+
+// The scores [N, STRETCH] of N queries at the places listed, WIDTH keys at a time; those of no key are HIDDEN. Values of
+// the same tokens are asked for meanwhile.
 template <Kind kind, int N>
-void scores(const Attention& a, const Slab& k, const float* q, const int64_t* places, int count, float* z) {
+void scores(const Attention& a, const Tokens& t, const float* q, const int64_t* places, int count, float* z) {
   for (int i = 0; i < count; i += WIDTH) {
     const int some = std::min(WIDTH, count - i);
-    Floats apart[N][WIDTH] = {};
+    Floats apart[N][WIDTH];
     for (int j = 0; j < some; ++j) {
+      ask(t.v, places[i + j]);
       Floats sums[N] = {};
+#pragma GCC unroll 4
       for (int64_t h = 0; h < a.size; h += WIDTH) {
-        const Floats key = opened<kind>(k, places[i + j], h);
+        const Floats key = opened<kind>(t.k, places[i + j], h);
         for (int n = 0; n < N; ++n) sums[n] += load(q + n * a.size + h) * key;
       }
       for (int n = 0; n < N; ++n) apart[n][j] = sums[n];
     }
     for (int n = 0; n < N; ++n) {
-      float* to = z + n * STRETCH + i;
+      for (int j = some; j < WIDTH; ++j) apart[n][j] = Floats{};
+      float* const to = z + n * STRETCH + i;
       store(to, totals(apart[n]) * all(a.scale));
       for (int j = 0; j < some && a.softcap != 0; ++j) to[j] = a.softcap * std::tanh(to[j] / a.softcap);
       std::fill(to + some, to + WIDTH, HIDDEN);
@@ -125,7 +138,7 @@ void weigh(const Attention& a, const Slab& v, int64_t h, const int64_t* places, 
 template <int N>
 void look(const Attention& a, const Tokens& t, const float* q, const int64_t* places, int count, float* found) {
   float z[N * STRETCH];
-  of_kind(t.k.kind, [&](auto kind) { scores<kind(), N>(a, t.k, q, places, count, z); });
+  of_kind(t.k.kind, [&](auto kind) { scores<kind(), N>(a, t, q, places, count, z); });
   weights(a, N, count, z, found);
   of_kind(t.v.kind, [&](auto kind) {
     int64_t h = 0;

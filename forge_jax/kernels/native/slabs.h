@@ -16,6 +16,17 @@ struct Slab {
   const uint8_t* numbers;
   const uint16_t* scales;
   int64_t size, groups;
+
+  // Of a head and token, but for its scales.
+  int64_t bytes() const {
+    switch (kind) {
+      case Kind::F32: return size * 4;
+      case Kind::BF16:
+      case Kind::F16: return size * 2;
+      case Kind::I8: return size;
+      default: return size / 2;
+    }
+  }
 };
 
 inline float brain(uint16_t b) {
