@@ -88,43 +88,33 @@ def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[in
     return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def by_pallas(
     scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], x_RI: Array, parts: dict[str, Array]
 ) -> Array:
     """The product with decoded rows, by a kernel for accelerators. Its derivative is that of the plain path."""
     from forge_jax.kernels.pallas.product import product  # imports Pallas, which only few need
 
-    def plainly(parts: dict[str, Array]) -> Array:
+    def plain(x_RI: Array, parts: dict[str, Array]) -> Array:
         return multiplied(*scheme.factors(parts), x_RI, matrix)
 
-    return product(packing, parts, outputs, x_RI, plainly)
+    def fast(x_RI: Array, parts: dict[str, Array]) -> Array:
+        return product(packing, parts, outputs, x_RI, partial(plain, x_RI))
+
+    return kernels.as_plain(fast, plain)(x_RI, parts)
 
 
-@by_pallas.defjvp
-def derivative_beside(
-    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], at: tuple[Any, Any], along: tuple[Any, Any]
-) -> tuple[Array, Array]:
-    """The product, and how it changes."""
-    _, change = jax.jvp(lambda x_RI, parts: multiplied(*scheme.factors(parts), x_RI, matrix), at, along)
-    return by_pallas(scheme, packing, outputs, *at), change
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def by_kernel(
     scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], x_RI: Array, parts: dict[str, Array]
 ) -> Array:
     """`tiled`, by a kernel. Its derivative is that of `tiled`; what is rounded counts as if it were not."""
-    return kernels.product(packing, parts, outputs, x_RI)
 
+    def fast(x_RI: Array, parts: dict[str, Array]) -> Array:
+        return kernels.product(packing, parts, outputs, x_RI)
 
-@by_kernel.defjvp
-def derivative(
-    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], at: tuple[Any, Any], along: tuple[Any, Any]
-) -> tuple[Array, Array]:
-    """The product, and how it changes."""
-    _, change = jax.jvp(lambda x_RI, parts: tiled(scheme, parts, outputs, x_RI), at, along)
-    return by_kernel(scheme, packing, outputs, *at), change
+    def plain(x_RI: Array, parts: dict[str, Array]) -> Array:
+        return tiled(scheme, parts, outputs, x_RI)
+
+    return kernels.as_plain(fast, plain)(x_RI, parts)
 
 
 def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
@@ -156,15 +146,10 @@ def opened(
     if packing is None or not kernels.known(packing, parts, outputs, inputs):
         return scheme.factors(parts)
 
-    @jax.custom_jvp
-    def values(parts: dict[str, Array]) -> Array:
+    def fast(parts: dict[str, Array]) -> Array:
         return kernels.opened(packing, parts, outputs, inputs)
 
-    @values.defjvp
-    def changing(at: tuple[Any], along: tuple[Any]) -> tuple[Array, Array]:
-        return values(*at), jax.jvp(lambda parts: scheme.factors(parts)[0], at, along)[1]
-
-    return values(parts), None
+    return kernels.as_plain(fast, lambda parts: scheme.factors(parts)[0])(parts), None
 
 
 def multiplied(values: Array, factor: Array | None, x_RI: Array, way: Callable[[Array, Array], Array]) -> Array:

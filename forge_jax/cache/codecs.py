@@ -175,20 +175,10 @@ def hadamard(x: Array) -> Array:
     diagonal. In sums of two, which are the same whatever stands beside them.
     """
     size = math.gcd(x.shape[-1], 1 << 30)
-    return turn_by_kernel(x, size) if kernels.turns(x) else turn_in_pairs(x, size)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def turn_by_kernel(x: Array, size: int) -> Array:
-    """`turn_in_pairs`, on CPUs in one call."""
-    fast, plain = (functools.partial(run, size=size) for run in (kernels.turn, turn_in_pairs))
-    return jax.lax.platform_dependent(x, cpu=fast, default=plain)
-
-
-@turn_by_kernel.defjvp
-def derivative(size: int, at: tuple[Array], along: tuple[Array]) -> tuple[Array, Array]:
-    """What is turned, and how it changes."""
-    return turn_by_kernel(*at, size), turn_in_pairs(*along, size)
+    plain, in_one_call = (functools.partial(run, size=size) for run in (turn_in_pairs, kernels.turn))
+    if not kernels.turns(x):
+        return plain(x)
+    return kernels.as_plain(lambda x: jax.lax.platform_dependent(x, cpu=in_one_call, default=plain), plain)(x)
 
 
 def turn_in_pairs(x: Array, size: int) -> Array:

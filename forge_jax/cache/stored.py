@@ -95,36 +95,28 @@ def put(slab: Stored, slot_BT: Array, new: Stored, *, fresh: bool = False, table
         row_BT = jnp.take_along_axis(table_BQ, jnp.minimum(slot_BT // page, count - 1), axis=1)
         slot_BT = jnp.where(slot_BT < page * count, slot_BT % page, page)
     elif fresh and tokens <= slab.shape[2]:
-        start = (0, 0, 0, 0)
-        return replace(
-            slab, parts={n: jax.lax.dynamic_update_slice(x, new.parts[n], start) for n, x in slab.parts.items()}
-        )
+        return replace(slab, parts={name: begin(part, new.parts[name]) for name, part in slab.parts.items()})
     else:
         row_BT = jnp.broadcast_to(jnp.arange(batch)[:, None], slot_BT.shape)
-    names = list(slab.parts)
-    old, tokens_BKTX = [slab.parts[name] for name in names], [new.parts[name] for name in names]
-    places = (row_BT.astype(jnp.int32), slot_BT.astype(jnp.int32))
-    write = write_by_kernel if kernels.writes(old) else write_plainly
-    return replace(slab, parts=dict(zip(names, write(old, tokens_BKTX, *places), strict=True)))
+    write = kernels.as_plain(write_in_place, write_plainly) if kernels.writes(slab.parts) else write_plainly
+    return replace(slab, parts=write(slab.parts, new.parts, row_BT.astype(jnp.int32), slot_BT.astype(jnp.int32)))
 
 
-@jax.custom_jvp
-def write_by_kernel(parts: list[Array], new: list[Array], row_BT: Array, slot_BT: Array) -> list[Array]:
-    """`write_plainly`, on CPUs in place."""
+def begin(part_BKSX: Array, new_BKTX: Array) -> Array:
+    """Write tokens into the first slots of their rows."""
+    return jax.lax.dynamic_update_slice(part_BKSX, new_BKTX, (0, 0, 0, 0))
+
+
+def write_in_place(parts: Parts, new: Parts, row_BT: Array, slot_BT: Array) -> Parts:
+    """`write_plainly`, on CPUs by a kernel."""
     return jax.lax.platform_dependent(parts, new, row_BT, slot_BT, cpu=kernels.written, default=write_plainly)
 
 
-@write_by_kernel.defjvp
-def derivative(at: tuple, along: tuple) -> tuple[list[Array], list[Array]]:
-    """What is written, and how it changes."""
-    return write_by_kernel(*at), jax.jvp(write_plainly, at, along)[1]
-
-
-def write_plainly(parts: list[Array], new: list[Array], row_BT: Array, slot_BT: Array) -> list[Array]:
+def write_plainly(parts: Parts, new: Parts, row_BT: Array, slot_BT: Array) -> Parts:
     """Parts [P, K, S, *] with tokens [B, K, T, *] in the slots and rows that are named [B, T]; a slot out of range is
     dropped.
     """
-    return [write(part, tokens, row_BT, slot_BT) for part, tokens in zip(parts, new, strict=True)]
+    return {name: write(part, new[name], row_BT, slot_BT) for name, part in parts.items()}
 
 
 def write(part_PKSX: Array, new_BKTX: Array, row_BT: Array, slot_BT: Array) -> Array:

@@ -4,6 +4,7 @@ Knows arrays and names of formats; not what leaves of a model they came from.
 """
 
 from forge_jax.kernels.attention import Seen, Slab, look, looks
+from forge_jax.kernels.derivatives import as_plain
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.once import once
@@ -17,6 +18,7 @@ __all__ = [
     "Slab",
     "Status",
     "Steps",
+    "as_plain",
     "available",
     "fits",
     "known",

@@ -3,7 +3,7 @@
 XLA copies a whole slab to change some of its slots if its floats are short, its rows many, or the tokens several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 from jax import Array
@@ -12,17 +12,17 @@ from forge_jax.kernels.library import available, target
 from forge_jax.kernels.meshes import varying
 
 
-def writes(parts: Sequence[Array]) -> bool:
+def writes(parts: Mapping[str, Array]) -> bool:
     """Whether there is a kernel for slabs of these parts."""
-    return all(part.size for part in parts) and available()
+    return all(part.size for part in parts.values()) and available()
 
 
-def written(parts: Sequence[Array], new: Sequence[Array], row_BT: Array, slot_BT: Array) -> list[Array]:
+def written(parts: Mapping[str, Array], new: Mapping[str, Array], row_BT: Array, slot_BT: Array) -> dict[str, Array]:
     """Parts [P, K, S, *] with tokens [B, K, T, *] in the slots of the rows that are named, [B, T] int32; what is out of
     range is dropped. Only where it `writes`, and only on a CPU.
     """
-    arguments = varying(*parts, *new, row_BT, slot_BT)
+    arguments = varying(*parts.values(), *(new[name] for name in parts), row_BT, slot_BT)
     shapes = [jax.typeof(part) for part in arguments[: len(parts)]]
     aliases = {i: i for i in range(len(parts))}
     call = jax.ffi.ffi_call(target("write_slots"), shapes, vmap_method="sequential", input_output_aliases=aliases)
-    return list(call(*arguments))
+    return dict(zip(parts, call(*arguments), strict=True))

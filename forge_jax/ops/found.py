@@ -87,7 +87,6 @@ def bare_plainly(
     return attend_plainly(q_BTNH, [Keys(*part) for part in plain], scale=scale, softcap=softcap, sinks_N=sinks_N)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 5, 6))
 def attend_by(
     look: Callable[..., Array],
     q_BTNH: Array,
@@ -108,18 +107,13 @@ def attend_by(
     def slow(q_BTNH: Array, plain: list[Plain], held: Sequence[Any], sinks_N: Array | None) -> Array:
         return bare_plainly(q_BTNH, plain, sinks_N, scale, softcap)
 
-    if look is look_packed and pallas.interpreted():
-        return fast(q_BTNH, plain, held, sinks_N)
-    on_cpus, elsewhere = (fast, slow) if look is kernels.look else (slow, fast)
-    return jax.lax.platform_dependent(q_BTNH, plain, held, sinks_N, cpu=on_cpus, default=elsewhere)
+    def run(*at: Any) -> Array:
+        if look is look_packed and pallas.interpreted():
+            return fast(*at)
+        on_cpus, elsewhere = (fast, slow) if look is kernels.look else (slow, fast)
+        return jax.lax.platform_dependent(*at, cpu=on_cpus, default=elsewhere)
 
-
-@attend_by.defjvp
-def derivative(look: Callable[..., Array], scale: float, softcap: float | None, at: tuple, along: tuple):
-    """What queries find, and how it changes with what stands plainly there."""
-    plainly = functools.partial(bare_plainly, scale=scale, softcap=softcap)
-    (q_BTNH, plain, _, sinks_N), (dq, dplain, _, dsinks) = at, along
-    return attend_by(look, *at, scale, softcap), jax.jvp(plainly, (q_BTNH, plain, sinks_N), (dq, dplain, dsinks))[1]
+    return kernels.as_plain(run, slow)(q_BTNH, plain, held, sinks_N)
 
 
 def attend_plainly(

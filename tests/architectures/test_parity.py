@@ -127,7 +127,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 # of the module: tests of one golden follow each other, and share what is compiled
 @pytest.fixture(params=ordinary(NAMES, few()), scope="module")
 def structure(request: pytest.FixtureRequest) -> Golden:
-    """Each golden whose layers are built in a way of their own."""
+    """Goldens that have every kind of branch between them."""
     return load(request.param)
 
 

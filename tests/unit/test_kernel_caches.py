@@ -147,8 +147,8 @@ def test_written_in_place_it_is_what_is_written_plainly(name: str, batch: int, t
     )
     assert calls(lambda slab: put(slab, slot_BT, new), slab, kernel="write_slots") == 1
     found = jax.jit(put)(slab, slot_BT, new)
-    want = write_plainly(list(slab.parts.values()), list(new.parts.values()), row_BT, slot_BT)
-    for part, expected in zip(found.parts.values(), want, strict=True):
+    want = write_plainly(slab.parts, new.parts, row_BT, slot_BT)
+    for part, expected in ((found.parts[name], want[name]) for name in slab.parts):
         np.testing.assert_array_equal(np.asarray(part).view(np.uint8), np.asarray(expected).view(np.uint8))
 
 

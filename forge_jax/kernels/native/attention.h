@@ -157,12 +157,15 @@ inline void look(const Attention& a, const Tokens& t, int64_t row, int64_t head,
     return;
   }
   const float* q = a.q + (row * a.heads + head) * a.group * a.size;
-  for (int64_t g = 0; g < a.group; g += QUERIES, q += QUERIES * a.size, found += QUERIES * a.found()) switch (a.group - g) {
+  for (int64_t g = 0; g < a.group; g += QUERIES) {
+    switch (a.group - g) {
       case 1: look<1>(a, t, q, places, count, found); break;
       case 2: look<2>(a, t, q, places, count, found); break;
       case 3: look<3>(a, t, q, places, count, found); break;
       default: look<QUERIES>(a, t, q, places, count, found);
     }
+    q += QUERIES * a.size, found += QUERIES * a.found();
+  }
 }
 
 // Brings what was found in all stretches [count, group, found] together: values over the sum of all weights, and of the
@@ -200,27 +203,16 @@ inline void attend(const Attention& a) {
   }
   const int64_t count = stretches.size(), pairs = a.batch * a.heads, size = a.group * a.found();
   std::unique_ptr<float[]> found(new float[pairs * count * size]);
-  auto one = [&](int64_t i) {
-    const Stretch& s = stretches[i % count];
-    look(a, *s.tokens, i / count / a.heads, i / count % a.heads, s.from, &found[i * size]);
-  };
-  auto together = [&](int64_t pair) { join(a, pair / a.heads, pair % a.heads, &found[pair * count * size], count); };
-  const int64_t pieces = slots * pairs * (a.size + a.width) < LITTLE ? 1 : 64 * threads();
-  if (pairs < 4 * threads()) {  // too few to be shared whole
-    auto some = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) one(i);
-    };
-    parallel(pairs * count, pieces, some);
-    for (int64_t pair = 0; pair < pairs; ++pair) together(pair);
-    return;
-  }
   auto some = [&](int64_t from, int64_t to) {
-    for (int64_t pair = from; pair < to; ++pair) {
-      for (int64_t i = pair * count; i < (pair + 1) * count; ++i) one(i);
-      together(pair);
+    for (int64_t i = from; i < to; ++i) {
+      const Stretch& s = stretches[i % count];
+      look(a, *s.tokens, i / count / a.heads, i / count % a.heads, s.from, &found[i * size]);
     }
   };
-  parallel(pairs, pieces, some);
+  const bool little = slots * pairs * (a.size + a.width) < LITTLE;
+  parallel(pairs * count, little ? 1 : 64 * threads(), some);
+  for (int64_t pair = 0; pair < pairs; ++pair)
+    join(a, pair / a.heads, pair % a.heads, &found[pair * count * size], count);
 }
 
 }  // namespace forge
