@@ -4,7 +4,7 @@ Knows arrays and how a scheme decodes them; what kind of leaf they came from is 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -61,31 +61,44 @@ def product(eq: str, x: Array, w: Array) -> Array:
     return y.reshape(lead + w.shape[: len(outputs)])
 
 
-def decoded_product(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
-    """x_RI times every packed row: [R, *outputs], in the dtype of x.
+def decoded_products(
+    scheme: Factored, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+) -> list[Array]:
+    """x_RI times every packed row of weights that are packed alike: [R, *outputs] of each, in the dtype of x.
 
-    parts: each [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU multiplies by a kernel, if
-    there is one for so few rows of x, and else decodes and multiplies a tile at a time: XLA would write all of a large
-    matrix, and opens it 10 times slower than a kernel does. An accelerator decodes a weight while a single row of x is
-    multiplied, and else once for all rows, or multiplies by a kernel where `kernels.pallas` is asked for.
+    weights: the parts of each, [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU multiplies by
+    a kernel, by all weights in one call, if there is one for so few rows of x, and else decodes and multiplies a tile
+    at a time: XLA would write all of a large matrix, and opens it 10 times slower than a kernel does. An accelerator
+    decodes a weight while a single row of x is multiplied, and else once for all rows, or multiplies by a kernel where
+    `kernels.pallas` is asked for.
     """
-    packing = scheme.packing(parts)
+    packing = scheme.packing(weights[0])
     rounds = packing is not None and packing.rounds
 
-    def on_cpu(x_RI: Array, parts: dict[str, Array]) -> Array:
-        if packing is not None and kernels.fits(packing, parts, outputs, x_RI):
-            return by_kernel(scheme, packing, outputs, x_RI, parts)
-        return tiled(scheme, parts, outputs, rounded_runs(x_RI) if rounds else x_RI)
+    def on_cpu(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
+        apt = [
+            packing is not None and kernels.fits(packing, parts, shape, x_RI)
+            for parts, shape in zip(weights, outputs, strict=True)
+        ]
+        if packing is not None and all(apt):
+            return by_kernel(scheme, packing, outputs, x_RI, weights)
+        if len(weights) > 1:
+            each = zip(weights, outputs, strict=True)
+            return [decoded_products(scheme, [parts], [shape], x_RI)[0] for parts, shape in each]
+        return [tiled(scheme, weights[0], outputs[0], rounded_runs(x_RI) if rounds else x_RI)]
 
-    def elsewhere(x_RI: Array, parts: dict[str, Array]) -> Array:
-        if packing is not None and pallas.fits(packing, parts, outputs, x_RI):
-            return by_pallas(scheme, packing, outputs, x_RI, parts)
-        x_RI = rounded_runs(x_RI) if rounds else x_RI
-        return multiplied(*scheme.factors(parts), x_RI, streamed if x_RI.shape[0] == 1 else matrix)
+    def elsewhere(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
+        def one(parts: dict[str, Array], shape: tuple[int, ...]) -> Array:
+            if packing is not None and pallas.fits(packing, parts, shape, x_RI):
+                return by_pallas(scheme, packing, shape, x_RI, parts)
+            x = rounded_runs(x_RI) if rounds else x_RI
+            return multiplied(*scheme.factors(parts), x, streamed if x.shape[0] == 1 else matrix)
+
+        return [one(parts, shape) for parts, shape in zip(weights, outputs, strict=True)]
 
     if pallas.interpreted():
-        return elsewhere(x_RI, parts)
-    return jax.lax.platform_dependent(x_RI, parts, cpu=on_cpu, default=elsewhere)
+        return elsewhere(x_RI, weights)
+    return jax.lax.platform_dependent(x_RI, weights, cpu=on_cpu, default=elsewhere)
 
 
 def by_pallas(
@@ -104,21 +117,27 @@ def by_pallas(
 
 
 def by_kernel(
-    scheme: Factored, packing: kernels.Packing, outputs: tuple[int, ...], x_RI: Array, parts: dict[str, Array]
-) -> Array:
-    """`tiled`, by a kernel. Its derivative is that of `tiled`; what is rounded counts as if it were not."""
+    scheme: Factored,
+    packing: kernels.Packing,
+    outputs: Sequence[tuple[int, ...]],
+    x_RI: Array,
+    weights: Sequence[dict[str, Array]],
+) -> list[Array]:
+    """`tiled` with each weight, by a kernel. Its derivative is that of `tiled`; what is rounded counts as if it were
+    not.
+    """
 
-    def fast(x_RI: Array, parts: dict[str, Array]) -> Array:
-        return kernels.product(packing, parts, outputs, x_RI)
+    def fast(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
+        return kernels.products(packing, weights, outputs, x_RI)
 
-    def plain(x_RI: Array, parts: dict[str, Array]) -> Array:
-        return tiled(scheme, parts, outputs, x_RI)
+    def plain(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
+        return [tiled(scheme, parts, shape, x_RI) for parts, shape in zip(weights, outputs, strict=True)]
 
-    return kernels.as_plain(fast, plain)(x_RI, parts)
+    return kernels.as_plain(fast, plain)(x_RI, weights)
 
 
 def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
-    """`decoded_product` on a CPU, with no more than about `TILE` numbers decoded at a time."""
+    """`decoded_products` on a CPU, of one weight, with no more than about `TILE` numbers decoded at a time."""
     scheme, parts = scheme.apart(parts)
     rows = max(1, TILE // (math.prod(outputs[1:]) * x_RI.shape[1]))
     if rows >= outputs[0]:

@@ -1,4 +1,4 @@
-"""Weights, plain or not, and the only three functions that multiply by them: `contract`, `take`, `dense`.
+"""Weights, plain or not, and the only functions that multiply by them: `contract`, `contract_all`, `take`, `dense`.
 
 A leaf of a parameter tree is a jax.Array, a `QTensor` (packed rows that a `Scheme` decodes) or an `Around`: another
 leaf and something about it, such as an update (`forge_jax.lora`) or what it is multiplied by (`forge_jax.calibration`).
@@ -7,7 +7,7 @@ Everything else in the library treats leaves as opaque.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax.kernels import Packing
-from forge_jax.products import decoded_product, product, rounded_product, subscripts
+from forge_jax.products import decoded_products, product, rounded_product, subscripts
 
 
 class Scheme(Protocol):
@@ -234,7 +234,7 @@ def contract(eq: str, x: Array, w: Weight) -> Array:
         case Around():
             return w.contract(eq, x)
         case QTensor() if rows_fit(eq, w):
-            return packed_product(eq, x, w)
+            return packed_products(eq, x, [w])[0]
         case QTensor():
             return product(eq, x, w.dense().astype(x.dtype))
         case _:
@@ -248,25 +248,54 @@ def rows_fit(eq: str, w: QTensor) -> bool:
     return set(covered) == {axis for axis in axes if axis not in out}
 
 
-def packed_product(eq: str, x: Array, w: QTensor) -> Array:
-    """The product with a packed weight whose rows are what it sums over.
+def contract_all(eq: str, x: Array, weights: Sequence[Weight]) -> list[Array]:
+    """`contract` with each of several weights. Those that are packed alike are multiplied by in one call of a kernel,
+    where there is one.
+    """
+    alike: dict[Any, list[QTensor]] = {}
+    for w in weights:
+        if isinstance(w, QTensor) and rows_fit(eq, w):
+            alike.setdefault(kind(w), []).append(w)
+    made = {key: iter(packed_products(eq, x, some)) for key, some in alike.items() if len(some) > 1}
+    found: list[Array] = []
+    for w in weights:
+        ys = made.get(kind(w)) if isinstance(w, QTensor) and rows_fit(eq, w) else None
+        found.append(contract(eq, x, w) if ys is None else next(ys))
+    return found
 
-    The weight is tied to `x`: XLA would otherwise decode it before a loop and keep a copy of all layers in floats.
+
+def kind(w: QTensor) -> Any:
+    """What weights share that one call of a kernel can multiply by: scheme, parts and their dtypes."""
+    return (w.scheme, *sorted((name, str(part.dtype)) for name, part in w.parts.items()))
+
+
+def packed_products(eq: str, x: Array, weights: Sequence[QTensor]) -> list[Array]:
+    """The products with weights that are packed alike, whose rows are what it sums over.
+
+    They are tied to `x`: XLA would otherwise decode them before a loop and keep a copy of all layers in floats.
     """
     xs, axes, out = subscripts(eq)
-    x, parts = jax.lax.optimization_barrier((x, w.parts))
-    summed = axes[w.first : w.first + len(w.summed)]
+    x, parts = jax.lax.optimization_barrier((x, [w.parts for w in weights]))
+    weights = [replace(w, parts=own) for w, own in zip(weights, parts, strict=True)]
+    one = weights[0]
+    summed = axes[one.first : one.first + len(one.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
-    values, factor = w.scheme.factors(parts) if w.scheme.rounds else (None, None)
+    integers = one.scheme.rounds and one.scheme.factors(parts[0])[1] is not None
+    if integers or batch + summed != xs or batch + outputs != out:
+        return [product_of_rows(f"{xs},{outputs}{summed}->{out}", x, w) for w in weights]
+    flat = x.reshape(-1, one.scheme.size(one.parts))
+    ys = decoded_products(one.scheme, parts, [w.outputs for w in weights], flat)
+    return [y.reshape(*x.shape[: len(batch)], *w.outputs) for y, w in zip(ys, weights, strict=True)]
+
+
+def product_of_rows(eq: str, x: Array, w: QTensor) -> Array:
+    """A product in which axes come in any order, or of integers; the equation has the weight as [*outputs, *summed]."""
+    values, factor = w.scheme.factors(w.parts) if w.scheme.rounds else (None, None)
     if values is not None and factor is not None:
         codes, factor = values.reshape(*w.outputs, *w.summed), jnp.broadcast_to(factor, w.outputs)
-        return rounded_product(f"{xs},{outputs}{summed}->{out}", x, codes, factor)
-    if batch + summed != xs or batch + outputs != out:
-        rows = replace(w, parts=parts).rows().astype(x.dtype)
-        return jnp.einsum(f"{xs},{outputs}{summed}->{out}", x, rows)
-    y = decoded_product(w.scheme, parts, w.outputs, x.reshape(-1, w.scheme.size(parts)))
-    return y.reshape(*x.shape[: len(batch)], *w.outputs)
+        return rounded_product(eq, x, codes, factor)
+    return jnp.einsum(eq, x, w.rows().astype(x.dtype))
 
 
 def take(w: Weight, ids: Array) -> Array:

@@ -8,7 +8,7 @@ from forge_jax.kernels.derivatives import as_plain
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.once import once
-from forge_jax.kernels.product import fits, known, opened, product
+from forge_jax.kernels.product import fits, known, opened, products
 from forge_jax.kernels.turning import turn, turns
 from forge_jax.kernels.writing import writes, written
 
@@ -26,7 +26,7 @@ __all__ = [
     "looks",
     "once",
     "opened",
-    "product",
+    "products",
     "status",
     "turn",
     "turns",

@@ -6,6 +6,7 @@ It depends on how many rows there are, and not on the threads.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +44,23 @@ def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_
     return apt and x_RI.dtype == jnp.float32 and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
 
 
-def product(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
-    """x_RI times every packed row: [R, *outputs]; only where it `fits`, and only on a CPU."""
-    operands = varying(x_RI, *matrices(packing, parts, outputs))
-    name = f"{'rounded' if packing.rounds else 'product'}_{named(packing, parts)}"
-    # the type of x, which says what it varies over, in another shape of as many axes
-    shape = jax.typeof(operands[0]).update(shape=(x_RI.shape[0], math.prod(outputs)))
-    y = jax.ffi.ffi_call(target(name), shape, vmap_method="expand_dims")(*operands)
-    return y.reshape(x_RI.shape[0], *outputs)
+def products(
+    packing: Packing, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+) -> list[Array]:
+    """x_RI times every packed row of several weights in one call: [R, *outputs] of each; only where all of them `fit`
+    and are called alike, and only on a CPU.
+
+    With one, threads meet once and x is rounded once, however small the weights are.
+    """
+    (name,) = {named(packing, parts) for parts in weights}
+    rows = [part for parts, shape in zip(weights, outputs, strict=True) for part in matrices(packing, parts, shape)]
+    operands = varying(x_RI, *rows)
+    # the type of x, which says what it varies over, in other shapes of as many axes
+    shapes = [jax.typeof(operands[0]).update(shape=(x_RI.shape[0], math.prod(shape))) for shape in outputs]
+    call = jax.ffi.ffi_call(
+        target(f"{'rounded' if packing.rounds else 'product'}_{name}"), shapes, vmap_method="expand_dims"
+    )
+    return [y.reshape(x_RI.shape[0], *shape) for y, shape in zip(call(*operands), outputs, strict=True)]
 
 
 def opened(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> Array:

@@ -19,7 +19,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
 from forge_jax.ops.found import Keys, Mix, attend
 from forge_jax.ops.gate import gated, squared
-from forge_jax.ops.heads import finished, linear, over_heads, project, shortened, turned
+from forge_jax.ops.heads import finished, linear, over_heads, shortened, turned
 from forge_jax.ops.norm import norm
 from forge_jax.ops.packed import Held
 from forge_jax.params import Tree
@@ -116,15 +116,24 @@ def remember(state: Tree, slots: Slots, new: dict[str, Stored], done_BT: Array, 
     return {name: put(state[name], slot_BT, x, fresh=ctx.fresh, table_BQ=table_BQ) for name, x in new.items()}
 
 
-def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
-    """The keys and values of the tokens of this call, and what their smoothing remembers."""
+def projections(op: Attention, params: Tree, names: str, x: Array) -> dict[str, Array]:
+    """Some of q, k, v before their norms, each [B, T, heads, H]; together where they are made of the same."""
+    if x.ndim == 3 and op.apart is None:
+        return linear(op, params, names, x)
+    return {name: linear(op, params, name, entering(op, params, name, x))[name] for name in names}
+
+
+def new_tokens(
+    op: Attention, params: Tree, x_BTD: Array, made: dict[str, Array], state: Tree | None, call: Call, ctx: Context
+):
+    """The keys and values of the tokens of this call, and what their smoothing remembers. `made`: see `projections`."""
     kvs, tails = ctx.heads(op).kvs, {}
 
     def part(name: str) -> Array:
-        seen_BTD = entering(op, params, name, x_BTD)
-        y = linear(op, params, name, seen_BTD)
+        y = made[name]
         if op.smooth is not None:
             tail = None if state is None else state[f"{name}_tail"]
+            seen_BTD = entering(op, params, name, x_BTD)
             filters = contract("BTD,DKS->BTKS", seen_BTD, params[f"{name}_taps"]) if op.smooth.dynamic else None
             weight = params[f"{name}_smooth"]
             y, tails[f"{name}_tail"] = smoothed(op.smooth, weight, y, tail, call.order_BT, filters)
@@ -136,10 +145,10 @@ def new_tokens(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, ca
     return (Tokens(kept(state, "k", k), kept(state, "v", v), call.places),), tails
 
 
-def queries(op: Attention, params: Tree, x_BTD: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
-    """The queries of the tokens of this call: [B, T, N, H]."""
+def queries(op: Attention, params: Tree, made_BTNH: Array, call: Call, length_B: Array | None, ctx: Context) -> Array:
+    """The queries of the tokens of this call: [B, T, N, H]. `made_BTNH`: see `projections`."""
     position_BT, heads = call.coords_BTC[..., 0], ctx.heads(op).queries
-    q = project(op, params, "q", x_BTD, heads, ctx)
+    q = finished(op, params, "q", made_BTNH, heads, ctx)
     q = turned(op, params, "q", q, position_BT, length_B, heads, ctx)
     q = q if op.q_gain is None else q * squared(params["q_gain"], op.q_gain).astype(q.dtype)
     return q if op.query_scaling is None else q * growth(op.query_scaling, position_BT).astype(q.dtype)[..., None, None]
@@ -282,10 +291,11 @@ def left(op: Attention, params: Tree, x_BTD: Array, y_BTNH: Array, ctx: Context)
 
 def attention(op: Attention, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):
     """Apply the op. Returns (y_BTD, state with the new keys and values)."""
-    new, tails = ((), {}) if op.reads is not None else new_tokens(op, params, x_BTD, state, call, ctx)
+    made = projections(op, params, "q" if op.reads is not None else "qkv", x_BTD)
+    new, tails = ((), {}) if op.reads is not None else new_tokens(op, params, x_BTD, made, state, call, ctx)
+    q_BTNH = queries(op, params, made["q"], call, query_length(op, call), ctx)
+    far = queries(op, params, made["q"], bounded(op, call), None, ctx) if op.anchors else None
     x_BTD = entering(op, params, "q", x_BTD)
-    q_BTNH = queries(op, params, x_BTD, call, query_length(op, call), ctx)
-    far = queries(op, params, x_BTD, bounded(op, call), None, ctx) if op.anchors else None
     y_BTNH, state = attended(op, params, x_BTD, q_BTNH, new, state, call, ctx, far)
     return left(op, params, x_BTD, y_BTNH, ctx), None if state is None else state | tails
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
-from forge_jax.ops.attention import attended, new_tokens, query_length
+from forge_jax.ops.attention import attended, new_tokens, projections, query_length
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.heads import turned
 from forge_jax.ops.moe import blocks
@@ -59,7 +59,8 @@ def head_mixture(op: HeadMixture, params: Tree, x_BTD: Array, state: Tree | None
     q_BTNH = q_RKH.reshape(b, t, chosen, k, h).swapaxes(2, 3).reshape(b, t, k * chosen, h)
     position_BT, length_B = call.coords_BTC[..., 0], query_length(base, call)
     q_BTNH = turned(base, params, "q", q_BTNH, position_BT, length_B, ctx.heads(base).queries, ctx)
-    new, _ = new_tokens(base, params, x_BTD, state, call, ctx)
+    made = projections(base, params, "kv", x_BTD)
+    new, _ = new_tokens(base, params, x_BTD, made, state, call, ctx)
     y_BTNH, state = attended(base, params, x_BTD, q_BTNH, new, state, call, ctx)
     y_RKH = y_BTNH.reshape(b, t, k, chosen, h).swapaxes(2, 3).reshape(-1, k, h)
     y_RD = through(y_RKH, params["o"], ids_R, "MKH,KHD->MD") * weight_BTX.reshape(-1, 1).astype(x_BTD.dtype)

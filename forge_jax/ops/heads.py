@@ -9,7 +9,7 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate
 from forge_jax.params import Tree
 from forge_jax.spec import Attention, Norm
-from forge_jax.tensor import Weight, beside, contract, dense
+from forge_jax.tensor import Weight, beside, contract_all, dense
 
 
 def over_heads(spec: Norm, params: Tree, x_BTNH: Array, heads: tuple[int, ...], ctx: Context) -> Array:
@@ -36,14 +36,17 @@ def normed(op: Attention, params: Tree, name: str, x_BTNH: Array, heads: tuple[i
 
 def project(op: Attention, params: Tree, name: str, x_BTD: Array, heads: tuple[int, ...], ctx: Context) -> Array:
     """One of q, k, v before the rope: [B, T, heads, H]."""
-    return finished(op, params, name, linear(op, params, name, x_BTD), heads, ctx)
+    return finished(op, params, name, linear(op, params, name, x_BTD)[name], heads, ctx)
 
 
-def linear(op: Attention, params: Tree, name: str, x_BTD: Array) -> Array:
-    """One of q, k, v before its norm: [B, T, heads, H]."""
-    source = "k" if name == "v" and op.values == "keys" else name
-    y = contract("BTD,DNH->BTNH", x_BTD, params[source])
-    return y + beside(params[f"{source}_bias"], y.ndim, y.dtype) if op.qkv_bias else y
+def linear(op: Attention, params: Tree, names: str, x_BTD: Array) -> dict[str, Array]:
+    """Some of q, k, v before their norms, made of the same x: each [B, T, heads, H]."""
+    sources = {name: "k" if name == "v" and op.values == "keys" else name for name in names}
+    each = list(dict.fromkeys(sources.values()))
+    made = dict(zip(each, contract_all("BTD,DNH->BTNH", x_BTD, [params[name] for name in each]), strict=True))
+    if op.qkv_bias:
+        made = {name: y + beside(params[f"{name}_bias"], y.ndim, y.dtype) for name, y in made.items()}
+    return {name: made[source] for name, source in sources.items()}
 
 
 def finished(op: Attention, params: Tree, name: str, y: Array, heads: tuple[int, ...], ctx: Context) -> Array:

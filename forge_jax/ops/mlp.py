@@ -10,7 +10,7 @@ from forge_jax.ops.call import Call, Context
 from forge_jax.ops.norm import norm
 from forge_jax.params import Tree
 from forge_jax.spec import Activation, Clamp, Mlp, SoftClamp
-from forge_jax.tensor import beside, contract, dense
+from forge_jax.tensor import beside, contract, contract_all, dense
 
 
 def activate(name: Activation, x: Array) -> Array:
@@ -69,8 +69,13 @@ def clamped(clamp: Clamp | SoftClamp, gate: Array, up: Array) -> Array:
 def feed_forward(op: Mlp, params: Tree, x_BTD: Array, ctx: Context, gain_BTX: Array | None = None) -> Array:
     """Apply the op: [B, T, D] to [B, T, D]. `gain_BTX` weighs X equal parts of its features."""
 
+    names = ("gate", "up") if op.gated else ("up",)
+    made = dict[str, Array](
+        zip(names, contract_all("BTD,DF->BTF", x_BTD, [params[name] for name in names]), strict=True)
+    )
+
     def linear(name: str) -> Array:
-        y = contract("BTD,DF->BTF", x_BTD, params[name])
+        y = made[name]
         y = y + beside(params[f"{name}_bias"], y.ndim, y.dtype) if op.bias else y
         return y if op.gain is None else y * (op.gain * dense(params[f"{name}_gain"]).astype(y.dtype))[None, None]
 

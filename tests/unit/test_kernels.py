@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from forge_jax.quantization import encode_leaf, packer
 from forge_jax.quantization.schemes import Halves
 from forge_jax.quantization.tiles import Tiles, untiled
 from forge_jax.quantization.tiles import tiled as in_tiles
-from forge_jax.tensor import QTensor, contract, take
+from forge_jax.tensor import QTensor, contract, contract_all, take
 
 pytestmark = pytest.mark.usefixtures("quick_compiles", "kernels_built")
 EQ = "BTD,DNH->BTNH"
@@ -164,6 +165,28 @@ def test_derivatives_are_those_of_the_plain_path():
     assert float(jnp.abs(scales.astype(jnp.float32)).sum()) > 0
 
 
+def test_weights_packed_alike_are_multiplied_by_in_one_call():
+    """Whatever stands between them; the same bits as one by one, of several matrices of x, and the same derivatives."""
+    alike = [leaf("Q4_0", (N, size)) for size in (1, 32, 5)] + [tiles("Q4_0"), leaf("Q8_0"), tiles("Q4_0")]
+    weights = [alike[0], jnp.ones((K, 2, 3)), *alike[1:]]
+    run = functools.partial(contract_all, EQ)
+
+    def one_by_one(x: jax.Array, weights: list) -> list[jax.Array]:
+        return [contract(EQ, x, w) for w in weights]
+
+    x = normal(2, 1, K)
+    assert calls(run, x, weights, kernel="product") == 2  # three of Q4_0, one of Q8_0
+    assert calls(run, x, weights, kernel="rounded") == 1
+    assert calls(one_by_one, x, weights) == len(alike)
+    for got, want in zip(jax.jit(run)(x, weights), jax.jit(one_by_one)(x, weights), strict=True):
+        np.testing.assert_array_equal(got, want, strict=True)
+    both = normal(2, 3, 1, K)
+    for got, want in zip(jax.vmap(run, (0, None))(both, alike), one_by_one(both.reshape(6, 1, K), alike), strict=True):
+        close(got.reshape(want.shape), np.asarray(want, np.float64))
+    slopes = [jax.grad(lambda x, way=way: sum((y**2).sum() for y in way(x, alike)))(x) for way in (run, one_by_one)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-4)
+
+
 def test_under_vmap_over_either_or_both():
     x, q = normal(4, 2, 1, K), leaf("Q8_0")
     many = jax.tree.map(lambda part: jnp.stack([part, part[::-1]] * 2), q)
@@ -229,7 +252,7 @@ def test_other_processors_give_the_same(target: str):
         "import functools\nfrom forge_jax.kernels import building, library\n"
         f"library.build = functools.partial(building.build, {target!r})\n"
         "import pytest, sys\n"
-        f"sys.exit(pytest.main(['-q', {__file__!r}]))"
+        f"sys.exit(pytest.main(['-q', {__file__!r}, {str(Path(__file__).with_name('test_kernel_caches.py'))!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

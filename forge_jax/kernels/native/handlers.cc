@@ -1,5 +1,6 @@
 // What XLA calls. Shapes are checked here and nowhere else.
 #include <string>
+#include <vector>
 
 #include "attention.h"
 #include "rounded.h"
@@ -29,74 +30,96 @@ int64_t matrix(Shape shape, Shape lead, int64_t batch) {
   return at;
 }
 
-// Where the parts of the weights lie; an error unless they are rows of p.inputs for p.outputs.
+using Matrices = ffi::Buffer<ffi::F32>;
+
+// The parts of some weights [*lead, O, n] and what comes of them, y [*lead, ., .].
 template <class Format>
-ffi::Error take(const ffi::RemainingArgs& args, size_t rank, Operands& p, Shape* shapes, const uint8_t** data) {
-  if (args.size() != Format::parts || p.inputs % Format::block)
-    return ffi::Error::InvalidArgument("the parts of rows of whole blocks were expected");
-  for (int i = 0; i < Format::parts; ++i) {
-    const auto part = args.get<ffi::AnyBuffer>(i);
-    if (part.has_error()) return part.error();
-    shapes[i] = part->dimensions();
-    data[i] = static_cast<const uint8_t*>(part->untyped_data());
-    if (shapes[i].size() != rank || shapes[i][rank - 2] != p.outputs)
-      return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights has not the rows of the product");
-    p.pitch[i] = p.inputs / Format::block * Format::bytes[i];
-    const int64_t itemsize = part->size_bytes() / std::max<int64_t>(1, part->element_count());
-    const int64_t size = shapes[i][rank - 1] * itemsize, runs = p.inputs / RUN;
-    if (!p.pitch[i] && itemsize == sizeof(float)) {  // a number a group
-      const int64_t groups = shapes[i][rank - 1], of_group = groups && runs % groups == 0 ? runs / groups : 0;
-      const int64_t inverse = of_group ? ((int64_t{1} << 32) + of_group - 1) / of_group : 0;
-      if (inverse && runs < 1 << 16 && (!p.inverse || p.inverse == inverse)) p.pitch[i] = size, p.inverse = inverse;
-    }
-    if (size != p.pitch[i])
-      return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights does not fit the product");
-  }
-  return ffi::Error::Success();
-}
-
-// Calls run(p, number) for every matrix of y [*lead, ., .], with its parts [*lead, O, n] and its place in y.
-template <class Format, class Run>
-ffi::Error each(const ffi::RemainingArgs& args, ffi::ResultBuffer<ffi::F32>& y, Operands p, Run run) {
-  const Shape ys = y->dimensions();
-  const size_t rank = ys.size();
-  Shape shapes[Format::parts];
-  const uint8_t* data[Format::parts];
-  if (const ffi::Error error = take<Format>(args, rank, p, shapes, data); error.failure()) return error;
-  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) {
-    p.y = y->typed_data() + batch * ys[rank - 2] * ys[rank - 1];
-    for (int i = 0; i < Format::parts; ++i)
-      p.part[i] = data[i] + matrix(shapes[i], ys, batch) * p.outputs * p.pitch[i];
-    run(p, batch);
-  }
-  return ffi::Error::Success();
-}
-
-// x [*lead, R, K] and parts [*lead, O, n] to y [*lead, R, O]; a leading axis of what is read may be 1 instead. Rows lie
-// in tiles of `together`.
-template <class Format, int together, void (*run)(const Operands&)>
-ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
-  const Shape xs = x.dimensions(), ys = y->dimensions();
-  const size_t rank = xs.size();
-  if (rank < 2 || ys.size() != rank) return ffi::Error::InvalidArgument("a product of matrices was expected");
+struct Task {
   Operands p{};
-  p.rows = xs[rank - 2], p.inputs = xs[rank - 1], p.outputs = ys[rank - 1];
-  if (p.outputs % together) return ffi::Error::InvalidArgument("whole tiles of rows were expected");
-  return each<Format>(args, y, p, [&](Operands& p, int64_t batch) {
-    p.x = x.typed_data() + matrix(xs, ys, batch) * p.rows * p.inputs;
-    run(p);
-  });
+  Shape shapes[Format::parts], lead;
+  const uint8_t* data[Format::parts];
+  int64_t size;
+
+  // Takes the parts from number `at` of the arguments on; an error unless they are rows of p.inputs for p.outputs.
+  ffi::Error take(const ffi::RemainingArgs& args, size_t at, ffi::Result<Matrices>& y) {
+    lead = y->dimensions();
+    const size_t rank = lead.size();
+    p.y = y->typed_data(), size = lead[rank - 2] * lead[rank - 1];
+    if (args.size() < at + Format::parts || p.inputs % Format::block)
+      return ffi::Error::InvalidArgument("the parts of rows of whole blocks were expected");
+    for (int i = 0; i < Format::parts; ++i) {
+      const auto part = args.get<ffi::AnyBuffer>(at + i);
+      if (part.has_error()) return part.error();
+      shapes[i] = part->dimensions();
+      data[i] = static_cast<const uint8_t*>(part->untyped_data());
+      if (shapes[i].size() != rank || shapes[i][rank - 2] != p.outputs)
+        return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights has not the rows of the product");
+      p.pitch[i] = p.inputs / Format::block * Format::bytes[i];
+      const int64_t itemsize = part->size_bytes() / std::max<int64_t>(1, part->element_count());
+      const int64_t bytes = shapes[i][rank - 1] * itemsize, runs = p.inputs / RUN;
+      if (!p.pitch[i] && itemsize == sizeof(float)) {  // a number a group
+        const int64_t groups = shapes[i][rank - 1], of_group = groups && runs % groups == 0 ? runs / groups : 0;
+        const int64_t inverse = of_group ? ((int64_t{1} << 32) + of_group - 1) / of_group : 0;
+        if (inverse && runs < 1 << 16 && (!p.inverse || p.inverse == inverse)) p.pitch[i] = bytes, p.inverse = inverse;
+      }
+      if (bytes != p.pitch[i])
+        return ffi::Error::InvalidArgument("part " + std::to_string(i) + " of the weights does not fit the product");
+    }
+    return ffi::Error::Success();
+  }
+
+  // What belongs to number `batch` of the leading axes.
+  Operands at(int64_t batch) const {
+    Operands here = p;
+    here.y += batch * size;
+    for (int i = 0; i < Format::parts; ++i) here.part[i] = data[i] + matrix(shapes[i], lead, batch) * p.outputs * p.pitch[i];
+    return here;
+  }
+};
+
+// x [*lead, R, K] and parts [*lead, O, n] of one weight after another to as many y [*lead, R, O]; a leading axis of what
+// is read may be 1 instead. Rows lie in tiles of `together`.
+template <class Format, int together, void (*run)(std::span<const Operands>)>
+ffi::Error multiply(Matrices x, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  const Shape xs = x.dimensions();
+  const size_t rank = xs.size(), count = rets.size();
+  std::vector<Task<Format>> tasks(count);
+  if (rank < 2 || !count || args.size() != count * Format::parts)
+    return ffi::Error::InvalidArgument("a matrix and the parts of weights were expected");
+  for (size_t i = 0; i < count; ++i) {
+    auto y = rets.get<Matrices>(i);
+    if (y.has_error()) return y.error();
+    const Shape ys = (*y)->dimensions(), first = i ? tasks[0].lead : ys;
+    bool fits = ys.size() == rank && ys[rank - 2] == xs[rank - 2] && ys[rank - 1] % together == 0;
+    for (size_t axis = 0; fits && axis + 2 < rank; ++axis) fits = ys[axis] == first[axis];
+    if (!fits) return ffi::Error::InvalidArgument("products of the same rows, in whole tiles, were expected");
+    Operands& p = tasks[i].p;
+    p.rows = xs[rank - 2], p.inputs = xs[rank - 1], p.outputs = ys[rank - 1];
+    if (const ffi::Error error = tasks[i].take(args, i * Format::parts, *y); error.failure()) return error;
+  }
+  std::vector<Operands> all(count);
+  const Shape lead = tasks[0].lead;
+  for (int64_t batch = 0; batch < volume(lead, rank - 2); ++batch) {
+    for (size_t i = 0; i < count; ++i) {
+      all[i] = tasks[i].at(batch);
+      all[i].x = x.typed_data() + matrix(xs, lead, batch) * xs[rank - 2] * xs[rank - 1];
+    }
+    run(all);
+  }
+  return ffi::Error::Success();
 }
 
 // Parts [*lead, O, n] to y [*lead, O, K].
 template <class Format>
-ffi::Error decode(ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y) {
+ffi::Error decode(ffi::RemainingArgs args, ffi::Result<Matrices> y) {
   const Shape ys = y->dimensions();
   const size_t rank = ys.size();
-  if (rank < 2) return ffi::Error::InvalidArgument("a matrix was expected");
-  Operands p{};
-  p.outputs = ys[rank - 2], p.inputs = ys[rank - 1];
-  return each<Format>(args, y, p, [](Operands& p, int64_t) { open<Format>(p); });
+  if (rank < 2 || args.size() != Format::parts) return ffi::Error::InvalidArgument("the parts of a matrix were expected");
+  Task<Format> task;
+  task.p.outputs = ys[rank - 2], task.p.inputs = ys[rank - 1];
+  if (const ffi::Error error = task.take(args, 0, y); error.failure()) return error;
+  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) open<Format>(task.at(batch));
+  return ffi::Error::Success();
 }
 
 using Vector = ffi::Buffer<ffi::F32, 1>;
@@ -242,11 +265,11 @@ ffi::Error same(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
 
 #define HANDLER(name, Format, together, run)                                                                               \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_##Format, (forge::multiply<forge::Format, together, forge::run<forge::Format>>),   \
-                                ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>())
+                                ffi::Ffi::Bind().Arg<forge::Matrices>().RemainingArgs().RemainingRets())
 
 #define FORMAT(Format)                                                      \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(open_##Format, forge::decode<forge::Format>, \
-                                ffi::Ffi::Bind().RemainingArgs().Ret<ffi::Buffer<ffi::F32>>()); \
+                                ffi::Ffi::Bind().RemainingArgs().Ret<forge::Matrices>()); \
   HANDLER(product, Format, 1, product);
 #define BOTH(Format) FORMAT(Format) HANDLER(rounded, Format, forge::TOGETHER, rounded_product);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "superblocks.h"
 #include "pool.h"
@@ -73,18 +74,29 @@ inline int64_t worth(int64_t bytes) {
   return bytes < PIECE ? 1 : threads() * std::clamp<int64_t>(bytes / PIECE / threads(), 1, 8);
 }
 
-// Calls some(from, to) for ranges of outputs, on all threads; a range begins at a multiple of `group`.
+// Calls some(p, from, to) for ranges of outputs of several products, on all threads; a range begins at a multiple of
+// `group`.
 template <class Format, class Some>
-void shared(const Operands& p, int64_t group, Some some) {
-  int64_t bytes = 0;
-  for (int i = 0; i < Format::parts; ++i) bytes += p.pitch[i] * p.outputs;
-  auto groups = [&](int64_t from, int64_t to) { some(from * group, std::min(to * group, p.outputs)); };
-  parallel((p.outputs + group - 1) / group, worth(bytes * p.rows), groups);
+void shared(std::span<const Operands> tasks, int64_t group, Some some) {
+  int64_t bytes = 0, groups = 0;
+  for (const Operands& p : tasks) {
+    groups += (p.outputs + group - 1) / group;
+    for (int i = 0; i < Format::parts; ++i) bytes += p.pitch[i] * p.outputs;
+  }
+  auto range = [&](int64_t from, int64_t to) {
+    for (const Operands& p : tasks) {
+      const int64_t own = (p.outputs + group - 1) / group;
+      const int64_t first = std::max<int64_t>(from, 0), end = std::min(to, own);
+      if (first < end) some(p, first * group, std::min(end * group, p.outputs));
+      from -= own, to -= own;
+    }
+  };
+  parallel(groups, worth(bytes * tasks[0].rows), range);
 }
 
 template <class Format>
-void product(const Operands& p) {
-  shared<Format>(p, 1, [&](int64_t from, int64_t to) {
+void product(std::span<const Operands> tasks) {
+  shared<Format>(tasks, 1, [](const Operands& p, int64_t from, int64_t to) {
     int64_t row = 0;
     for (; row + 8 <= p.rows; row += 8) {
       int64_t output = from;

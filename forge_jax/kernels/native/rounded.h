@@ -106,12 +106,12 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
 
 constexpr int64_t SOME = 1 << 19;  // bytes of x that stay in the second cache while weights go by
 
-// 16 outputs at a time; weights that are in the first cache are multiplied by many rows of x.
+// Products of one x, 16 outputs at a time; weights that are in the first cache are multiplied by many rows of x.
 template <class Format>
-void rounded_product(const Operands& p) {
-  const Rounded x(p.x, p.rows, p.inputs, Tiled<Format>::PIECES, Tiled<Format>::ZERO);
-  const int64_t block = std::max<int64_t>(EACH, SOME / p.inputs / EACH * EACH);
-  shared<Format>(p, TOGETHER, [&](int64_t from, int64_t to) {
+void rounded_product(std::span<const Operands> tasks) {
+  const Rounded x(tasks[0].x, tasks[0].rows, tasks[0].inputs, Tiled<Format>::PIECES, Tiled<Format>::ZERO);
+  const int64_t block = std::max<int64_t>(EACH, SOME / x.inputs / EACH * EACH);
+  shared<Format>(tasks, TOGETHER, [&](const Operands& p, int64_t from, int64_t to) {
     for (int64_t first = 0; first < p.rows; first += block) {
       const int64_t end = std::min(first + block, p.rows);
       for (int64_t output = from; output < to; output += TOGETHER) {
