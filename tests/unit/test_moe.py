@@ -19,6 +19,8 @@ from forge_jax.quantization import encode_leaf, packer
 from forge_jax.spec import Attention, Block, Branch, Clamp, Mlp, ModelSpec, Moe, Norm, Rope, Router
 from forge_jax.training import balance_loss, balanced, routing, z_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 DIM = 12
 ROUTER = Router(8, 3, renorm=1.0)
 OPS = {
@@ -47,6 +49,7 @@ def call(x: jax.Array) -> Call:
     return Call(order, order[..., None], jnp.zeros_like(order), {})
 
 
+@partial(jax.jit, static_argnums=(0, 3))  # one program is sooner compiled than each of its steps
 def run(op: Moe, params: Tree, x: jax.Array, experts: str) -> jax.Array:
     return moe(op, params, x, None, call(x), Context(experts=experts))[0]  # type: ignore[arg-type]
 
@@ -54,7 +57,7 @@ def run(op: Moe, params: Tree, x: jax.Array, experts: str) -> jax.Array:
 def exact(op: Moe, params: Tree, x: jax.Array) -> np.ndarray:
     """Token by token, expert by expert, in float64."""
     p = {key: np.asarray(leaf, np.float64) for key, leaf in flatten(params)}
-    ids, weights = (np.asarray(part) for part in route(op.router, params, x))
+    ids, weights = (np.asarray(part) for part in jax.jit(route, static_argnums=0)(op.router, params, x))
     silu = lambda z: z / (1 + np.exp(-z))  # noqa: E731
     act = {"silu": silu, "relu2": lambda z: np.maximum(z, 0) ** 2}[op.act]
 
@@ -92,7 +95,7 @@ def test_paths_agree(name: str, shape: tuple[int, int]) -> None:
     params = draw(op)
     expected = exact(op, params, x)
     for experts in PATHS:
-        found = jax.jit(run, static_argnums=(0, 3))(op, params, x, experts)
+        found = run(op, params, x, experts)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -118,7 +121,7 @@ def test_gradients_agree() -> None:
     params = draw(op)
     loss = lambda p, experts: (run(op, p, x, experts) ** 2).sum()  # noqa: E731
     expected, *others = (
-        jax.grad(partial(loss, experts=way))(params) for way in ("every", "best", "gathered", "ragged")
+        jax.jit(jax.grad(partial(loss, experts=way)))(params) for way in ("every", "best", "gathered", "ragged")
     )
     for found in others:
         for (path, a), (_, b) in zip(flatten(expected), flatten(found), strict=True):
@@ -146,7 +149,9 @@ def test_rows_of_a_block_have_one_expert() -> None:
         ids = rng.integers(0, experts + 2, rows)  # some stand for none
         size = block_size(rows, experts)
         count = rows // size + experts
-        place, expert, used = map(np.asarray, places(jnp.asarray(ids), experts, size, count))
+        place, expert, used = map(
+            np.asarray, jax.jit(places, static_argnums=(1, 2, 3))(jnp.asarray(ids), experts, size, count)
+        )
         real = ids < experts
         assert len(set(place[real])) == real.sum()
         assert (place[~real] == count * size).all()
@@ -178,7 +183,7 @@ def test_experts_on_several_devices(name: str, shards: int, experts: int) -> Non
     params = init(spec, jax.random.key(0))
     # 7 tokens: no multiple of the devices
     ids = np.random.default_rng(2).integers(0, 32, (1, 7)).astype(np.int32)
-    expected = np.asarray(forward(spec, params, inputs(ids))[0])
+    expected = np.asarray(jax.jit(forward, static_argnums=0)(spec, params, inputs(ids))[0])
     mesh = parallel.make_mesh(shards, experts=experts)
     placed = parallel.shard(spec, params, mesh, expert_axis="expert")
     assert placed["layers"]["0"]["moe"]["up"].sharding.shard_shape((8, DIM, 20)) == (8 // experts, DIM, 20 // shards)
@@ -195,6 +200,7 @@ def test_experts_that_cannot_be_shared_out_are_refused() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ balance
+@partial(jax.jit, static_argnums=(0, 2))
 def recorded(spec: ModelSpec, params: Tree, driver: Driver = "loop"):
     ids = np.random.default_rng(3).integers(0, 32, (2, 9)).astype(np.int32)
     order = np.broadcast_to(np.arange(9), (2, 9)).copy()
@@ -226,10 +232,10 @@ def test_losses_move_the_routers() -> None:
     params = init(spec, jax.random.key(0))
     params["layers"]["0"]["moe"]["router"] = params["layers"]["0"]["moe"]["router"].at[:, 0].add(1.0)
     for loss in (balance_loss, z_loss):
-        value = lambda p, loss=loss: loss(spec, recorded(spec, p))  # noqa: E731
-        before, gradient = jax.value_and_grad(value)(params)
+        value = jax.jit(jax.value_and_grad(lambda p, loss=loss: loss(spec, recorded(spec, p))))
+        before, gradient = value(params)
         assert float(jnp.abs(gradient["layers"]["0"]["moe"]["router"]).max()) > 0
-        after = value(jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient))
+        after, _ = value(jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient))
         assert float(after) < float(before)
 
 
@@ -258,15 +264,19 @@ def test_a_mixture_trains_and_generates() -> None:
         return -right.mean() + config.moe_load_balancing * balance_loss(spec, cache)
 
     optimizer = optax.adam(1e-2)
-    step = jax.jit(jax.value_and_grad(loss))
-    params, state = forge.params, optimizer.init(forge.params)
-    first, last = float(loss(params)), 0.0
+
+    @jax.jit
+    def step(params: Tree, state: optax.OptState) -> tuple[jax.Array, Tree, optax.OptState]:
+        value, gradient = jax.value_and_grad(loss)(params)
+        update, state = optimizer.update(gradient, state)
+        return value, optax.apply_updates(params, update), state
+
+    params, state, losses = forge.params, optimizer.init(forge.params), []
     with jax.numpy_dtype_promotion("standard"):  # optax counts steps in whole numbers
         for _ in range(60):
-            last, gradient = step(params)
-            update, state = optimizer.update(gradient, state)
-            params = optax.apply_updates(params, update)
-    assert float(last) < 0.2 < 2 < first
+            value, params, state = step(params, state)
+            losses.append(float(value))
+    assert losses[-1] < 0.2 < 2 < losses[0]
     logits, _ = forge.forward(ids, return_loss=True)
     assert float(forge.get_moe_aux_loss()) >= 0.01 * (2 - 1e-4)
     out = generate(spec, params, [[0, 1, 2], [0, 1, 2, 3, 4]], max_new_tokens=6)
