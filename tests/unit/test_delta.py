@@ -1,6 +1,7 @@
 """The delta rule against a loop of its paper's recurrence in float64, whole, in pieces and token by token."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from forge_jax.cache.memory import memory
 from forge_jax.ops import Call, Context, apply
 from forge_jax.params import Tree, flatten, init
 from forge_jax.spec import Block, Branch, Decay, DeltaNet, ModelSpec, Norm
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 BATCH, LENGTH, WIDTH = 2, 150, 12
 HEAD = DeltaNet(key_heads=2, value_heads=4, key_dim=6, value_dim=5, taps=3, norm=Norm(1e-3))
@@ -73,9 +76,9 @@ def recurrence(op: DeltaNet, params: Tree, x: np.ndarray) -> np.ndarray:
     return np.tensordot(y, p["o"], 2)
 
 
-def run(op: DeltaNet, params: Tree, x: jax.Array, order: np.ndarray, state: Tree | None) -> tuple[jax.Array, Tree]:
-    where = jnp.asarray(order)
-    call = Call(where, jnp.maximum(where, 0)[..., None], jnp.zeros_like(where), {})
+@partial(jax.jit, static_argnums=0)
+def run(op: DeltaNet, params: Tree, x: jax.Array, order: jax.Array, state: Tree | None) -> tuple[jax.Array, Tree]:
+    call = Call(order, jnp.maximum(order, 0)[..., None], jnp.zeros_like(order), {})
     return apply(op, params, x, state, call, Context())
 
 
@@ -91,9 +94,18 @@ def test_whole_and_in_pieces_it_is_the_recurrence(name: str) -> None:
 
     state = {key: jnp.zeros((BATCH, *slab.shape)) for key, slab in memory(op, WIDTH).items()}
     done = np.zeros(BATCH, int)
-    # tokens of each row in each call; the rest of the call is padding
-    for counts in ([70, 3], [1, 1], [0, 1], [1, 0], [17, 40], [1, 1], [60, 104]):
-        length = max(counts)
+    # the length of each call and the tokens of each row in it; the rest of the call is padding
+    calls = (
+        (70, [70, 3]),
+        (1, [1, 1]),
+        (1, [0, 1]),
+        (1, [1, 0]),
+        (40, [17, 40]),
+        (1, [1, 1]),
+        (70, [60, 70]),
+        (40, [0, 34]),
+    )
+    for length, counts in calls:
         places, piece = np.full((BATCH, length), -1), np.full((BATCH, length, WIDTH), 7.0, np.float32)
         for row, count in enumerate(counts):
             places[row, :count] = done[row] + np.arange(count)
