@@ -13,6 +13,8 @@ from forge_jax.params import flatten, init
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 from forge_jax.stacking import stack_cache
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NORM = Norm(1e-5)
 MLP = Branch("mlp", Mlp(24), pre=NORM)
 
@@ -28,7 +30,8 @@ def model(depth: int) -> ModelSpec:
     return ModelSpec(40, 16, layers, 512, NORM)
 
 
-SPEC = model(6)
+SPEC = model(4)
+run = jax.jit(forward, static_argnums=0)
 
 
 def test_round_trip() -> None:
@@ -43,8 +46,8 @@ def test_round_trip() -> None:
 def test_logits_and_tokens_are_those_of_the_loop() -> None:
     params = init(SPEC, jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
-    expected, _ = forward(SPEC, params, inputs(ids))
-    found, _ = forward(SPEC, stack(SPEC, params), inputs(ids))
+    expected, _ = run(SPEC, params, inputs(ids))
+    found, _ = run(SPEC, stack(SPEC, params), inputs(ids))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
     prompts = [ids[0].tolist(), ids[1, :5].tolist()]
     options = {"max_new_tokens": 20, "n": 2}
