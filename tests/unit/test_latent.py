@@ -16,8 +16,11 @@ from forge_jax.params import Tree, init
 from forge_jax.quantization import quantize
 from forge_jax.spec import Block, Branch, DynamicNtk, Latent, ModelSpec, Norm, Rope
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 OP = Latent(3, 10, 6, 4, 5, 0.37, Norm(1e-3), Rope(4, 123.0, interleaved=True), 7, latent_scale=1.3, bias=True)
 IDS = np.random.default_rng(0).integers(0, 37, (2, 13)).astype(np.int32)
+run = jax.jit(forward, static_argnums=(0, 4))
 
 
 def model(op: Latent, layers: int = 1) -> ModelSpec:
@@ -60,10 +63,10 @@ def formula(op: Latent, p: Tree, x_TD: np.ndarray) -> np.ndarray:
 def in_chunks(spec: ModelSpec, params: Tree, sizes: list[int], *, fresh: bool = True) -> np.ndarray:
     """Logits of a text that is read piece by piece."""
     cache = caches.init(spec, len(IDS), IDS.shape[1])
-    step, found, start = jax.jit(forward, static_argnums=(0, 4)), [], 0
+    found, start = [], 0
     for size in sizes:
         now = Context(fresh=fresh and not start)
-        logits, cache = step(spec, params, inputs(IDS[:, start : start + size], start), cache, now)
+        logits, cache = run(spec, params, inputs(IDS[:, start : start + size], start), cache, now)
         found.append(np.asarray(logits))
         start += size
     return np.concatenate(found, 1)
@@ -74,7 +77,7 @@ def test_is_the_formula() -> None:
     params = weights(spec)
     stream = np.asarray(params["embed"], np.float64)[IDS]
     expected = np.stack([x + formula(OP, params["layers"]["0"]["attention"], x) for x in stream])
-    found, _ = forward(spec, params, inputs(IDS))
+    found, _ = run(spec, params, inputs(IDS))
     np.testing.assert_allclose(found, expected @ np.asarray(params["head"], np.float64), rtol=0, atol=2e-6)
 
 
@@ -91,7 +94,7 @@ def test_a_past_is_looked_at_as_the_present(op: Latent, fresh: bool) -> None:
     """The absorbed form against the expanded one, through a cache; the first piece may be either."""
     spec = model(op, 2)
     params = weights(spec)
-    expected, _ = forward(spec, params, inputs(IDS))
+    expected, _ = run(spec, params, inputs(IDS))
     found = in_chunks(spec, params, [5, 1, 7], fresh=fresh)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * float(jnp.abs(expected).max()))
 
@@ -100,7 +103,7 @@ def test_keys_turn_late_where_frequencies_depend_on_the_length() -> None:
     op = Latent(2, 8, 4, 4, 4, 0.4, Norm(), Rope(4, 123.0, scaling=DynamicNtk(2.0, 8)))
     spec = model(op)
     params = weights(spec)
-    expected, _ = forward(spec, params, inputs(IDS))
+    expected, _ = run(spec, params, inputs(IDS))
     found = in_chunks(spec, params, [12, 1])  # the last token sees every angle of the whole text
     np.testing.assert_allclose(found[:, -1], np.asarray(expected)[:, -1], rtol=0, atol=1e-5)
 
@@ -127,7 +130,7 @@ def test_a_cache_holds_one_entry_for_all_heads() -> None:
 def test_int8_weights_are_read_by_both_forms() -> None:
     spec = model(OP)
     params = quantize(spec, weights(spec), "int8")
-    expected, _ = forward(spec, params, inputs(IDS))
+    expected, _ = run(spec, params, inputs(IDS))
     np.testing.assert_allclose(in_chunks(spec, params, [1] * 13), expected, rtol=0, atol=1e-5)
 
 
@@ -139,5 +142,5 @@ def test_a_low_rank_update_is_read_by_both_forms() -> None:
     for name in ("q_a", "q", "kv_a", "k", "v"):
         base = attention[name]
         attention[name] = Lora(base, normal((base.shape[0], 2)), normal((2, *base.shape[1:])) * 0.1)
-    expected, _ = forward(spec, params, inputs(IDS))
+    expected, _ = run(spec, params, inputs(IDS))
     np.testing.assert_allclose(in_chunks(spec, params, [1] * 13), expected, rtol=0, atol=3e-5)
