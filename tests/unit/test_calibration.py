@@ -21,10 +21,13 @@ from forge_jax.quantization.grid import Grid, Rounded
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Moe, Norm, Rope, Router
 from forge_jax.tensor import QTensor, contract, pick, take
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 RMS = Norm(1e-3)
 ATTENTION = Branch("attention", Attention(4, 2, 8, 0.4, rope=Rope(8)), pre=Norm(1e-3, offset=1.0))
 EXPERTS = Block((Branch("moe", Moe(Router(4, 2, renorm=1.0), 24, shared=Mlp(16)), pre=RMS),))
 MIXED = ModelSpec(64, 16, (EXPERTS, Block((ATTENTION, Branch("mlp", Mlp(24), pre=RMS)))), 64, RMS)
+run = jax.jit(forward, static_argnums=0)
 
 
 def model(spec: ModelSpec, seed: int = 0) -> Tree:
@@ -60,7 +63,7 @@ def plain(tree: Tree) -> Tree:
 
 def divergence(spec: ModelSpec, params: Tree, other: Tree, ids: np.ndarray) -> float:
     """The mean KL divergence of a model from another."""
-    logits = (forward(spec, plain(tree), inputs(ids))[0] for tree in (params, other))
+    logits = (run(spec, plain(tree), inputs(ids))[0] for tree in (params, other))
     p, q = (np.asarray(jax.nn.log_softmax(z), np.float64) for z in logits)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
@@ -170,10 +173,9 @@ def test_a_model_rounded_by_gptq_is_nearer_than_one_rounded_to_the_nearest():
     rounded = {path for path, leaf in flatten(found) if isinstance(leaf, QTensor)}
     assert rounded == {path for path, param in flatten(abstract(MIXED)) if matrices(path, param)} == report.seen.keys()
     assert report.seen["layers.0.moe.up"].sum() == 2 * IDS.size
+    plainest = nearest(MIXED, params, grid)
     for ids in (IDS, HELD_OUT):
-        assert divergence(MIXED, params, found, ids) < 0.8 * divergence(
-            MIXED, params, nearest(MIXED, params, grid), ids
-        )
+        assert divergence(MIXED, params, found, ids) < 0.8 * divergence(MIXED, params, plainest, ids)
 
 
 def test_a_layer_sees_what_the_rounded_ones_before_it_make():
@@ -244,8 +246,8 @@ def test_scales_are_folded_where_nothing_changes(name: str, into: list[str]):
     ids = text(160, rows=2)
     folds, scaled = found_folds(golden.spec, golden.params, ids)
     assert [fold.source for fold in folds[0]] == into
-    expected = np.asarray(forward(golden.spec, golden.params, inputs(ids))[0])
-    logits = np.asarray(forward(golden.spec, scaled, inputs(ids))[0])
+    expected = np.asarray(run(golden.spec, golden.params, inputs(ids))[0])
+    logits = np.asarray(run(golden.spec, scaled, inputs(ids))[0])
     assert abs(logits - expected).max() < 1e-5 * abs(expected).max()
     old, new = dict(flatten(golden.params)), dict(flatten(scaled))
     changed = [f"layers.0.{path}" for fold in folds[0] for path in fold.into]
@@ -271,7 +273,6 @@ def test_awq_is_nearer_than_the_nearest_numbers():
     experts = {"0.moe.pre": 5, "0.moe.up": 1, "0.moe.shared.up": 1}
     assert scaled == experts | {"1.attention.pre": 3, "1.attention.v": 1, "1.mlp.pre": 2, "1.mlp.up": 1}
     assert not isinstance(found["layers"]["0"]["moe"]["router"], QTensor)
+    plainest = nearest(MIXED, params, grid)
     for ids in (IDS, HELD_OUT):
-        assert divergence(MIXED, params, found, ids) < 0.8 * divergence(
-            MIXED, params, nearest(MIXED, params, grid), ids
-        )
+        assert divergence(MIXED, params, found, ids) < 0.8 * divergence(MIXED, params, plainest, ids)
