@@ -10,7 +10,7 @@ import pytest
 from helpers import read_golden, token_ids, weight
 from oracle_loader import load as load_oracle
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_compiles")]
 
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4}
 CONVOLVED = {"embed_dim": 32, "base_channels": 32, "latent_channels": 32, "codebook_size": 16, "num_res_blocks": 1}

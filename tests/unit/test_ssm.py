@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from forge_jax.ops.mamba import recur as selective
 from forge_jax.ops.mamba2 import recur as dual
 from forge_jax.ops.mamba2 import step
 from forge_jax.ops.wkv import NOTHING, average
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 BATCH, LENGTH, HEADS, SIZE, STATE = 2, 23, 3, 4, 5
 CUTS = ([23], [7, 1, 9, 6], [1] * 23, [12, 11])
@@ -44,9 +47,10 @@ def plain(a: np.ndarray, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
 def check(run: Callable[..., Any], inputs: Inputs, expected: tuple[np.ndarray, np.ndarray], cut: list[int]) -> None:
     """Hand the state from piece to piece; pieces are themselves cut into chunks of 4 tokens."""
     state, found = jnp.zeros(expected[0].shape, jnp.float32), []
+    piecewise = jax.jit(lambda state, piece: over_chunks(run, state, piece, 4))
     for stop, length in zip(np.cumsum(cut), cut, strict=True):
         piece = tuple(jnp.asarray(part[:, stop - length : stop], jnp.float32) for part in inputs)
-        state, y = over_chunks(run, state, piece, 4)
+        state, y = piecewise(state, piece)
         found.append(y)
     np.testing.assert_allclose(np.concatenate(found, 1), expected[1], rtol=0, atol=1e-5 * np.abs(expected[1]).max())
     np.testing.assert_allclose(state, expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
@@ -90,9 +94,10 @@ def test_decaying_average(cut: list[int]) -> None:
     run = partial(average, *(jnp.asarray(x, jnp.float32) for x in (decay, bonus)))
     zeros = jnp.zeros((BATCH, SIZE), jnp.float32)
     state, found = (zeros, zeros, zeros + NOTHING), []
+    piecewise = jax.jit(lambda state, piece: over_chunks(run, state, piece, 4))
     for stop, length in zip(np.cumsum(cut), cut, strict=True):
         piece = tuple(jnp.asarray(part[:, stop - length : stop], jnp.float32) for part in (k, v, real))
-        state, y = over_chunks(run, state, piece, 4)
+        state, y = piecewise(state, piece)
         found.append(y)
     # a key of 200 is rounded to 1e-5, and so is the logarithm of its weight
     np.testing.assert_allclose(np.concatenate(found, 1), expected, rtol=0, atol=1e-4)
