@@ -10,6 +10,8 @@ from forge_jax.ops import Call, Context, apply
 from forge_jax.params import Tree, flatten, init
 from forge_jax.spec import Block, Branch, Gate, LinearAttention, ModelSpec, Norm
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 BATCH, LENGTH, WIDTH = 2, 150, 12
 OP = LinearAttention(heads=3, head_dim=5, rate=0.7, ratio=0.02, norm=Norm(1e-3), gate=Gate())
 

@@ -13,6 +13,8 @@ from forge_jax.params import init
 from forge_jax.params.message import message_params
 from forge_jax.spec import Again, Message, ModelSpec, Norm
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 B, T, D, R, EPS = 2, 3, 8, 4, 1e-3
 MESSAGE = Message(R, Norm(EPS, scale=False), ("q", "k"))
 
@@ -45,7 +47,7 @@ def test_each_stream_is_mixed_with_a_message_of_its_own(streams: int):
         for i, (name, parts) in enumerate(message_params(MESSAGE, D).items())
     }
     bus = {"messages": jnp.asarray(messages)}
-    found = informed(MESSAGE, params, x if streams > 1 else x[:, :, 0], bus)
+    found = jax.jit(informed, static_argnums=0)(MESSAGE, params, x if streams > 1 else x[:, :, 0], bus)
     normed = rms(messages, 1e-6)
     for i, name in enumerate(MESSAGE.streams):
         p = {part: np.asarray(leaf) for part, leaf in params[name].items()}

@@ -3,12 +3,15 @@
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from forge_jax.ops.chunks import over_chunks
 from forge_jax.ops.mlstm import recur, step
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 EPS = 1e-6
 TOKENS = 11
@@ -47,7 +50,7 @@ def formula(piece: tuple[np.ndarray, ...]) -> np.ndarray:
 def test_every_form_is_the_formula(scale: float, size: int) -> None:
     piece = pieces(scale)
     run = partial(step if size == 1 else recur, EPS)
-    _, y = over_chunks(run, start(), tuple(map(jnp.asarray, piece)), size)
+    _, y = jax.jit(lambda state, piece: over_chunks(run, state, piece, size))(start(), tuple(map(jnp.asarray, piece)))
     expected = formula(piece)
     real = piece[-1][..., 0]
     np.testing.assert_allclose(np.asarray(y)[real], expected[real], rtol=2e-4, atol=2e-5)
@@ -55,8 +58,9 @@ def test_every_form_is_the_formula(scale: float, size: int) -> None:
 
 def test_padding_leaves_the_state_alone() -> None:
     piece: Any = tuple(map(jnp.asarray, pieces(3.0)))
-    whole, _ = recur(EPS, start(), piece)
+    run = jax.jit(partial(recur, EPS))
+    whole, _ = run(start(), piece)
     part: Any = tuple(leaf[:, :8] for leaf in piece)
-    short, _ = recur(EPS, start(), part)
+    short, _ = run(start(), part)
     for name, value in short.items():
         np.testing.assert_allclose(whole[name][1], value[1], rtol=1e-6, err_msg=name)
