@@ -33,6 +33,8 @@ from forge_jax.spec import (
 )
 from forge_jax.tensor import QTensor
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 RMS = Norm(1e-3)
 LAYER = Norm(1e-3, "layer", bias=True)
 SHARDS = [
