@@ -21,6 +21,8 @@ from forge_jax.evaluation.rows import Row, packed
 from forge_jax.loading import Model, load
 from forge_jax.parallel import make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 TEXT = "It was the best of times, it was the worst of times.\nIt was the age of wisdom; 1859 <|im_end|> " * 2
 CONTEXT = 16
 

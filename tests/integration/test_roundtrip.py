@@ -20,6 +20,8 @@ from forge_jax.loading import Model
 from forge_jax.params import flatten
 from forge_jax.tensor import dense
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 # what the tokenizer's exporter says of this vocabulary: GGUF has one rule for the space before a text
 GGUF_SPACE = pytest.mark.filterwarnings("ignore:GGUF cannot say that a space is put in front:UserWarning")
 

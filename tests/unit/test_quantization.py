@@ -17,6 +17,8 @@ from forge_jax.quantization import encode_leaf, packer, quantize
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Moe, Norm, Rope, Router
 from forge_jax.tensor import QTensor, contract, dense
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 RMS = Norm(1e-5)
 ATTENTION = Branch("attention", Attention(8, 4, 16, 0.25, rope=Rope(16)), pre=RMS)
 DENSE = Block((ATTENTION, Branch("mlp", Mlp(128), pre=RMS)))
