@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -266,7 +267,7 @@ def test_a_mixture_trains_and_generates() -> None:
     optimizer = optax.adam(1e-2)
 
     @jax.jit
-    def step(params: Tree, state: optax.OptState) -> tuple[jax.Array, Tree, optax.OptState]:
+    def step(params: Tree, state: optax.OptState) -> tuple[jax.Array, Any, optax.OptState]:
         value, gradient = jax.value_and_grad(loss)(params)
         update, state = optimizer.update(gradient, state)
         return value, optax.apply_updates(params, update), state
