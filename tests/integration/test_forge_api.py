@@ -15,6 +15,8 @@ from tiny_checkpoint import write_golden_directory
 import forge_jax
 from forge_jax import Forge, ForgeConfig, create_model, get_preset
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CONFIG = ForgeConfig(vocab_size=60, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=48, dropout=0.1)
 IDS = np.array([[5, 9, 2, 7, 11, 3], [1, 0, 59, 4, 8, 6]])
 
