@@ -76,16 +76,17 @@ def decoded_products(
     rounds = packing is not None and packing.rounds
 
     def on_cpu(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
-        apt = [
-            packing is not None and kernels.fits(packing, parts, shape, x_RI)
-            for parts, shape in zip(weights, outputs, strict=True)
-        ]
+        each = list(zip(weights, outputs, strict=True))
+        apt = [packing is not None and kernels.fits(packing, parts, shape, x_RI) for parts, shape in each]
         if packing is not None and all(apt):
             return by_kernel(scheme, packing, outputs, x_RI, weights)
-        if len(weights) > 1:
-            each = zip(weights, outputs, strict=True)
-            return [decoded_products(scheme, [parts], [shape], x_RI)[0] for parts, shape in each]
-        return [tiled(scheme, weights[0], outputs[0], rounded_runs(x_RI) if rounds else x_RI)]
+        x = rounded_runs(x_RI) if rounds else x_RI
+        return [
+            by_kernel(scheme, packing, [shape], x_RI, [parts])[0]
+            if packing is not None and fit
+            else tiled(scheme, parts, shape, x)
+            for (parts, shape), fit in zip(each, apt, strict=True)
+        ]
 
     def elsewhere(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
         def one(parts: dict[str, Array], shape: tuple[int, ...]) -> Array:

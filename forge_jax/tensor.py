@@ -256,12 +256,8 @@ def contract_all(eq: str, x: Array, weights: Sequence[Weight]) -> list[Array]:
     for w in weights:
         if isinstance(w, QTensor) and rows_fit(eq, w):
             alike.setdefault(kind(w), []).append(w)
-    made = {key: iter(packed_products(eq, x, some)) for key, some in alike.items() if len(some) > 1}
-    found: list[Array] = []
-    for w in weights:
-        ys = made.get(kind(w)) if isinstance(w, QTensor) and rows_fit(eq, w) else None
-        found.append(contract(eq, x, w) if ys is None else next(ys))
-    return found
+    made = {id(w): y for some in alike.values() for w, y in zip(some, packed_products(eq, x, some), strict=True)}
+    return [made[id(w)] if id(w) in made else contract(eq, x, w) for w in weights]
 
 
 def kind(w: QTensor) -> Any:
