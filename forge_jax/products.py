@@ -137,6 +137,32 @@ def by_kernel(
     return kernels.as_plain(fast, plain)(x_RI, weights)
 
 
+def chosen_products(
+    scheme: Factored,
+    packing: kernels.Packing,
+    stacks: Sequence[dict[str, Array]],
+    outputs: Sequence[tuple[int, ...]],
+    x_CMI: Array,
+    expert_C: Array,
+    used_C: Array,
+) -> list[Array]:
+    """`kernels.products_chosen`, with the derivative of what `tiled` gives of each block."""
+
+    def fast(*operands: Any) -> list[Array]:
+        return kernels.products_chosen(packing, operands[0], outputs, *operands[1:])
+
+    def plain(stacks: Sequence[dict[str, Array]], *blocks: Array) -> list[Array]:
+        def block(inputs: tuple[Array, Array, Array]) -> list[Array]:
+            x_MI, expert, used = inputs
+            chosen = [{name: part[expert] for name, part in parts.items()} for parts in stacks]
+            ys = [tiled(scheme, parts, shape[1:], x_MI) for parts, shape in zip(chosen, outputs, strict=True)]
+            return [jnp.where(used, y, 0) for y in ys]
+
+        return jax.lax.map(block, blocks)
+
+    return kernels.as_plain(fast, plain)(stacks, x_CMI, expert_C, used_C)
+
+
 def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> Array:
     """`decoded_products` on a CPU, of one weight, with no more than about `TILE` numbers decoded at a time."""
     scheme, parts = scheme.apart(parts)

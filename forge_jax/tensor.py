@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from forge_jax.kernels import Packing
-from forge_jax.products import decoded_products, product, rounded_product, subscripts
+from forge_jax.kernels import Packing, fits_chosen
+from forge_jax.products import chosen_products, decoded_products, product, rounded_product, subscripts
 
 
 class Scheme(Protocol):
@@ -292,6 +292,31 @@ def product_of_rows(eq: str, x: Array, w: QTensor) -> Array:
         codes, factor = values.reshape(*w.outputs, *w.summed), jnp.broadcast_to(factor, w.outputs)
         return rounded_product(eq, x, codes, factor)
     return jnp.einsum(eq, x, w.rows().astype(x.dtype))
+
+
+def chosen_in_place(x_CMI: Array | jax.ShapeDtypeStruct, stacks: Sequence[Weight]) -> bool:
+    """Whether `contract_chosen` can read the weights that blocks of such rows choose of these stacks [E, I, O]."""
+
+    def apt(w: Weight) -> bool:
+        if not isinstance(w, QTensor) or w.first != 1 or w.trailing != 1:
+            return False
+        packing = w.scheme.packing(w.parts)
+        return packing is not None and fits_chosen(packing, w.parts, w.outputs, x_CMI)
+
+    return all(apt(w) for w in stacks) and len({kind(w) for w in stacks}) == 1
+
+
+def contract_chosen(x_CMI: Array, stacks: Sequence[QTensor], expert_C: Array, used_C: Array) -> list[Array]:
+    """Each block of rows times the weight of its expert, of each of the stacks; only on a CPU, and where these are
+    `chosen_in_place`. The products of blocks that are not used are zero.
+    """
+    # as in `packed_products`
+    x_CMI, parts = jax.lax.optimization_barrier((x_CMI, [w.parts for w in stacks]))
+    scheme = stacks[0].scheme
+    packing = scheme.packing(parts[0])
+    if packing is None:
+        raise ValueError(f"{scheme.name}: there is no kernel for stacks of these rows")
+    return chosen_products(scheme, packing, parts, [w.outputs for w in stacks], x_CMI, expert_C, used_C)
 
 
 def take(w: Weight, ids: Array) -> Array:

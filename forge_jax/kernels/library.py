@@ -48,8 +48,9 @@ def status() -> Status:
         library = ctypes.CDLL(str(path))
     except (Unbuilt, OSError) as error:
         return Status(False, str(error))
-    exact = [f"{what}_{name}" for name in FORMATS for what in ("open", "product")]
-    for name in ("attention", "write_slots", "hadamard", "once", *exact, *(f"rounded_{name}" for name in ROUNDED)):
+    exact = [f"{what}_{name}" for name in FORMATS for what in ("open", "product", "product_chosen")]
+    rounded = [f"{what}_{name}" for name in ROUNDED for what in ("rounded", "rounded_chosen")]
+    for name in ("attention", "write_slots", "hadamard", "once", *exact, *rounded):
         jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     library.forge_instructions.restype = ctypes.c_char_p
     return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)

@@ -38,7 +38,9 @@ def named(packing: Packing, parts: dict[str, Array]) -> str:
     return {4: "Stream4", 8: eight}.get(packing.steps.bits, packing.format)
 
 
-def fits(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array) -> bool:
+def fits(
+    packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array | jax.ShapeDtypeStruct
+) -> bool:
     """Whether there is a kernel for this product."""
     apt = outputs[-1] % TOGETHER == 0 if packing.rounds else x_RI.shape[0] <= MOST_ROWS
     return apt and x_RI.dtype == jnp.float32 and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
@@ -61,6 +63,37 @@ def products(
         target(f"{'rounded' if packing.rounds else 'product'}_{name}"), shapes, vmap_method="expand_dims"
     )
     return [y.reshape(x_RI.shape[0], *shape) for y, shape in zip(call(*operands), outputs, strict=True)]
+
+
+def fits_chosen(
+    packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_CMI: Array | jax.ShapeDtypeStruct
+) -> bool:
+    """Whether there is a kernel for products of blocks of rows with those of a stack of weights [E, O] that are chosen.
+
+    Whole numbers that are in no tiles are not among them: their scales are made ready in every call (`matrices`).
+    """
+    size = x_CMI.shape[1]
+    block = jax.ShapeDtypeStruct((size, x_CMI.shape[2]), x_CMI.dtype)
+    apt = len(outputs) == 2 and packing.steps is None and not size & (size - 1)
+    return apt and fits(packing, parts, outputs, block)
+
+
+def products_chosen(
+    packing: Packing,
+    stacks: Sequence[dict[str, Array]],
+    outputs: Sequence[tuple[int, ...]],
+    x_CMI: Array,
+    expert_C: Array,
+    used_C: Array,
+) -> list[Array]:
+    """Each block of rows times the weight of its expert, of several stacks of weights: [C, M, O] of each, zero where a
+    block is not used; only where all of them `fits_chosen`, and only on a CPU. Weights are read where they lie.
+    """
+    rows = [parts[name] for parts in stacks for name in packing.parts]
+    operands = varying(x_CMI, expert_C.astype(jnp.int32), used_C, *rows)
+    shapes = [jax.typeof(operands[0]).update(shape=(*x_CMI.shape[:2], shape[1])) for shape in outputs]
+    name = f"{'rounded' if packing.rounds else 'product'}_chosen_{packing.format}"
+    return jax.ffi.ffi_call(target(name), shapes, vmap_method="sequential")(*operands)
 
 
 def opened(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> Array:

@@ -7,6 +7,7 @@ the fastest that was measured. Where experts are spread over devices, tokens tra
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from forge_jax.ops.norm import norm
 from forge_jax.ops.router import Routing, record, route, router_input
 from forge_jax.params import Tree
 from forge_jax.spec import Moe
-from forge_jax.tensor import beside, contract, dense, pick, take
+from forge_jax.tensor import beside, chosen_in_place, contract, contract_chosen, dense, pick, take
 
 LARGEST = 128  # tokens of a block: beyond it products get no faster, only the filling grows
 
@@ -77,6 +78,19 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
     count = expert_C.shape[0]
     x_CMD = jnp.zeros((count * size, x_RD.shape[1]), x_RD.dtype).at[place_R].set(x_RD, mode="drop")
 
+    x_CMD = x_CMD.reshape(count, size, -1)
+    alone = partial(one_by_one, op, ctx)
+    if in_place(op, params, x_CMD):
+        y_CMD = jax.lax.platform_dependent(params, x_CMD, expert_C, used_C, cpu=partial(in_one_call, op), default=alone)
+    else:
+        y_CMD = alone(params, x_CMD, expert_C, used_C)
+    y_RD = y_CMD.reshape(count * size, -1).at[place_R].get(mode="fill", fill_value=0)
+    return leaving(op, y_RD, weight_NX)
+
+
+def one_by_one(op: Moe, ctx: Context, params: Tree, x_CMD: Array, expert_C: Array, used_C: Array) -> Array:
+    """Each block through its expert, one after another; zeros for those that are not used."""
+
     def block(inputs: tuple[Array, Array, Array]) -> Array:
         x_MD, expert, used = inputs
 
@@ -87,9 +101,32 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
         work = lambda: contract("MF,FD->MD", hidden(op, linear), pick(params["down"], expert))  # noqa: E731
         return jax.lax.cond(used, work, lambda: ctx.own(jnp.zeros(x_MD.shape, x_MD.dtype), ctx.expert_axis))
 
-    y_CMD = jax.lax.map(block, (x_CMD.reshape(count, size, -1), expert_C, used_C))
-    y_RD = y_CMD.reshape(count * size, -1).at[place_R].get(mode="fill", fill_value=0)
-    return leaving(op, y_RD, weight_NX)
+    return jax.lax.map(block, (x_CMD, expert_C, used_C))
+
+
+def entries(op: Moe) -> tuple[str, ...]:
+    """The weights that multiply what enters an expert."""
+    return ("gate", "up") if op.gated else ("up",)
+
+
+def in_place(op: Moe, params: Tree, x_CMD: Array) -> bool:
+    """Whether `in_one_call` can read the weights of these experts."""
+    hidden_CMF = jax.ShapeDtypeStruct((*x_CMD.shape[:2], params["down"].shape[1]), x_CMD.dtype)
+    entering = [params[name] for name in entries(op)]
+    return chosen_in_place(x_CMD, entering) and chosen_in_place(hidden_CMF, [params["down"]])
+
+
+def in_one_call(op: Moe, params: Tree, x_CMD: Array, expert_C: Array, used_C: Array) -> Array:
+    """The same with all blocks in one call of a kernel: no weight is copied, and threads share all of them."""
+    names = entries(op)
+    entered = contract_chosen(x_CMD, [params[name] for name in names], expert_C, used_C)
+    made = dict[str, Array](zip(names, entered, strict=True))
+
+    def linear(name: str) -> Array:
+        y = made[name]
+        return y + dense(params[f"{name}_bias"]).astype(y.dtype)[expert_C][:, None] if op.bias else y
+
+    return contract_chosen(hidden(op, linear), [params["down"]], expert_C, used_C)[0]
 
 
 def ragged(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ctx: Context) -> Array:

@@ -22,10 +22,10 @@ def swift(leaf: Any, param: Param, kernels: Kernels) -> Any:
     """A host leaf of the parameter that `param` describes, as kernels want it.
 
     "exact": a matrix in bfloat16 or float16 as packed rows of those, which are multiplied in float32. "rounded": and
-    whole numbers in tiles of 16 rows, which round what they are multiplied by to int8. Experts stay as they are: they
-    are multiplied in several ways, not all of which have kernels; and so does what `tiled` leaves.
+    whole numbers in tiles of 16 rows, which round what they are multiplied by to int8. Stacks stay as they are, but for
+    those of experts, since they are multiplied in ways that have no kernels; and so does what `tiled` leaves.
     """
-    if param.stacked:
+    if param.stacked and param.axes[0] != "experts":
         return leaf
     match leaf:
         case QTensor() if kernels == "rounded":

@@ -51,15 +51,21 @@ class Tiles(Rows):
         """The same rows, each by itself."""
         outputs = next(iter(parts.values())).shape[:-1]
         flat = {name: part.reshape(-1, part.shape[-1]) for name, part in parts.items()}
-        scheme, found = self.chosen(flat, np.arange(prod(outputs)))
-        return scheme, {name: part.reshape(*outputs, -1) for name, part in found.items()}
+        found = self.alone(flat, np.arange(prod(outputs)))
+        return self.rows, {name: part.reshape(*outputs, -1) for name, part in found.items()}
 
-    def chosen(self, parts: Mapping[str, Any], ids: Any) -> tuple[Ggml | Integers, dict[str, Any]]:
-        """The rows of these numbers, of parts [rows, n]: [*ids.shape, n]."""
+    def chosen(self, parts: Mapping[str, Any], ids: Any) -> "tuple[Tiles | Ggml | Integers, dict[str, Any]]":
+        """The rows of these numbers, of parts [rows, n]: [*ids.shape, n]. Of stacks, whole tiles."""
+        if any(part.ndim > 2 for part in parts.values()):
+            return self, {name: part[ids] for name, part in parts.items()}
+        return self.rows, self.alone(parts, ids)
+
+    def alone(self, parts: Mapping[str, Any], ids: Any) -> dict[str, Any]:
+        """Parts [*ids.shape, n] of rows by themselves, of parts [rows, n] of tiles."""
         found = {name: taken(part, unit(self.name, name), ids) for name, part in parts.items()}
         if isinstance(self.rows, Integers) and self.rows.bits == 4:
             found["codes"] = as_stream(found["codes"])
-        return self.rows, found | {name: found[name].astype(dtype) for name, dtype in self.stored}
+        return found | {name: found[name].astype(dtype) for name, dtype in self.stored}
 
     def decode(self, parts: Mapping[str, Any]) -> Any:
         """The rows, float32 [..., size]."""

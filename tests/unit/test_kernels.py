@@ -248,11 +248,13 @@ def test_what_has_no_kernel_takes_the_plain_path():
 @pytest.mark.slow
 def test_other_processors_give_the_same(target: str):
     """The code for machines with AVX2 and with neither, which this one can run as well."""
+    here = Path(__file__)
+    files = [str(here.with_name(f"test_kernel{what}.py")) for what in ("s", "_caches", "_experts")]
     script = (
         "import functools\nfrom forge_jax.kernels import building, library\n"
         f"library.build = functools.partial(building.build, {target!r})\n"
         "import pytest, sys\n"
-        f"sys.exit(pytest.main(['-q', {__file__!r}, {str(Path(__file__).with_name('test_kernel_caches.py'))!r}]))"
+        f"sys.exit(pytest.main(['-q', *{files!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

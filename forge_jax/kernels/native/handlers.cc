@@ -109,6 +109,49 @@ ffi::Error multiply(Matrices x, ffi::RemainingArgs args, ffi::RemainingRets rets
   return ffi::Error::Success();
 }
 
+using Blocks = ffi::Buffer<ffi::F32, 3>;
+using Numbers = ffi::Buffer<ffi::S32, 1>;
+using Marks = ffi::Buffer<ffi::PRED, 1>;
+
+// x [C, M, K], M a power of two, whose expert each block of M rows takes [C], whether it is used [C], and the parts
+// [E, O, n] of one stack of weights after another to as many y [C, M, O], zero where a block is not used.
+template <class Format, int together, void (*run)(std::span<const Operands>)>
+ffi::Error multiply_chosen(Blocks x, Numbers expert, Marks used, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  const Shape xs = x.dimensions();
+  const int64_t blocks = xs[0], rows = xs[1], inputs = xs[2];
+  const size_t count = rets.size();
+  std::vector<Task<Format>> tasks(count);
+  bool fits = count && args.size() == count * Format::parts && rows > 0 && !(rows & (rows - 1));
+  fits = fits && expert.dimensions()[0] == blocks && used.dimensions()[0] == blocks;
+  for (size_t i = 0; fits && i < count; ++i) {
+    auto y = rets.get<Matrices>(i);
+    if (y.has_error()) return y.error();
+    const Shape ys = (*y)->dimensions();
+    fits = ys.size() == 3 && ys[0] == blocks && ys[1] == rows && ys[2] % together == 0;
+    if (!fits) break;
+    Operands& p = tasks[i].p;
+    p.rows = rows, p.inputs = inputs, p.outputs = ys[2];
+    if (const ffi::Error error = tasks[i].take(args, i * Format::parts, *y); error.failure()) return error;
+    for (const Shape& shape : tasks[i].shapes) fits = fits && shape[0] == tasks[0].shapes[0][0] && shape[0] > 0;
+  }
+  if (!fits) return ffi::Error::InvalidArgument("blocks of rows, their experts and stacks of weights were expected");
+  const int64_t experts = tasks[0].shapes[0][0];
+  std::vector<Operands> all;
+  for (int64_t block = 0; block < blocks; ++block)
+    for (const Task<Format>& task : tasks) {
+      Operands p = task.p;
+      p.first = block * rows, p.x = x.typed_data() + p.first * inputs, p.y += p.first * p.outputs;
+      const int64_t chosen = std::clamp<int64_t>(expert.typed_data()[block], 0, experts - 1);
+      for (int i = 0; i < Format::parts; ++i) p.part[i] = task.data[i] + chosen * p.outputs * p.pitch[i];
+      if (used.typed_data()[block])
+        all.push_back(p);
+      else
+        std::fill_n(p.y, rows * p.outputs, 0.0f);
+    }
+  if (!all.empty()) run(all);
+  return ffi::Error::Success();
+}
+
 // Parts [*lead, O, n] to y [*lead, O, K].
 template <class Format>
 ffi::Error decode(ffi::RemainingArgs args, ffi::Result<Matrices> y) {
@@ -265,7 +308,15 @@ ffi::Error same(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
 
 #define HANDLER(name, Format, together, run)                                                                               \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_##Format, (forge::multiply<forge::Format, together, forge::run<forge::Format>>),   \
-                                ffi::Ffi::Bind().Arg<forge::Matrices>().RemainingArgs().RemainingRets())
+                                ffi::Ffi::Bind().Arg<forge::Matrices>().RemainingArgs().RemainingRets());                 \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_chosen_##Format,                                                                    \
+                                (forge::multiply_chosen<forge::Format, together, forge::run<forge::Format>>),              \
+                                ffi::Ffi::Bind()                                                                           \
+                                    .Arg<forge::Blocks>()                                                                  \
+                                    .Arg<forge::Numbers>()                                                                 \
+                                    .Arg<forge::Marks>()                                                                   \
+                                    .RemainingArgs()                                                                       \
+                                    .RemainingRets())
 
 #define FORMAT(Format)                                                      \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(open_##Format, forge::decode<forge::Format>, \

@@ -11,13 +11,14 @@
 namespace forge {
 
 // What a product works on. `part` and `pitch`: where each part of the weights begins, and the bytes of a row in it.
-// `inverse`: 2^32 over the runs of a group, rounded up, where parts have a number a group.
+// `inverse`: 2^32 over the runs of a group, rounded up, where parts have a number a group. `first`: which of all rows that
+// are multiplied in a call the first one of x is.
 struct Operands {
   const float* x;
   float* y;
   const uint8_t* part[PARTS];
   int64_t pitch[PARTS];
-  int64_t rows, outputs, inputs, inverse;
+  int64_t rows, outputs, inputs, inverse, first;
 
   Row weights(int64_t output) const {
     Row row;

@@ -69,7 +69,7 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
   using Tile = Tiled<Format>;
   constexpr int PIECES = Tile::PIECES, AT_ONCE = Format::block / RUN;
   const Rows rows = p.weights(output);
-  const int64_t first = x.at(row, 0);
+  const int64_t first = x.at(p.first + row, 0);
   const int8_t* numbers = &x.numbers[first * RUN];
   const float *step = &x.step[first], *share = &x.share[first];
   const int32_t* start = &x.start[first / EACH * PIECES * EACH + first % EACH];
@@ -106,10 +106,13 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
 
 constexpr int64_t SOME = 1 << 19;  // bytes of x that stay in the second cache while weights go by
 
-// Products of one x, 16 outputs at a time; weights that are in the first cache are multiplied by many rows of x.
+// Products of one x or of parts of it, in their order, that begin at a multiple of their power of two of rows; 16 outputs
+// at a time. Weights that are in the first cache are multiplied by many rows of x.
 template <class Format>
 void rounded_product(std::span<const Operands> tasks) {
-  const Rounded x(tasks[0].x, tasks[0].rows, tasks[0].inputs, Tiled<Format>::PIECES, Tiled<Format>::ZERO);
+  const Operands &start = tasks.front(), &end = tasks.back();
+  const Rounded x(start.x - start.first * start.inputs, end.first + end.rows, start.inputs, Tiled<Format>::PIECES,
+                  Tiled<Format>::ZERO);
   const int64_t block = std::max<int64_t>(EACH, SOME / x.inputs / EACH * EACH);
   shared<Format>(tasks, TOGETHER, [&](const Operands& p, int64_t from, int64_t to) {
     for (int64_t first = 0; first < p.rows; first += block) {
