@@ -67,8 +67,8 @@ def decoded_products(
     """x_RI times every packed row of weights that are packed alike: [R, *outputs] of each, in the dtype of x.
 
     weights: the parts of each, [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU multiplies by
-    a kernel, by all weights in one call, if there is one for so few rows of x, and else decodes and multiplies a tile
-    at a time: XLA would write all of a large matrix, and opens it 10 times slower than a kernel does. An accelerator
+    a kernel, by all weights in one call, if there is one for them, and else decodes and multiplies a tile
+    at a time: XLA would write all of a large matrix. An accelerator
     decodes a weight while a single row of x is multiplied, and else once for all rows, or multiplies by a kernel where
     `kernels.pallas` is asked for.
     """
@@ -168,7 +168,7 @@ def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x
     scheme, parts = scheme.apart(parts)
     rows = max(1, TILE // (math.prod(outputs[1:]) * x_RI.shape[1]))
     if rows >= outputs[0]:
-        return multiplied(*opened(scheme, parts, outputs, x_RI.shape[1]), x_RI, matrix)
+        return multiplied(*scheme.factors(parts), x_RI, matrix)
 
     def step(tile: Array, y: Array) -> Array:
         # the last tile may begin early: what it shares with the one before is written twice
@@ -177,25 +177,11 @@ def tiled(scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], x
             name: part if part.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(part, start, rows)
             for name, part in parts.items()
         }
-        found = opened(scheme, here, (rows, *outputs[1:]), x_RI.shape[1])
-        return jax.lax.dynamic_update_slice_in_dim(y, multiplied(*found, x_RI, matrix), start, axis=1)
+        found = multiplied(*scheme.factors(here), x_RI, matrix)
+        return jax.lax.dynamic_update_slice_in_dim(y, found, start, axis=1)
 
     y = jax.lax.full_like(x_RI, 0, shape=(x_RI.shape[0], *outputs))
     return jax.lax.fori_loop(0, -(-outputs[0] // rows), step, y)
-
-
-def opened(
-    scheme: Factored, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int
-) -> tuple[Array, Array | None]:
-    """`Factored.factors` on a CPU, by a kernel if there is one."""
-    packing = scheme.packing(parts)
-    if packing is None or not kernels.known(packing, parts, outputs, inputs):
-        return scheme.factors(parts)
-
-    def fast(parts: dict[str, Array]) -> Array:
-        return kernels.opened(packing, parts, outputs, inputs)
-
-    return kernels.as_plain(fast, lambda parts: scheme.factors(parts)[0])(parts), None
 
 
 def multiplied(values: Array, factor: Array | None, x_RI: Array, way: Callable[[Array, Array], Array]) -> Array:

@@ -48,7 +48,7 @@ def status() -> Status:
         library = ctypes.CDLL(str(path))
     except (Unbuilt, OSError) as error:
         return Status(False, str(error))
-    exact = [f"{what}_{name}" for name in FORMATS for what in ("open", "product", "product_chosen")]
+    exact = [f"{what}_{name}" for name in FORMATS for what in ("product", "product_chosen")]
     rounded = [f"{what}_{name}" for name in ROUNDED for what in ("rounded", "rounded_chosen")]
     for name in ("attention", "write_slots", "hadamard", "once", *exact, *rounded):
         jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")

@@ -16,7 +16,7 @@ from forge_jax.kernels.formats import FORMATS, ROUNDED, TOGETHER, Packing
 from forge_jax.kernels.library import available, target
 from forge_jax.kernels.meshes import varying
 
-MOST_ROWS = 16  # of x that is not rounded; for more, matrices of floats are faster
+WIDENED = ("float32", "bfloat16", "float16")
 
 
 def known(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> bool:
@@ -41,9 +41,9 @@ def named(packing: Packing, parts: dict[str, Array]) -> str:
 def fits(
     packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], x_RI: Array | jax.ShapeDtypeStruct
 ) -> bool:
-    """Whether there is a kernel for this product."""
-    apt = outputs[-1] % TOGETHER == 0 if packing.rounds else x_RI.shape[0] <= MOST_ROWS
-    return apt and x_RI.dtype == jnp.float32 and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
+    """Whether there is a kernel for this product. Inputs of 16 bits are made float32, and the product 16 bits again."""
+    apt = outputs[-1] % TOGETHER == 0 or not packing.rounds
+    return apt and x_RI.dtype in WIDENED and x_RI.size > 0 and known(packing, parts, outputs, x_RI.shape[1])
 
 
 def products(
@@ -56,13 +56,14 @@ def products(
     """
     (name,) = {named(packing, parts) for parts in weights}
     rows = [part for parts, shape in zip(weights, outputs, strict=True) for part in matrices(packing, parts, shape)]
-    operands = varying(x_RI, *rows)
+    operands = varying(x_RI.astype(jnp.float32), *rows)
     # the type of x, which says what it varies over, in other shapes of as many axes
     shapes = [jax.typeof(operands[0]).update(shape=(x_RI.shape[0], math.prod(shape))) for shape in outputs]
     call = jax.ffi.ffi_call(
         target(f"{'rounded' if packing.rounds else 'product'}_{name}"), shapes, vmap_method="expand_dims"
     )
-    return [y.reshape(x_RI.shape[0], *shape) for y, shape in zip(call(*operands), outputs, strict=True)]
+    ys = zip(call(*operands), outputs, strict=True)
+    return [y.reshape(x_RI.shape[0], *shape).astype(x_RI.dtype) for y, shape in ys]
 
 
 def fits_chosen(
@@ -90,18 +91,11 @@ def products_chosen(
     block is not used; only where all of them `fits_chosen`, and only on a CPU. Weights are read where they lie.
     """
     rows = [parts[name] for parts in stacks for name in packing.parts]
-    operands = varying(x_CMI, expert_C.astype(jnp.int32), used_C, *rows)
+    operands = varying(x_CMI.astype(jnp.float32), expert_C.astype(jnp.int32), used_C, *rows)
     shapes = [jax.typeof(operands[0]).update(shape=(*x_CMI.shape[:2], shape[1])) for shape in outputs]
     name = f"{'rounded' if packing.rounds else 'product'}_chosen_{packing.format}"
-    return jax.ffi.ffi_call(target(name), shapes, vmap_method="sequential")(*operands)
-
-
-def opened(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...], inputs: int) -> Array:
-    """Packed rows as float32 [*outputs, inputs]; only where the packing is `known`, and only on a CPU."""
-    operands = varying(*matrices(packing, parts, outputs))
-    shape = jax.typeof(operands[0]).update(shape=(math.prod(outputs), inputs), dtype=jnp.dtype("float32"))
-    w = jax.ffi.ffi_call(target(f"open_{named(packing, parts)}"), shape, vmap_method="expand_dims")(*operands)
-    return w.reshape(*outputs, inputs)
+    ys = jax.ffi.ffi_call(target(name), shapes, vmap_method="sequential")(*operands)
+    return [y.astype(x_CMI.dtype) for y in ys]
 
 
 def matrices(packing: Packing, parts: dict[str, Array], outputs: tuple[int, ...]) -> list[Array]:

@@ -58,7 +58,7 @@ def calls(run, *args, kernel: str) -> int:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_each_block_is_multiplied_by_its_expert(scheme: str) -> None:
     stacks = [stack(scheme, "exact"), stack(scheme, "exact", 5)]
-    for size in (1, 4, 16):
+    for size in (1, 4, 32):
         x, expert, used = blocks(size)
         assert chosen_in_place(x, stacks)
         assert calls(contract_chosen, x, stacks, expert, used, kernel="product") == 1
@@ -94,8 +94,7 @@ def test_experts_of_tiles_are_the_same_weights() -> None:
 
 def test_what_cannot_be_read_where_it_lies() -> None:
     x, w = blocks(4)[0], stack("Q8_0", "exact")
-    assert not chosen_in_place(x.astype(jnp.bfloat16), [w])
-    assert not chosen_in_place(jnp.zeros((7, 32, I)), [w])  # so many rows are multiplied faster by floats
+    assert not chosen_in_place(x.astype(jnp.int32), [w])
     assert not chosen_in_place(x[:, :3], [w])  # blocks are of a power of two
     assert not chosen_in_place(x, [w, stack("Q4_0", "exact")])
     assert not chosen_in_place(x, [w.dense()])

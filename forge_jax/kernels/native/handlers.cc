@@ -152,19 +152,6 @@ ffi::Error multiply_chosen(Blocks x, Numbers expert, Marks used, ffi::RemainingA
   return ffi::Error::Success();
 }
 
-// Parts [*lead, O, n] to y [*lead, O, K].
-template <class Format>
-ffi::Error decode(ffi::RemainingArgs args, ffi::Result<Matrices> y) {
-  const Shape ys = y->dimensions();
-  const size_t rank = ys.size();
-  if (rank < 2 || args.size() != Format::parts) return ffi::Error::InvalidArgument("the parts of a matrix were expected");
-  Task<Format> task;
-  task.p.outputs = ys[rank - 2], task.p.inputs = ys[rank - 1];
-  if (const ffi::Error error = task.take(args, 0, y); error.failure()) return error;
-  for (int64_t batch = 0; batch < volume(ys, rank - 2); ++batch) open<Format>(task.at(batch));
-  return ffi::Error::Success();
-}
-
 using Vector = ffi::Buffer<ffi::F32, 1>;
 using Queries = ffi::Buffer<ffi::F32, 3>;
 using Scales = ffi::Buffer<ffi::BF16>;
@@ -318,10 +305,7 @@ ffi::Error same(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
                                     .RemainingArgs()                                                                       \
                                     .RemainingRets())
 
-#define FORMAT(Format)                                                      \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(open_##Format, forge::decode<forge::Format>, \
-                                ffi::Ffi::Bind().RemainingArgs().Ret<forge::Matrices>()); \
-  HANDLER(product, Format, 1, product);
+#define FORMAT(Format) HANDLER(product, Format, 1, product);
 #define BOTH(Format) FORMAT(Format) HANDLER(rounded, Format, forge::TOGETHER, rounded_product);
 
 FORMAT(BF16)

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
+#include <vector>
 
 #include "superblocks.h"
 #include "pool.h"
@@ -78,7 +80,7 @@ inline int64_t worth(int64_t bytes) {
 // Calls some(p, from, to) for ranges of outputs of several products, on all threads; a range begins at a multiple of
 // `group`.
 template <class Format, class Some>
-void shared(std::span<const Operands> tasks, int64_t group, Some some) {
+void shared(std::span<const Operands> tasks, int64_t group, int64_t most, Some some) {
   int64_t bytes = 0, groups = 0;
   for (const Operands& p : tasks) {
     groups += (p.outputs + group - 1) / group;
@@ -92,12 +94,80 @@ void shared(std::span<const Operands> tasks, int64_t group, Some some) {
       from -= own, to -= own;
     }
   };
-  parallel(groups, worth(bytes * tasks[0].rows), range);
+  parallel(groups, std::min(most, worth(bytes * tasks[0].rows)), range);
+}
+
+constexpr int64_t SPAN = 2 * WIDTH;  // outputs of a panel
+constexpr int64_t DEPTH = 256;  // inputs of a panel, and numbers that are added up before sums are added
+constexpr int64_t PANELS = 8;  // that are multiplied by the same rows of x while these are in the first cache: 256 KB
+constexpr int64_t FEW = 16;  // rows for which it is faster to decode a weight again for every eight of them
+
+// SPAN rows of weights as floats from input `from` to `to`, [inputs, SPAN]; rows past the last output are zero.
+template <class Format>
+void open(const Operands& p, int64_t output, int64_t from, int64_t to, float* panel) {
+  for (int64_t first = 0; first < SPAN; first += WIDTH) {
+    const int64_t count = std::clamp<int64_t>(p.outputs - output - first, 0, WIDTH);
+    for (int64_t run = from / RUN; run < to / RUN; ++run) {
+      Floats w[WIDTH][RUNS] = {}, turned[WIDTH];
+      for (int64_t o = 0; o < count; ++o) Format::decode(p.weights(output + first + o), run, w[o]);
+      for (int part = 0; part < RUNS; ++part) {
+        for (int o = 0; o < WIDTH; ++o) turned[o] = w[o][part];
+        transpose(turned);
+        float* to = panel + (run * RUN - from + part * WIDTH) * SPAN + first;
+        for (int i = 0; i < WIDTH; ++i) store(to + i * SPAN, turned[i]);
+      }
+    }
+  }
+}
+
+// ROWS rows of x times a panel, added to what is there of y unless it is the first panel.
+template <int ROWS>
+void panel_tile(const Operands& p, const float* panel, int64_t output, int64_t row, int64_t from, int64_t to) {
+  Floats sums[ROWS][2] = {};
+  const float* x = p.x + row * p.inputs + from;
+  for (int64_t i = 0; i < to - from; ++i, panel += SPAN) {
+    const Floats low = load(panel), high = load(panel + WIDTH);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; ++r) {
+      const Floats here = all(x[r * p.inputs + i]);
+      sums[r][0] += low * here, sums[r][1] += high * here;
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    float* y = p.y + (row + r) * p.outputs + output;
+    float sum[SPAN];
+    store(sum, sums[r][0]), store(sum + WIDTH, sums[r][1]);
+    const int64_t count = std::min(SPAN, p.outputs - output);
+    for (int64_t o = 0; o < count; ++o) y[o] = from ? y[o] + sum[o] : sum[o];
+  }
+}
+
+// Many rows: weights are decoded once, some panels at a time that stay in the second cache, and multiplied by all rows.
+template <class Format>
+void panels(const Operands& p, int64_t first, int64_t end) {
+  constexpr int MOST = WIDTH == 16 ? 12 : 6;  // rows whose sums are kept in registers
+  static thread_local std::vector<float> space(PANELS * SPAN * DEPTH + 16);
+  float* const panel = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(space.data()) + 63) / 64 * 64);
+  for (int64_t start = first; start < end; start += PANELS * SPAN)
+    for (int64_t from = 0; from < p.inputs; from += DEPTH) {
+      const int64_t to = std::min(from + DEPTH, p.inputs), stop = std::min(start + PANELS * SPAN, end);
+      for (int64_t output = start; output < stop; output += SPAN)
+        open<Format>(p, output, from, to, panel + (output - start) * DEPTH);
+      auto tiles = [&](auto rows, int64_t row) {
+        for (int64_t output = start; output < stop; output += SPAN)
+          panel_tile<rows>(p, panel + (output - start) * DEPTH, output, row, from, to);
+      };
+      int64_t row = 0;
+      for (; row + MOST <= p.rows; row += MOST) tiles(std::integral_constant<int, MOST>(), row);
+      for (; row + 4 <= p.rows; row += 4) tiles(std::integral_constant<int, 4>(), row);
+      for (; row < p.rows; ++row) tiles(std::integral_constant<int, 1>(), row);
+    }
 }
 
 template <class Format>
 void product(std::span<const Operands> tasks) {
-  shared<Format>(tasks, 1, [](const Operands& p, int64_t from, int64_t to) {
+  if (tasks[0].rows > FEW) return shared<Format>(tasks, SPAN, 2 * threads(), panels<Format>);
+  shared<Format>(tasks, 1, 8 * threads(), [](const Operands& p, int64_t from, int64_t to) {
     int64_t row = 0;
     for (; row + 8 <= p.rows; row += 8) {
       int64_t output = from;
@@ -109,20 +179,6 @@ void product(std::span<const Operands> tasks) {
     for (; row < p.rows; ++row)
       for (int64_t output = from; output < to; ++output) tile<Format, 1, 1, 2>(p, output, row);
   });
-}
-
-// Rows as floats, y [outputs, inputs].
-template <class Format>
-void open(const Operands& p) {
-  auto some = [&](int64_t from, int64_t to) {
-    for (int64_t output = from; output < to; ++output)
-      for (int64_t run = 0; run < p.inputs / RUN; ++run) {
-        Floats w[RUNS];
-        Format::decode(p.weights(output), run, w);
-        for (int i = 0; i < RUNS; ++i) store(p.y + output * p.inputs + run * RUN + i * WIDTH, w[i]);
-      }
-  };
-  parallel(p.outputs, worth(p.outputs * p.inputs), some);
 }
 
 }  // namespace forge

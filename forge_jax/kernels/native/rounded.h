@@ -114,7 +114,7 @@ void rounded_product(std::span<const Operands> tasks) {
   const Rounded x(start.x - start.first * start.inputs, end.first + end.rows, start.inputs, Tiled<Format>::PIECES,
                   Tiled<Format>::ZERO);
   const int64_t block = std::max<int64_t>(EACH, SOME / x.inputs / EACH * EACH);
-  shared<Format>(tasks, TOGETHER, [&](const Operands& p, int64_t from, int64_t to) {
+  shared<Format>(tasks, TOGETHER, 8 * threads(), [&](const Operands& p, int64_t from, int64_t to) {
     for (int64_t first = 0; first < p.rows; first += block) {
       const int64_t end = std::min(first + block, p.rows);
       for (int64_t output = from; output < to; output += TOGETHER) {

@@ -97,6 +97,37 @@ inline Floats totals(const Floats* v) {
 #endif
 }
 
+// Lane j of vector i becomes lane i of vector j, of WIDTH vectors.
+inline void transpose(Floats* v) {
+#if defined(FORGE_AVX512)
+  __m512 of_two[16], of_four[16];
+  for (int i = 0; i < 16; i += 2) {
+    const __m512 a = reinterpret_cast<__m512>(v[i]), b = reinterpret_cast<__m512>(v[i + 1]);
+    of_two[i] = _mm512_unpacklo_ps(a, b), of_two[i + 1] = _mm512_unpackhi_ps(a, b);
+  }
+  for (int i = 0; i < 16; ++i) {  // vector i has the lanes i % 4, i % 4 + 4, ... of the four that i is among
+    const __m512d a = _mm512_castps_pd(of_two[i / 4 * 4 + i % 4 / 2]), b = _mm512_castps_pd(of_two[i / 4 * 4 + i % 4 / 2 + 2]);
+    of_four[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(a, b) : _mm512_unpacklo_pd(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 even = _mm512_shuffle_f32x4(of_four[i], of_four[i + 4], 0x88);
+    const __m512 odd = _mm512_shuffle_f32x4(of_four[i], of_four[i + 4], 0xdd);
+    const __m512 even_later = _mm512_shuffle_f32x4(of_four[i + 8], of_four[i + 12], 0x88);
+    const __m512 odd_later = _mm512_shuffle_f32x4(of_four[i + 8], of_four[i + 12], 0xdd);
+    v[i] = reinterpret_cast<Floats>(_mm512_shuffle_f32x4(even, even_later, 0x88));
+    v[i + 4] = reinterpret_cast<Floats>(_mm512_shuffle_f32x4(odd, odd_later, 0x88));
+    v[i + 8] = reinterpret_cast<Floats>(_mm512_shuffle_f32x4(even, even_later, 0xdd));
+    v[i + 12] = reinterpret_cast<Floats>(_mm512_shuffle_f32x4(odd, odd_later, 0xdd));
+  }
+#else
+  for (int i = 0; i < WIDTH; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float other = v[i][j];
+      v[i][j] = v[j][i], v[j][i] = other;
+    }
+#endif
+}
+
 inline int32_t total(Ints v) {
 #if defined(FORGE_AVX512)
   return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
