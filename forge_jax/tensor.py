@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax.kernels import Packing
-from forge_jax.products import decoded_products, product, rounded_product, subscripts
+from forge_jax.products import product, rounded_product, subscripts
 
 
 class Scheme(Protocol):
@@ -52,11 +52,17 @@ class Scheme(Protocol):
         ...
 
     def apart(self, parts: Mapping[str, Any]) -> "tuple[Scheme, dict[str, Any]]":
-        """The same rows, each by itself, where they lie among each other."""
+        """The same rows, each by itself and in its own order, where they lie otherwise."""
         ...
 
     def chosen(self, parts: Mapping[str, Any], ids: Any) -> "tuple[Scheme, dict[str, Any]]":
         """The rows of these numbers, of a table [rows, ...]; each by itself."""
+        ...
+
+    def products(
+        self, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+    ) -> list[Array]:
+        """x_RI times every row of several weights, see `decoded_products`."""
         ...
 
     def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Scheme, dict[str, Any]]":
@@ -281,7 +287,7 @@ def packed_products(eq: str, x: Array, weights: Sequence[QTensor]) -> list[Array
     if integers or batch + summed != xs or batch + outputs != out:
         return [product_of_rows(f"{xs},{outputs}{summed}->{out}", x, w) for w in weights]
     flat = x.reshape(-1, one.scheme.size(one.parts))
-    ys = decoded_products(one.scheme, parts, [w.outputs for w in weights], flat)
+    ys = one.scheme.products(parts, [w.outputs for w in weights], flat)
     return [y.reshape(*x.shape[: len(batch)], *w.outputs) for y, w in zip(ys, weights, strict=True)]
 
 

@@ -4,7 +4,7 @@ Part "codes" holds the values, "scale" [..., groups] their scales. Decoding work
 float32, and gives the same bits. `forge_jax.quantization.ggml` has the schemes of blocks.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -37,7 +37,7 @@ def spread(values: Any, group: int, size: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped(Rows, ABC):
+class Grouped(Rows):
     """What schemes with a scale for every `group` numbers of a row have in common; 0 if the whole row shares one."""
 
     group: int = 0

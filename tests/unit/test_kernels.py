@@ -20,7 +20,8 @@ from forge_jax.params import Param
 from forge_jax.products import rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
 from forge_jax.quantization.schemes import Halves
-from forge_jax.quantization.tiles import Tiles, untiled
+from forge_jax.quantization.swift import plain_rows
+from forge_jax.quantization.tiles import Tiles
 from forge_jax.quantization.tiles import tiled as in_tiles
 from forge_jax.tensor import QTensor, contract, contract_all, take
 
@@ -102,7 +103,7 @@ def test_tiles_are_the_same_rows(scheme: str):
     assert (q.shape, q.outputs) == (exactly.shape, exactly.outputs)
     assert q.nbytes == exactly.nbytes or scheme in INTEGERS  # scales of 16 bits are wider in tiles
     np.testing.assert_array_equal(q.dense(), exactly.dense())
-    back = untiled(q)
+    back = plain_rows(q)
     assert back.scheme == exactly.scheme
     for name, part in back.parts.items():
         np.testing.assert_array_equal(part, exactly.every_row(name), strict=True)
