@@ -283,8 +283,7 @@ def packed_products(eq: str, x: Array, weights: Sequence[QTensor]) -> list[Array
     summed = axes[one.first : one.first + len(one.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
-    integers = one.scheme.rounds and one.scheme.factors(parts[0])[1] is not None
-    if integers or batch + summed != xs or batch + outputs != out:
+    if batch + summed != xs or batch + outputs != out:
         return [product_of_rows(f"{xs},{outputs}{summed}->{out}", x, w) for w in weights]
     flat = x.reshape(-1, one.scheme.size(one.parts))
     ys = one.scheme.products(parts, [w.outputs for w in weights], flat)

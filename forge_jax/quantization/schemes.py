@@ -5,14 +5,16 @@ float32, and gives the same bits. `forge_jax.quantization.ggml` has the schemes 
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
+from jax import Array
 
 from forge_jax.kernels import Packing, Steps
+from forge_jax.products import rounded_products
 from forge_jax.quantization.base import Rows
 from forge_jax.quantization.streams import looked_up, nibbles, unpacked
 
@@ -90,6 +92,14 @@ class Integers(Grouped):
             return None
         names = tuple(name for name in ("codes", "scale", "zero") if name in parts)
         return Packing("integers", names, steps=Steps(self.bits, self.group, self.middle, self.over))
+
+    def products(
+        self, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+    ) -> list[Array]:
+        """With inputs that are rounded, where they are to be and rows have a factor."""
+        if not self.dynamic or self.factors(weights[0])[1] is None:
+            return super().products(weights, outputs, x_RI)
+        return rounded_products(replace(self, dynamic=False), [self.factors(w) for w in weights], outputs, x_RI)
 
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""

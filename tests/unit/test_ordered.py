@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from forge_jax.calibration.rounding import round_leaf
 from forge_jax.params import Param
 from forge_jax.products import rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
+from forge_jax.quantization.gptq import Gptq
+from forge_jax.quantization.grid import Grid
 from forge_jax.quantization.ordered import Ordered, in_order
 from forge_jax.quantization.swift import plain_rows, swift
 from forge_jax.quantization.tiles import tiled as in_tiles
@@ -132,6 +135,17 @@ def test_derivatives_and_maps_are_those_of_the_weight():
     close(jax.vmap(run, (None, 0))(x, two), np.stack(both))
     _, scanned = jax.lax.scan(lambda x, w: (x, run(x, w)), x, two)  # as layers that are stacked
     close(scanned, np.stack(both))
+
+
+def test_a_weight_that_is_rounded_here_is_in_order_at_once():
+    x = np.random.default_rng(1).standard_normal((200, 64)) * np.random.default_rng(2).uniform(0.1, 3, 64)
+    w, how = np.asarray(normal(64, 16)), Gptq(Grid(4, 32), act_order=True)
+    found = round_leaf(w, Param(w.shape, (None, None), inputs=1), x.T @ x, how.round, how.grid)
+    assert isinstance(found.scheme, Ordered)
+    want = how.round(np.ascontiguousarray(w.T), x.T @ x)
+    assert want.index is not None
+    scale, zero = (part[:, want.index] for part in want.lines)
+    np.testing.assert_array_equal(found.dense(), ((want.codes - zero) * scale).T.astype(np.float32))
 
 
 def test_what_has_no_kernel_then_stays_as_it_is():
