@@ -20,7 +20,7 @@ from converters.packed.leaves import split as leaves_as_arrays
 from converters.safetensors_file import Entry, entry_bytes, write_safetensors, write_sharded
 from forge_jax.loading import DTYPES, Model, narrowed
 from forge_jax.params import abstract, flatten, unflatten
-from forge_jax.quantization.tiles import untiled
+from forge_jax.quantization.swift import as_stored
 from forge_jax.tensor import Around, dense
 
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -55,7 +55,7 @@ def own_leaves(model: Model) -> dict[str, Any]:
     Raises:
         ValueError: a leaf is adapted, or has not the shape of the spec: an export would not be this model.
     """
-    leaves = {path: untiled(leaf) for path, leaf in flatten(model.params)}
+    leaves = {path: as_stored(leaf) for path, leaf in flatten(model.params)}
     wanted = {path: param.shape for path, param in flatten(abstract(model.spec))}
     if odd := sorted(wanted.keys() ^ leaves.keys()):
         raise ValueError(f"export: parameters and spec differ in {len(odd)} leaves, for example {', '.join(odd[:5])}")
@@ -242,13 +242,13 @@ def export_onnx(
         raise ImportError('ONNX files need onnx: pip install "forge-jax[onnx]"')
     from forge_jax.onnx_export.writing import write_onnx
 
-    own_leaves(model)
+    params = unflatten(own_leaves(model))
     named, path = embedding_dtype(model, dtype), Path(path)
     config = hf_config(model, named)
 
     def write(file: Path) -> None:
         said = {"config": config}
-        write_onnx(file, model.spec, model.params, opset=opset, dtype=DTYPES[named], packed=packed, metadata=said)
+        write_onnx(file, model.spec, params, opset=opset, dtype=DTYPES[named], packed=packed, metadata=said)
 
     if path.suffix == ".onnx":
         write(path)

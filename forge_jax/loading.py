@@ -144,7 +144,7 @@ def load(
         described = dict(flatten(abstract(checkpoint.spec)))
 
         def placed(path: str, values: Any) -> Any:
-            return put(path, cast(path, values if kernels is None else swift(values, described[path], kernels)))
+            return put(path, cast(path, swift(values, described[path], kernels)))
 
         model = read_model(checkpoint, placed, progress, packed)
         if mtp:

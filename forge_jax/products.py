@@ -226,12 +226,44 @@ def rounded_product(eq: str, x: Array, codes: Array, factor: Array) -> Array:
     """
     xs, ws, out = subscripts(eq)
     summed = "".join(c for c in ws if c not in out)
-    wide = x.astype(jnp.float32)
-    largest = jnp.abs(wide).max([xs.index(c) for c in summed], keepdims=True)
-    step = jnp.where(largest > 0, largest, 1.0) / 127
-    rounded = jnp.round(wide / step).astype(jnp.int8)
-    sums = jnp.einsum(eq, rounded, codes, preferred_element_type=jnp.int32)
+    whole, step = rounded(x, [xs.index(c) for c in summed])
+    sums = jnp.einsum(eq, whole.astype(jnp.int8), codes, preferred_element_type=jnp.int32)
     places = "".join(c for c in xs if c not in summed)
     scale = step.reshape([n for c, n in zip(xs, x.shape, strict=True) if c not in summed])
     factors = jnp.einsum(f"{places},{ws.replace(summed, '')}->{out}", scale, factor)
     return (sums.astype(jnp.float32) * factors).astype(x.dtype)
+
+
+def rounded(x: Array, axes: Sequence[int]) -> tuple[Array, Array]:
+    """x as whole numbers up to 127, float32, and the step that they count, which is one along some axes."""
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max(axes, keepdims=True)
+    step = jnp.where(largest > 0, largest, 1.0) / 127
+    return jnp.round(wide / step), step
+
+
+def rounded_products(
+    scheme: Factored, weights: Sequence[tuple[Array, Any]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+) -> list[Array]:
+    """`rounded_product` of x_RI and each of several weights, int8 [*outputs, I] with a factor for each output or all.
+
+    A CPU, on which XLA's products of integers are slow, multiplies the same whole numbers as floats, by a kernel if it
+    can: `scheme` reads rows from codes and scales, which are 1. Sums below 2^24 are exact.
+    """
+
+    codes = [values for values, _ in weights]
+    factors = [jnp.broadcast_to(factor, shape) for (_, factor), shape in zip(weights, outputs, strict=True)]
+
+    def on_cpu(x_RI: Array, codes: list[Array], factors: list[Array]) -> list[Array]:
+        whole, step = rounded(x_RI, [1])
+        parts = [{"codes": values, "scale": jnp.ones((1,) * values.ndim)} for values in codes]
+        sums = decoded_products(scheme, parts, outputs, whole)
+        scales = [(step * factor.reshape(1, -1)).reshape(-1, *factor.shape) for factor in factors]
+        return [(y * scale).astype(x_RI.dtype) for y, scale in zip(sums, scales, strict=True)]
+
+    def elsewhere(x_RI: Array, codes: list[Array], factors: list[Array]) -> list[Array]:
+        pairs = [(v.reshape(-1, v.shape[-1]), f.reshape(-1)) for v, f in zip(codes, factors, strict=True)]
+        ys = [rounded_product("RI,OI->RO", x_RI, values, factor) for values, factor in pairs]
+        return [y.reshape(-1, *shape) for y, shape in zip(ys, outputs, strict=True)]
+
+    return jax.lax.platform_dependent(x_RI, codes, factors, cpu=on_cpu, default=elsewhere)

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax.kernels import Packing, fits_chosen
-from forge_jax.products import chosen_products, decoded_products, product, rounded_product, subscripts
+from forge_jax.products import chosen_products, product, rounded_product, subscripts
 
 
 class Scheme(Protocol):
@@ -52,11 +52,17 @@ class Scheme(Protocol):
         ...
 
     def apart(self, parts: Mapping[str, Any]) -> "tuple[Scheme, dict[str, Any]]":
-        """The same rows, each by itself, where they lie among each other."""
+        """The same rows, each by itself and in its own order, where they lie otherwise."""
         ...
 
     def chosen(self, parts: Mapping[str, Any], ids: Any) -> "tuple[Scheme, dict[str, Any]]":
         """The rows of these numbers, of a table [rows, ...]; each by itself."""
+        ...
+
+    def products(
+        self, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+    ) -> list[Array]:
+        """x_RI times every row of several weights, see `decoded_products`."""
         ...
 
     def finer(self, parts: Mapping[str, Any], group: int) -> "tuple[Scheme, dict[str, Any]]":
@@ -277,11 +283,10 @@ def packed_products(eq: str, x: Array, weights: Sequence[QTensor]) -> list[Array
     summed = axes[one.first : one.first + len(one.summed)]
     outputs = axes.replace(summed, "")
     batch = xs.removesuffix(summed)
-    integers = one.scheme.rounds and one.scheme.factors(parts[0])[1] is not None
-    if integers or batch + summed != xs or batch + outputs != out:
+    if batch + summed != xs or batch + outputs != out:
         return [product_of_rows(f"{xs},{outputs}{summed}->{out}", x, w) for w in weights]
     flat = x.reshape(-1, one.scheme.size(one.parts))
-    ys = decoded_products(one.scheme, parts, [w.outputs for w in weights], flat)
+    ys = one.scheme.products(parts, [w.outputs for w in weights], flat)
     return [y.reshape(*x.shape[: len(batch)], *w.outputs) for y, w in zip(ys, weights, strict=True)]
 
 
@@ -297,13 +302,12 @@ def product_of_rows(eq: str, x: Array, w: QTensor) -> Array:
 def chosen_in_place(x_CMI: Array | jax.ShapeDtypeStruct, stacks: Sequence[Weight]) -> bool:
     """Whether `contract_chosen` can read the weights that blocks of such rows choose of these stacks [E, I, O]."""
 
-    def apt(w: Weight) -> bool:
-        if not isinstance(w, QTensor) or w.first != 1 or w.trailing != 1:
-            return False
-        packing = w.scheme.packing(w.parts)
+    def apt(w: QTensor) -> bool:
+        packing = w.scheme.packing(w.parts) if (w.first, w.trailing) == (1, 1) else None
         return packing is not None and fits_chosen(packing, w.parts, w.outputs, x_CMI)
 
-    return all(apt(w) for w in stacks) and len({kind(w) for w in stacks}) == 1
+    packed = [w for w in stacks if isinstance(w, QTensor) and apt(w)]
+    return len(packed) == len(stacks) and len({kind(w) for w in packed}) == 1
 
 
 def contract_chosen(x_CMI: Array, stacks: Sequence[QTensor], expert_C: Array, used_C: Array) -> list[Array]:

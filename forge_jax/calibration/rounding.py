@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +12,7 @@ from forge_jax.params import Param, Tree, abstract, flatten, unflatten
 from forge_jax.quantization import rows_of
 from forge_jax.quantization.gptq import Gptq
 from forge_jax.quantization.grid import Grid, Lines, Rounded
+from forge_jax.quantization.swift import swift
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import QTensor, dense
 
@@ -82,4 +84,5 @@ def round_leaf(leaf: Any, param: Param, gram: np.ndarray, way: Round, grid: Grid
     ones = (1,) * (len(outputs) - len(stacked))
     index = np.stack(indexes).reshape(*stacked, *ones, n) if indexes else None
     scheme, parts = grid.parts(codes, Lines(scale, zero), index)
-    return QTensor({name: jnp.asarray(part) for name, part in parts.items()}, scheme, inner, trailing, str(plain.dtype))
+    packed = QTensor(parts, scheme, inner, trailing, str(plain.dtype))
+    return jax.tree.map(jnp.asarray, swift(packed, param, None))

@@ -8,7 +8,7 @@ from forge_jax.kernels.derivatives import as_plain
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, waits
 from forge_jax.kernels.once import once
-from forge_jax.kernels.product import fits, fits_chosen, products, products_chosen
+from forge_jax.kernels.product import fits, fits_chosen, known, products, products_chosen
 from forge_jax.kernels.turning import turn, turns
 from forge_jax.kernels.writing import writes, written
 
@@ -22,6 +22,7 @@ __all__ = [
     "available",
     "fits",
     "fits_chosen",
+    "known",
     "look",
     "looks",
     "once",

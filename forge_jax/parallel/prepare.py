@@ -20,8 +20,10 @@ from forge_jax.lora import Apart, Chosen, Lora, Replaced, Turned
 from forge_jax.ops.call import head_slots
 from forge_jax.parallel.axes import described, lora_axes, replaced_axes, turned
 from forge_jax.params import Param, Tree, unflatten
+from forge_jax.quantization.ordered import Ordered
 from forge_jax.quantization.schemes import Grouped
-from forge_jax.quantization.tiles import Tiles, untiled
+from forge_jax.quantization.swift import plain_rows
+from forge_jax.quantization.tiles import Tiles
 from forge_jax.spec import (
     Attention,
     Chain,
@@ -213,13 +215,14 @@ def by_piece(x: Any, order: np.ndarray, pieces: int) -> Any:
 def arrange_leaf(leaf: Any, param: Param, slots: Slots, shards: int) -> Any:
     """Arrange a leaf of any kind. A packed one becomes dense, with a warning, where it cannot be cut as it is."""
     match leaf:
-        case QTensor(scheme=Tiles() as scheme):
+        case QTensor(scheme=Tiles() as scheme) | QTensor(scheme=Ordered(rows=Tiles() as scheme)):
             warnings.warn(
                 f"{scheme.name} in tiles for kernels that round is for one device; on a mesh it is multiplied exactly",
                 stacklevel=2,
             )
-            return arrange_leaf(untiled(leaf), param, slots, shards)
+            return arrange_leaf(plain_rows(leaf), param, slots, shards)
         case QTensor():
+            leaf = plain_rows(leaf)
             packed = arrange_packed(leaf, param, slots, shards)
             if packed is None:
                 warnings.warn(

@@ -1,13 +1,21 @@
 """What schemes of packed rows have in common, unless they say otherwise: see `forge_jax.tensor.Scheme`."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax import Array
+
 from forge_jax.kernels import Packing
+from forge_jax.products import decoded_products
 
 
-class Rows:
+class Rows(ABC):
     """Rows that run along their parts, each by itself, and are not cut any finer."""
+
+    @abstractmethod
+    def factors(self, parts: Mapping[str, Any]) -> tuple[Any, Any | None]:
+        """See `forge_jax.tensor.Scheme`."""
 
     @property
     def whole(self) -> tuple[str, ...]:
@@ -22,6 +30,12 @@ class Rows:
     def packing(self, parts: Mapping[str, Any]) -> Packing | None:
         """Kernels have no name for these rows."""
         return None
+
+    def products(
+        self, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+    ) -> list[Array]:
+        """As `decoded_products` finds best."""
+        return decoded_products(self, weights, outputs, x_RI)
 
     def apart(self, parts: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """As they are."""

@@ -4,15 +4,17 @@ Part "codes" holds the values, "scale" [..., groups] their scales. Decoding work
 float32, and gives the same bits. `forge_jax.quantization.ggml` has the schemes of blocks.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
+from jax import Array
 
 from forge_jax.kernels import Packing, Steps
+from forge_jax.products import rounded_products
 from forge_jax.quantization.base import Rows
 from forge_jax.quantization.streams import looked_up, nibbles, unpacked
 
@@ -37,7 +39,7 @@ def spread(values: Any, group: int, size: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped(Rows, ABC):
+class Grouped(Rows):
     """What schemes with a scale for every `group` numbers of a row have in common; 0 if the whole row shares one."""
 
     group: int = 0
@@ -90,6 +92,14 @@ class Integers(Grouped):
             return None
         names = tuple(name for name in ("codes", "scale", "zero") if name in parts)
         return Packing("integers", names, steps=Steps(self.bits, self.group, self.middle, self.over))
+
+    def products(
+        self, weights: Sequence[dict[str, Array]], outputs: Sequence[tuple[int, ...]], x_RI: Array
+    ) -> list[Array]:
+        """With inputs that are rounded, where they are to be and rows have a factor."""
+        if not self.dynamic or self.factors(weights[0])[1] is None:
+            return super().products(weights, outputs, x_RI)
+        return rounded_products(replace(self, dynamic=False), [self.factors(w) for w in weights], outputs, x_RI)
 
     def size(self, parts: Parts) -> int:
         """How many numbers a row has."""

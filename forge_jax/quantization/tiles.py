@@ -16,7 +16,7 @@ from forge_jax.products import RUN
 from forge_jax.quantization.base import Rows
 from forge_jax.quantization.ggml.scheme import Ggml, counts
 from forge_jax.quantization.schemes import Integers
-from forge_jax.quantization.streams import nibbles
+from forge_jax.quantization.streams import joined, nibbles
 from forge_jax.tensor import QTensor
 
 FOURS = frozenset({"qs", "ql", "qh", "scales", "scales_l", "codes"})
@@ -122,8 +122,7 @@ def as_halves(stream: np.ndarray) -> np.ndarray:
 def as_stream(halves: Any) -> Any:
     """The inverse of `as_halves`."""
     runs = halves.reshape(*halves.shape[:-1], -1, RUN // 2)
-    codes = halves.__array_namespace__().concatenate([runs & 15, runs >> 4], -1)
-    return (codes[..., ::2] | codes[..., 1::2] << 4).reshape(halves.shape)
+    return joined(halves.__array_namespace__().concatenate([runs & 15, runs >> 4], -1), 4).reshape(halves.shape)
 
 
 def tiled(leaf: QTensor) -> QTensor:
@@ -158,13 +157,3 @@ def in_tiles(
     """A leaf in tiles, from parts that have a row for each output."""
     among = {field: together(part, unit(scheme.name, field)) for field, part in parts.items()}
     return replace(leaf, parts=among, scheme=Tiles(scheme, stored))
-
-
-def untiled(leaf: Any) -> Any:
-    """A leaf of tiles as one of rows, and any other as it is."""
-    match leaf:
-        case QTensor(scheme=Tiles() as scheme):
-            rows, parts = scheme.apart(leaf.parts)
-            return replace(leaf, parts=parts, scheme=rows)
-        case _:
-            return leaf

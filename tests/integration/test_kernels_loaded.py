@@ -1,6 +1,7 @@
 """Models whose weights lie as kernels want them: what is computed, what is kept, what is refused."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from tiny_checkpoint import write_golden_directory
 
 from forge_jax import Session, forward, inputs, kernels, loading, parallel
 from forge_jax.cli import main
-from forge_jax.exporting import export_gguf
-from forge_jax.params import flatten
+from forge_jax.exporting import export_gguf, export_onnx, export_orbax
+from forge_jax.exporting_packed import export_packed
+from forge_jax.params import flatten, unflatten
+from forge_jax.quantization.ordered import Ordered
+from forge_jax.quantization.swift import plain_rows
 from forge_jax.quantization.tiles import Tiles
 from forge_jax.tensor import QTensor
 
@@ -136,3 +140,36 @@ def test_tiles_are_written_as_rows_and_split_as_rows(stored: Path, tmp_path: Pat
 
 def is_packed(leaf: Any) -> bool:
     return isinstance(leaf, QTensor)
+
+
+def test_inputs_in_the_order_of_activations_take_kernels(shared: Path, tmp_path: Path):
+    """Exact ones by themselves; exports and meshes see what was in the file."""
+    original = shared / "oracle/quant/gptq_4b_g32_v2_asym_actorder"
+    if not original.exists():
+        pytest.skip(f"{original} is not there")
+    with np.load(original / "ref.npz") as file:
+        batch, want = inputs(file["input_ids"]), file["logits"]
+    for asked, most in ((None, 1e-5), ("exact", 1e-5), ("rounded", 0.05)):
+        model = load(original, kernels=asked)
+        packed = [leaf for _, leaf in flatten(model.params) if is_packed(leaf) and leaf.scheme.name != "float16"]
+        assert packed
+        assert all(isinstance(leaf.scheme, Ordered) for leaf in packed)
+        assert all(isinstance(leaf.scheme.rows, Tiles) == (asked == "rounded") for leaf in packed)
+        text = jax.jit(partial(forward, model.spec)).lower(model.params, batch).as_text()
+        assert "@forge_jax.rounded" in text if asked == "rounded" else "@forge_jax.open" in text
+        found = np.asarray(forward(model.spec, model.params, batch)[0])
+        assert np.abs(found - want).max() < most * np.abs(want).max()
+        written = export_packed(model, tmp_path / str(asked))
+        assert (written / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+        export_orbax(model, tmp_path / f"orbax {asked}")
+        np.testing.assert_array_equal(logits(load(tmp_path / f"orbax {asked}", kernels=asked)), logits(model))
+        export_onnx(model, tmp_path / f"{asked}.onnx", packed=True)
+        plain = unflatten({path: plain_rows(leaf) for path, leaf in flatten(model.params)})
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            split = parallel.prepare(model.spec, model.params, 2)
+            wanted = parallel.prepare(model.spec, plain, 2)
+        assert any("in tiles for kernels" in str(one.message) for one in said) == (asked == "rounded")
+        for one, other in zip(*map(jax.tree.leaves, (split, wanted)), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert len({path.read_bytes() for path in tmp_path.glob("*.onnx")}) == 1

@@ -16,10 +16,11 @@ from forge_jax import kernels, loading
 from forge_jax.kernels import building
 from forge_jax.kernels.formats import FORMATS, STEPPED
 from forge_jax.params import Param
-from forge_jax.products import rounded_runs, tiled
+from forge_jax.products import rounded_product, rounded_runs, tiled
 from forge_jax.quantization import encode_leaf, packer
 from forge_jax.quantization.schemes import Halves
-from forge_jax.quantization.tiles import Tiles, untiled
+from forge_jax.quantization.swift import plain_rows
+from forge_jax.quantization.tiles import Tiles
 from forge_jax.quantization.tiles import tiled as in_tiles
 from forge_jax.tensor import QTensor, contract, contract_all, take
 
@@ -117,7 +118,7 @@ def test_tiles_are_the_same_rows(scheme: str, monkeypatch: pytest.MonkeyPatch):
     assert (q.shape, q.outputs) == (exactly.shape, exactly.outputs)
     assert q.nbytes == exactly.nbytes or scheme in INTEGERS  # scales of 16 bits are wider in tiles
     np.testing.assert_array_equal(q.dense(), exactly.dense())
-    back = untiled(q)
+    back = plain_rows(q)
     assert back.scheme == exactly.scheme
     for name, part in back.parts.items():
         np.testing.assert_array_equal(part, exactly.every_row(name), strict=True)
@@ -152,6 +153,19 @@ def test_many_rows_round_too_and_gradients_pass():
     for rows in (1, 40):
         grad = jax.grad(lambda x: run(x, q).sum())(x[:rows])
         close(grad[0, 0], np.asarray(exactly.dense()).sum((1, 2)))
+
+
+@pytest.mark.parametrize("rows", [1, 13, 40])
+def test_inputs_rounded_token_by_token_are_whole_numbers_that_a_kernel_multiplies(rows: int):
+    """The bits of a product of integers, of several weights in one call."""
+    weights = [leaf("int8-dynamic", (N, size)) for size in (7, 5)]
+    x = normal(rows, 1, K)
+    run = functools.partial(contract_all, EQ)
+    assert calls(run, x, weights) == (1 if rows < 16 else 2)  # a longer prompt opens each
+    for got, w in zip(jax.jit(run)(x, weights), weights, strict=True):
+        codes, factor = w.scheme.factors(w.parts)
+        want = jax.jit(functools.partial(rounded_product, "BTD,NHD->BTNH"))(x, codes, factor)
+        np.testing.assert_array_equal(got, want, strict=True)
 
 
 def test_a_table_and_its_rows():
