@@ -156,7 +156,7 @@ def test_inputs_in_the_order_of_activations_take_kernels(shared: Path, tmp_path:
         assert all(isinstance(leaf.scheme, Ordered) for leaf in packed)
         assert all(isinstance(leaf.scheme.rows, Tiles) == (asked == "rounded") for leaf in packed)
         text = jax.jit(partial(forward, model.spec)).lower(model.params, batch).as_text()
-        assert "@forge_jax.rounded" in text if asked == "rounded" else "@forge_jax.open" in text
+        assert f"@forge_jax.{'rounded' if asked == 'rounded' else 'product'}" in text
         found = np.asarray(forward(model.spec, model.params, batch)[0])
         assert np.abs(found - want).max() < most * np.abs(want).max()
         written = export_packed(model, tmp_path / str(asked))
