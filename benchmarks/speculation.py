@@ -1,6 +1,7 @@
 """Speculative decoding beside plain steps on the same model and prompts, in one run, pairwise, medians.
 
-    python benchmarks/speculation.py [--model smollm2] [--rounds 5] [--new 128] [--tokens 8] [--json out.json]
+    python benchmarks/speculation.py [--model smollm2] [--rounds 5] [--new 128] [--tokens 8] [--cache int8]
+                                     [--json out.json]
 
 Greedy, batch 1, float32 weights, prompt lookup. Every round runs each prompt plainly and with drafts and checks that
 both give the same ids. The first prompts repeat their text (an edit, a summary by extracts, code); the last do not.
@@ -61,13 +62,15 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--shortest", type=int, default=3)
+    parser.add_argument("--cache", help="what the cache is kept in: int8, bfloat16, ...")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = forge.load(options.model, packed=False, progress=False).model
     lookup = forge.Lookup(tokens=options.tokens, shortest=options.shortest)
 
     def run(ids: list[int], draft: Any) -> tuple[float, forge.Session]:
-        session = forge.Session(model.spec, model.params, [ids], max_new_tokens=options.new, draft=draft)
+        asked = {"max_new_tokens": options.new, "draft": draft, "cache_dtype": options.cache}
+        session = forge.Session(model.spec, model.params, [ids], **asked)
         taken, _ = seconds(session.advance)
         return taken, session
 
@@ -96,7 +99,11 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    about = machine() | {"new tokens": options.new, "drafts a round": options.tokens}
+    about = machine() | {
+        "new tokens": options.new,
+        "drafts a round": options.tokens,
+        "cache": options.cache or "float32",
+    }
     show(rows, about)
     if options.json:
         options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))

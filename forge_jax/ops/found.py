@@ -96,7 +96,7 @@ def attend_by(
     scale: float,
     softcap: float | None,
 ) -> Array:
-    """`attend` for one query and nothing added to scores, by a kernel, which reads what is `held`.
+    """`attend` for few queries and nothing added to scores, by a kernel, which reads what is `held`.
 
     The same tokens stand in `plain`, which costs nothing where nobody reads them, and whose derivative is its own.
     """

@@ -1,7 +1,8 @@
-"""What a cache keeps, as kernels for one query a row read it: those for CPUs floats and codes of 8 or 4 bits, those for
-accelerators (`kernels.pallas`, where they are asked for) codes of 8, 4 or 2.
+"""What a cache keeps, as kernels for few queries a row read it: those for CPUs every codec, those for accelerators
+(`kernels.pallas`, where they are asked for) integers of 8, 4 or 2 bits.
 
-The latter take whole blocks of slots; what is left of a slab, the new token and sinks are looked at plainly beside it.
+The latter are for one query and take whole blocks of slots; what is left of a slab, the new token and sinks are looked
+at plainly beside it.
 """
 
 import math
@@ -49,8 +50,10 @@ def slab_of(stored: Stored) -> kernels.Slab | None:
     match stored.codec:
         case Float():
             return kernels.Slab(stored.parts["values"])
-        case Scaled(dtype="int8") | Rotated(bits=4):
+        case Scaled():
             return kernels.Slab(stored.parts["codes"], stored.parts["scale"])
+        case Rotated(share=share):
+            return kernels.Slab(stored.parts["codes"], stored.parts["scale"], share)
     return None
 
 

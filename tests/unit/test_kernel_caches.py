@@ -1,6 +1,7 @@
 """Kernels that read and write caches, against the plain path and softmax in float64: every codec, dense and paged."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from forge_jax.ops.found import Keys, attend, attend_plainly
 from forge_jax.ops.packed import Held
 
 pytestmark = pytest.mark.usefixtures("quick_compiles", "kernels_built")
-CODECS = ["float32", "bfloat16", "float16", "int8", "int4"]
+CODECS = ["float32", "bfloat16", "float16", "fp8", "int8", "int4", "int2"]
 PAGE = 16
 
 
@@ -76,11 +77,20 @@ def in_pages(slab: Stored, table: np.ndarray) -> Stored:
     return Stored(parts, slab.codec, paged=True)
 
 
-def held(names: tuple[str, str], heads: int, slots: int, sizes: tuple[int, int], *, paged: bool, seed: int = 0) -> Keys:
-    """Random tokens of two rows in a cache, of which each row sees some."""
+def held(
+    names: tuple[str, str],
+    heads: int,
+    slots: int,
+    sizes: tuple[int, int],
+    *,
+    paged: bool,
+    tokens: int = 1,
+    seed: int = 0,
+) -> Keys:
+    """Random tokens of two rows in a cache, of which each new token sees some."""
     k = keep(normal(2, heads, slots, sizes[0], seed=seed), codec(names[0]))
     v = keep(normal(2, heads, slots, sizes[1], seed=seed + 1), codec(names[1]))
-    seen = jnp.asarray(np.random.default_rng(seed).random((2, 1, slots)) < 0.7)
+    seen = jnp.asarray(np.random.default_rng(seed).random((2, tokens, slots)) < 0.7)
     plain, table = (view(k, "float32"), view(v, "float32")), None
     if paged:
         table = np.random.default_rng(seed).permutation(3 * slots // PAGE)[: 2 * slots // PAGE].reshape(2, -1)
@@ -88,32 +98,111 @@ def held(names: tuple[str, str], heads: int, slots: int, sizes: tuple[int, int],
     return Keys(*plain, seen, held=Held(k, v, table))
 
 
-@pytest.mark.parametrize("paged", [False, True])
-@pytest.mark.parametrize("names", [*((name, name) for name in CODECS), ("int8", "int4")], ids="-".join)
-@pytest.mark.parametrize(("heads", "sizes"), [((9, 3), (64, 64)), ((5, 1), (96, 128))])
-def test_attention_over_every_codec(names: tuple[str, str], paged: bool, heads, sizes):
+def exactly(
+    q: jax.Array, parts: list[Keys], scale: float, softcap: float | None = None, sinks: jax.Array | None = None
+) -> np.ndarray:
+    """Softmax in float64."""
+    wide = [[np.asarray(x, np.float64) for x in (part.k_BKSH, part.v_BKSH, part.seen_BTS)] for part in parts]
+    k, v, seen = (np.concatenate(part, 2) for part in zip(*wide, strict=True))
+    batch, tokens, queries, size = q.shape
+    grouped = np.asarray(q, np.float64).reshape(batch, tokens, k.shape[1], -1, size)
+    z = np.einsum("btkgh,bksh->btkgs", grouped, k) * scale
+    z = z if softcap is None else softcap * np.tanh(z / softcap)
+    weight = np.exp(z) * seen[:, :, None, None]
+    total = weight.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(np.asarray(sinks, np.float64)).reshape(*grouped.shape[2:4], 1)
+    return (np.einsum("btkgs,bksh->btkgh", weight, v) / total).reshape(batch, tokens, queries, -1)
+
+
+def causal(tokens: int) -> jax.Array:
+    """What new tokens see of each other [2, T, T]."""
+    return jnp.broadcast_to(jnp.tril(jnp.ones((tokens, tokens), bool)), (2, tokens, tokens))
+
+
+SMALL, WIDE = ((9, 3), (64, 64)), ((5, 1), (128, 192))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "paged", "heads", "sizes"),
+    [
+        (1, False, *SMALL),
+        (1, True, *WIDE),
+        (2, True, *SMALL),
+        (5, False, *WIDE),
+        (16, False, *SMALL),
+        (16, True, *WIDE),
+    ],
+)
+@pytest.mark.parametrize("names", [*((name, name) for name in CODECS), ("int8", "int4"), ("fp8", "int2")], ids="-".join)
+def test_attention_over_every_codec(names: tuple[str, str], tokens: int, paged: bool, heads, sizes):
     queries, kvs = heads
-    q = normal(2, 1, queries, sizes[0]) * 3
-    cached = held(names, kvs, 400, sizes, paged=paged)
-    new = held(names, kvs, 1, sizes, paged=False, seed=9)
-    parts = [cached, Keys(new.k_BKSH, new.v_BKSH, jnp.ones((2, 1, 1), bool), held=new.held)]
+    q = normal(2, tokens, queries, sizes[0]) * 3
+    new = replace(held(names, kvs, tokens, sizes, paged=False, tokens=tokens, seed=9), seen_BTS=causal(tokens))
+    parts = [held(names, kvs, 400, sizes, paged=paged, tokens=tokens), new]
 
     def run(q: jax.Array) -> jax.Array:
         return attend(q, parts, scale=sizes[0] ** -0.5)
 
     assert calls(run, q, kernel="attention") == 1
-    wide = [[np.asarray(x, np.float64) for x in (part.k_BKSH, part.v_BKSH, part.seen_BTS)] for part in parts]
-    k, v, seen = (np.concatenate(part, axis) for part, axis in zip(zip(*wide, strict=True), (2, 2, 2), strict=True))
-    grouped = np.asarray(q, np.float64).reshape(2, kvs, queries // kvs, sizes[0])
-    weight = np.exp(np.einsum("bkgh,bksh->bkgs", grouped, k) * sizes[0] ** -0.5) * seen[:, :, None]
-    want = np.einsum("bkgs,bksh->bkgh", weight, v) / weight.sum(-1, keepdims=True)
-    np.testing.assert_allclose(jax.jit(run)(q).reshape(want.shape), want, rtol=2e-5, atol=5e-6)
+    np.testing.assert_allclose(jax.jit(run)(q), exactly(q, parts, sizes[0] ** -0.5), rtol=2e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("name", ["fp8", "int2"])
-def test_attention_over_other_codecs_is_plain(name: str):
-    part = held((name, name), 2, 40, (32, 32), paged=False)
-    q = normal(2, 1, 4, 32)
+@pytest.mark.parametrize("tokens", [2, 16])
+@pytest.mark.parametrize("paged", [False, True])
+def test_several_tokens_with_a_window_sinks_and_a_cap(tokens: int, paged: bool):
+    """Stretches that all tokens see, some see and none sees; tokens that see nothing but a sink find nothing."""
+    part, scale = held(("int8", "float32"), 2, 640, (64, 64), paged=paged, tokens=tokens), 0.3
+    order, key = np.arange(250, 250 + tokens)[:, None], np.arange(640)
+    seen = np.broadcast_to((key > order - 140) & (key <= order), (2, tokens, 640)).copy()
+    seen[1, -1] = False
+    part = replace(part, seen_BTS=jnp.asarray(seen))
+    q, sinks = normal(2, tokens, 8, 64) * 3, normal(8, seed=3)
+    found = attend(q, [part], scale=scale, softcap=15.0, sinks_N=sinks)
+    np.testing.assert_allclose(found, exactly(q, [part], scale, 15.0, sinks), rtol=3e-5, atol=5e-6)
+    np.testing.assert_array_equal(found[1, -1], 0)
+    np.testing.assert_array_equal(attend(q, [part], scale=scale)[1, -1], 0)
+
+
+@pytest.mark.parametrize("name", ["float32", "int4"])
+def test_what_a_token_finds_hardly_depends_on_the_others(name: str):
+    """Where keys have other lanes, their products are added up in another order."""
+    part, q = held((name, name), 3, 400, (64, 64), paged=False, tokens=16), normal(2, 16, 9, 64)
+    together = attend(q, [part], scale=0.125)
+    for t in range(0, 16, 5):
+        alone = attend(q[:, t : t + 1], [replace(part, seen_BTS=part.seen_BTS[:, t : t + 1])], scale=0.125)
+        np.testing.assert_allclose(alone, together[:, t : t + 1], rtol=1e-6, atol=1e-6)
+
+
+def test_several_tokens_under_grad_and_vmap():
+    part, q = held(("int8", "fp8"), 2, 60, (32, 32), paged=False, tokens=3), normal(2, 3, 4, 32)
+    sinks, weight = normal(4), normal(2, 3, 4, 32, seed=7)
+
+    def slopes(way: Callable) -> tuple[jax.Array, ...]:
+        def loss(q: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
+            return (way(q, [replace(part, v_BKSH=v)], scale=0.2, softcap=None, sinks_N=sinks) * weight).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(q, part.v_BKSH, sinks)
+
+    for slope, want in zip(slopes(attend), slopes(attend_plainly), strict=True):
+        np.testing.assert_allclose(slope, want, rtol=1e-5, atol=1e-6)
+
+    def run(q: jax.Array, seen: jax.Array) -> jax.Array:
+        return attend(q, [replace(part, seen_BTS=seen)], scale=0.2)
+
+    many, views = jnp.stack([q, -q]), jnp.stack([part.seen_BTS, ~part.seen_BTS])
+    want = jnp.stack([run(q, seen) for q, seen in zip(many, views, strict=True)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(run))(many, views), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "slots", "size"),
+    [("int2", 1, 40, 32), ("fp8", 17, 40, 32), ("fp8", 4, 4, 32), ("fp8", 9, 10, 1024)],
+)
+def test_attention_of_other_heads_and_lengths_is_plain(name: str, tokens: int, slots: int, size: int):
+    """There are kernels for codes that fill vectors, and several tokens that are 16 at most, meet more than each other,
+    and have no more than 16,384 numbers in the queries of a kv head."""
+    part, q = held((name, name), 2, slots, (size, size), paged=False, tokens=tokens), normal(2, tokens, 4, size)
     assert calls(lambda q: attend(q, [part], scale=1.0), q, kernel="attention") == 0
     want = attend_plainly(q, [part], scale=1.0, softcap=None, sinks_N=None)
     np.testing.assert_array_equal(attend(q, [part], scale=1.0), want)
@@ -135,7 +224,7 @@ def test_a_table_that_names_no_page_reads_none_elsewhere():
 
 
 # ------------------------------------------------------------------------------------------------ writing
-@pytest.mark.parametrize("name", [*CODECS, "fp8", "int2"])
+@pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (3, 5), (20, 1)])
 def test_written_in_place_it_is_what_is_written_plainly(name: str, batch: int, tokens: int):
     slab = keep(normal(batch, 2, 24, 32), codec(name))

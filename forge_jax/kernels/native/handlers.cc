@@ -1,4 +1,5 @@
 // What XLA calls. Shapes are checked here and nowhere else.
+#include <bit>
 #include <string>
 #include <vector>
 
@@ -153,30 +154,35 @@ ffi::Error multiply_chosen(Blocks x, Numbers expert, Marks used, ffi::RemainingA
 }
 
 using Vector = ffi::Buffer<ffi::F32, 1>;
-using Queries = ffi::Buffer<ffi::F32, 3>;
+using Queries = ffi::Buffer<ffi::F32, 4>;
 using Scales = ffi::Buffer<ffi::BF16>;
-using Mask = ffi::Buffer<ffi::PRED, 2>;
+using Mask = ffi::Buffer<ffi::PRED, 3>;
 using Table = ffi::Buffer<ffi::S32, 2>;
 
 // Numbers [P, K, page, *] with scales [P, K, page, groups] or [0] as a slab of heads of `size`.
 ffi::ErrorOr<Slab> slab(const ffi::AnyBuffer& numbers, const Scales& scales, int64_t size) {
   const Shape shape = numbers.dimensions(), per = scales.dimensions();
-  Slab s{Kind::F32, static_cast<const uint8_t*>(numbers.untyped_data()), nullptr, size, 0};
+  Slab s{Kind::F32, static_cast<const uint8_t*>(numbers.untyped_data()), nullptr, size, 0, 0};
+  const int64_t share = shape.size() == 4 && shape[3] ? size / shape[3] : 0;  // features in what holds a number
   switch (numbers.element_type()) {
     case ffi::F32: s.kind = Kind::F32; break;
     case ffi::BF16: s.kind = Kind::BF16; break;
     case ffi::F16: s.kind = Kind::F16; break;
+    case ffi::F8E4M3FN: s.kind = Kind::F8; break;
     case ffi::S8: s.kind = Kind::I8; break;
-    case ffi::U8: s.kind = Kind::I4; break;
+    case ffi::U8: s.kind = share == 4 ? Kind::I2 : Kind::I4; break;
     default: return ffi::Unexpected(ffi::Error::InvalidArgument("there is no kernel for numbers of this type"));
   }
-  const bool coded = s.kind == Kind::I8 || s.kind == Kind::I4;
-  bool fits = shape.size() == 4 && shape[3] * (s.kind == Kind::I4 ? 2 : 1) == size && size % WIDTH == 0;
+  const bool shared = s.kind == Kind::I4 || s.kind == Kind::I2, coded = shared || s.kind == Kind::I8 || s.kind == Kind::F8;
+  bool fits = share > 0 && shape[3] * share == size && (shared ? share % 2 == 0 && share <= 4 : share == 1);
+  fits = fits && size / share % WIDTH == 0;
   if (coded && fits) {
     s.scales = reinterpret_cast<const uint16_t*>(scales.typed_data()), s.groups = per.size() == 4 ? per[3] : 0;
     for (int i = 0; i < 3 && s.groups; ++i) fits = fits && per[i] == shape[i];
-    fits = fits && s.groups && size % s.groups == 0 && size / s.groups % WIDTH == 0;
-    fits = fits && (s.kind == Kind::I8 ? s.groups == 1 : size / 2 % WIDTH == 0);
+    fits = fits && s.groups && size % s.groups == 0 && (shared || s.groups == 1);
+    const uint64_t each = fits ? size / s.groups : 0;
+    fits = fits && each % WIDTH == 0 && (s.groups == 1 || std::has_single_bit(each));
+    s.shift = s.groups == 1 ? 63 : std::countr_zero(each);
   }
   if (!fits) return ffi::Unexpected(ffi::Error::InvalidArgument("numbers and scales of a cache do not fit each other"));
   return s;
@@ -190,8 +196,8 @@ ffi::Error mistake(const Asked&... asked) {
   return error;
 }
 
-// Some tokens from six arguments: keys and their scales, values and theirs, what is seen [B, S], the table of pages
-// [B, entries] or [B, 0].
+// Some tokens from six arguments: keys and their scales, values and theirs, what is seen [B, T, S], the table of
+// pages [B, entries] or [B, 0].
 ffi::ErrorOr<Tokens> tokens(const ffi::RemainingArgs& args, size_t at, Attention& a) {
   const auto k = args.get<ffi::AnyBuffer>(at), v = args.get<ffi::AnyBuffer>(at + 2);
   const auto k_scale = args.get<Scales>(at + 1), v_scale = args.get<Scales>(at + 3);
@@ -203,28 +209,30 @@ ffi::ErrorOr<Tokens> tokens(const ffi::RemainingArgs& args, size_t at, Attention
   const Shape ks = k->dimensions(), vs = v->dimensions(), shown = seen->dimensions(), named = table->dimensions();
   const bool paged = named[1] != 0;
   bool fits = ks[0] == vs[0] && ks[1] == vs[1] && ks[2] == vs[2] && ks[0] > 0 && ks[2] > 0 && shown[0] == a.batch;
-  fits = fits && (paged ? named[0] == a.batch : ks[0] == a.batch) && shown[1] == ks[2] * (paged ? named[1] : 1);
+  fits = fits && (paged ? named[0] == a.batch : ks[0] == a.batch) && shown[2] == ks[2] * (paged ? named[1] : 1);
+  fits = fits && shown[1] == a.tokens;
   fits = fits && (a.heads == 0 || a.heads == ks[1]);
   if (!fits) return ffi::Unexpected(ffi::Error::InvalidArgument("what is seen does not fit the keys and values"));
   a.heads = ks[1];
-  return Tokens{*keys, *values, seen->typed_data(), paged ? table->typed_data() : nullptr, shown[1], ks[2], ks[0]};
+  return Tokens{*keys, *values, seen->typed_data(), paged ? table->typed_data() : nullptr, shown[2], ks[2], ks[0]};
 }
 
-// q [B, N, H], sinks [N] or [0], and the arguments of each part to y [B, N, W].
+// q [B, T, N, H], sinks [N] or [0], and the arguments of each part to y [B, T, N, W].
 ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultBuffer<ffi::F32> y, float scale,
                   float softcap) {
   Attention a{};
   a.q = q.typed_data(), a.y = y->typed_data(), a.scale = scale, a.softcap = softcap;
   a.sinks = sinks.element_count() ? sinks.typed_data() : nullptr;
-  a.batch = q.dimensions()[0], a.size = q.dimensions()[2], a.width = y->dimensions().back();
+  const Shape qs = q.dimensions();
+  a.batch = qs[0], a.tokens = qs[1], a.size = qs[3], a.width = y->dimensions().back();
   for (size_t i = 0; i + 5 < args.size(); i += 6) {
     const auto part = tokens(args, i, a);
     if (part.has_error()) return part.error();
     a.parts.push_back(*part);
   }
-  if (a.parts.empty() || a.heads == 0 || q.dimensions()[1] % a.heads)
+  if (a.parts.empty() || a.heads == 0 || qs[2] % a.heads || a.tokens > MOST)
     return ffi::Error::InvalidArgument("queries, keys and values do not fit each other");
-  a.group = q.dimensions()[1] / a.heads;
+  a.group = qs[2] / a.heads;
   attend(a);
   return ffi::Error::Success();
 }

@@ -100,7 +100,7 @@ void shared(std::span<const Operands> tasks, int64_t group, int64_t most, Some s
 constexpr int64_t SPAN = 2 * WIDTH;  // outputs of a panel
 constexpr int64_t DEPTH = 256;  // inputs of a panel, and numbers that are added up before sums are added
 constexpr int64_t PANELS = 8;  // that are multiplied by the same rows of x while these are in the first cache: 256 KB
-constexpr int64_t FEW = 16;  // rows for which it is faster to decode a weight again for every eight of them
+constexpr int64_t REPEATED = 16;  // rows for which it is faster to decode a weight again for every eight of them
 
 // SPAN rows of weights as floats from input `from` to `to`, [inputs, SPAN]; rows past the last output are zero.
 template <class Format>
@@ -166,7 +166,7 @@ void panels(const Operands& p, int64_t first, int64_t end) {
 
 template <class Format>
 void product(std::span<const Operands> tasks) {
-  if (tasks[0].rows > FEW) return shared<Format>(tasks, SPAN, 2 * threads(), panels<Format>);
+  if (tasks[0].rows > REPEATED) return shared<Format>(tasks, SPAN, 2 * threads(), panels<Format>);
   shared<Format>(tasks, 1, 8 * threads(), [](const Operands& p, int64_t from, int64_t to) {
     int64_t row = 0;
     for (; row + 8 <= p.rows; row += 8) {

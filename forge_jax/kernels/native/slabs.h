@@ -7,15 +7,17 @@
 
 namespace forge {
 
-enum class Kind { F32, BF16, F16, I8, I4 };  // of I8 and I4 there are scales
+enum class Kind { F32, BF16, F16, F8, I8, I4, I2 };  // of those of a byte and less there are scales
 
 // Tokens of heads [P, K, page, size], in pages that are a row each or that a table names. `scales`: bfloat16, so many
-// `groups` of them to a token and head. Two codes of I4 share a byte, those of the first half of the features low.
+// `groups` of them to a token and head, each of 1 << shift features where they are several. Two codes of I4 and four of I2
+// share a byte, those of the first half or quarter of the features lowest.
 struct Slab {
   Kind kind;
   const uint8_t* numbers;
   const uint16_t* scales;
   int64_t size, groups;
+  int shift;
 
   // Of a head and token, but for its scales.
   int64_t bytes() const {
@@ -23,8 +25,9 @@ struct Slab {
       case Kind::F32: return size * 4;
       case Kind::BF16:
       case Kind::F16: return size * 2;
-      case Kind::I8: return size;
-      default: return size / 2;
+      case Kind::I4: return size / 2;
+      case Kind::I2: return size / 4;
+      default: return size;
     }
   }
 };
@@ -43,12 +46,15 @@ inline Floats opened(const Slab& s, int64_t place, int64_t h) {
   if constexpr (kind == Kind::F32) return load(reinterpret_cast<const float*>(s.numbers) + at);
   if constexpr (kind == Kind::BF16) return bits(widen(reinterpret_cast<const uint16_t*>(s.numbers) + at) << 16);
   if constexpr (kind == Kind::F16) return halves(reinterpret_cast<const uint16_t*>(s.numbers) + at);
+  if constexpr (kind == Kind::F8) return eighths(s.numbers + at) * all(brain(s.scales[place]));
   if constexpr (kind == Kind::I8)
     return floats(widen(reinterpret_cast<const int8_t*>(s.numbers) + at)) * all(brain(s.scales[place]));
-  const int64_t half = s.size / 2;
-  const Ints both = widen(s.numbers + place * half + (h < half ? h : h - half));
-  const Floats codes = floats(h < half ? both & 15 : both >> 4);
-  return (codes - all(7.5f)) * all(brain(s.scales[place * s.groups + h * s.groups / s.size]));
+  constexpr int width = kind == Kind::I4 ? 4 : 2, share = 8 / width;
+  const int64_t part = s.size / share;
+  int which = 0;
+  for (int i = 1; i < share; ++i) which += h >= i * part;
+  const Ints codes = widen(s.numbers + (place - which) * part + h) >> (width * which) & ((1 << width) - 1);
+  return (floats(codes) - all(((1 << width) - 1) / 2.0f)) * all(brain(s.scales[place * s.groups + (h >> s.shift)]));
 }
 
 // Calls run with the kind as a constant.
@@ -58,8 +64,10 @@ void of_kind(Kind kind, Run run) {
     case Kind::F32: return run(std::integral_constant<Kind, Kind::F32>());
     case Kind::BF16: return run(std::integral_constant<Kind, Kind::BF16>());
     case Kind::F16: return run(std::integral_constant<Kind, Kind::F16>());
+    case Kind::F8: return run(std::integral_constant<Kind, Kind::F8>());
     case Kind::I8: return run(std::integral_constant<Kind, Kind::I8>());
     case Kind::I4: return run(std::integral_constant<Kind, Kind::I4>());
+    case Kind::I2: return run(std::integral_constant<Kind, Kind::I2>());
   }
 }
 
