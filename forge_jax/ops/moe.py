@@ -77,7 +77,6 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
     size, place_R, expert_C, used_C = blocks(ids_R, experts)
     count = expert_C.shape[0]
     x_CMD = jnp.zeros((count * size, x_RD.shape[1]), x_RD.dtype).at[place_R].set(x_RD, mode="drop")
-
     x_CMD = x_CMD.reshape(count, size, -1)
     alone = partial(one_by_one, op, ctx)
     if in_place(op, params, x_CMD):

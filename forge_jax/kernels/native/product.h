@@ -113,8 +113,8 @@ void open(const Operands& p, int64_t output, int64_t from, int64_t to, float* pa
       for (int part = 0; part < RUNS; ++part) {
         for (int o = 0; o < WIDTH; ++o) turned[o] = w[o][part];
         transpose(turned);
-        float* to = panel + (run * RUN - from + part * WIDTH) * SPAN + first;
-        for (int i = 0; i < WIDTH; ++i) store(to + i * SPAN, turned[i]);
+        float* const inputs = panel + (run * RUN - from + part * WIDTH) * SPAN + first;
+        for (int i = 0; i < WIDTH; ++i) store(inputs + i * SPAN, turned[i]);
       }
     }
   }
