@@ -16,7 +16,7 @@ SHORT = {
     "dense": (),
     "paged": ("gemma3_bare",),
 }  # test_parity takes every kind of branch through a dense cache
-WIDTH, SLACK, TIMES = 6, 8, 20
+WIDTH, SLACK, TIMES, FEW = 6, 8, 20, 6
 
 
 def cut(tokens: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -50,17 +50,18 @@ def through(golden: Any, tokens: np.ndarray, how: str, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("how", "name"),
-    [
-        pytest.param(how, name, marks=() if name in SHORT[how] else pytest.mark.slow)
+    ("how", "name", "times"),
+    [pytest.param(how, name, FEW, id=f"{how}-{name}-few") for how, some in SHORT.items() for name in some]
+    + [
+        pytest.param(how, name, TIMES, id=f"{how}-{name}", marks=pytest.mark.slow)
         for name in NAMES
         if name in distinct()
         for how in SHORT
     ],
 )
-def test_however_a_text_is_cut_and_laid_out_it_is_the_text(how: str, name: str):
+def test_however_a_text_is_cut_and_laid_out_it_is_the_text(how: str, name: str, times: int):
     golden = load(name)
     tokens = golden.tokens[:, : length_of(golden)]
     expected = logits_of(golden.spec, golden.params, tokens)
-    for seed in range(TIMES):
+    for seed in range(times):
         assert_close(through(golden, tokens, how, seed), expected, ROUNDED.get(name, 1.0))
