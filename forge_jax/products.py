@@ -67,26 +67,19 @@ def decoded_products(
     """x_RI times every packed row of weights that are packed alike: [R, *outputs] of each, in the dtype of x.
 
     weights: the parts of each, [*outputs, n], or 1 in the place of an axis where all rows share it. A CPU multiplies by
-    a kernel, by all weights in one call, if there is one for them, and else decodes and multiplies a tile
-    at a time: XLA would write all of a large matrix. An accelerator
-    decodes a weight while a single row of x is multiplied, and else once for all rows, or multiplies by a kernel where
-    `kernels.pallas` is asked for.
+    a kernel, by all weights in one call, if there is one for them, and else decodes and multiplies a tile at a time, as
+    XLA would write all of a large matrix. An accelerator decodes a weight while a single row of x is multiplied, and
+    else once for all rows, or multiplies by a kernel where `kernels.pallas` is asked for.
     """
     packing = scheme.packing(weights[0])
     rounds = packing is not None and packing.rounds
 
     def on_cpu(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
         each = list(zip(weights, outputs, strict=True))
-        apt = [packing is not None and kernels.fits(packing, parts, shape, x_RI) for parts, shape in each]
-        if packing is not None and all(apt):
+        if packing is not None and all(kernels.fits(packing, parts, shape, x_RI) for parts, shape in each):
             return by_kernel(scheme, packing, outputs, x_RI, weights)
         x = rounded_runs(x_RI) if rounds else x_RI
-        return [
-            by_kernel(scheme, packing, [shape], x_RI, [parts])[0]
-            if packing is not None and fit
-            else tiled(scheme, parts, shape, x)
-            for (parts, shape), fit in zip(each, apt, strict=True)
-        ]
+        return [tiled(scheme, parts, shape, x) for parts, shape in each]
 
     def elsewhere(x_RI: Array, weights: Sequence[dict[str, Array]]) -> list[Array]:
         def one(parts: dict[str, Array], shape: tuple[int, ...]) -> Array:

@@ -1,5 +1,5 @@
-"""x times packed rows in C++: inputs in float32, each weight decoded to float32 in a register, sums in float32; or both
-as whole numbers, where a packing rounds, and their products brought together in float32.
+"""x times packed rows in C++: inputs in float32, each weight decoded to float32 as it is read, sums in float32; or
+both as whole numbers, where a packing rounds, and their products brought together in float32.
 
 The numbers that are multiplied are those of the plain path; only the order in which they are added up is another one.
 It depends on how many rows there are, and not on the threads.
