@@ -1,10 +1,9 @@
-"""Attention of a few new tokens a row in C++: it reads the slots that any of them sees, and of the cache no others.
+"""Attention of new tokens in C++: it reads the slots that some of them see, and of the cache no others.
 
 The plain path opens what a cache keeps, computes scores for all slots and hides most of them. Softmax is float32 in
 both.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,12 +16,6 @@ from jax import Array
 from forge_jax.kernels.library import available, target
 from forge_jax.kernels.meshes import varying
 
-MOST = 16
-"""New tokens a row. Up to here the kernel is faster than the plain path with caches of every codec, 128 to 4,096 tokens
-before, and 1 or 8 rows of SmolLM2's heads: 1.2 to 3.6 times with several tokens."""
-LARGEST = 1 << 14
-"""Numbers in all queries of a kv head, where they are of several tokens: with twice as many XLA's products are as fast,
-with four times 1.2 times as fast."""
 LANES = 16  # that divide the features of a head, and those that share a scale, on the widest machine
 FLOATS = ("float32", "bfloat16", "float16")
 CODES = ("int8", "float8_e4m3fn", "uint8")  # that have scales
@@ -71,16 +64,10 @@ def readable(slab: Slab) -> bool:
 
 def looks(q_BTNH: Array, parts: Sequence[Seen | None]) -> bool:
     """Whether there is a kernel for these queries and all that they meet."""
-    tokens = q_BTNH.shape[1]
-    if q_BTNH.dtype != jnp.float32 or not isinstance(tokens, int) or tokens > MOST:
+    if q_BTNH.dtype != jnp.float32 or not isinstance(q_BTNH.shape[1], int):
         return False
     for part in parts:
         if part is None or not readable(part.k) or not readable(part.v) or part.seen_BTS.ndim != 3:
-            return False
-        # a prompt that meets nothing but itself is for XLA, which can take it apart for meshes and derivatives
-        alone = len(parts) == 1 and part.seen_BTS.shape[2] == tokens
-        large = math.prod(q_BTNH.shape[1:]) > LARGEST * part.k.numbers.shape[1]
-        if tokens > 1 and (alone or large):
             return False
     return available()
 

@@ -132,6 +132,8 @@ SMALL, WIDE = ((9, 3), (64, 64)), ((5, 1), (128, 192))
         (5, False, *WIDE),
         (16, False, *SMALL),
         (16, True, *WIDE),
+        (50, False, *SMALL),
+        (40, True, *WIDE),
     ],
 )
 @pytest.mark.parametrize("names", [*((name, name) for name in CODECS), ("int8", "int4"), ("fp8", "int2")], ids="-".join)
@@ -148,7 +150,7 @@ def test_attention_over_every_codec(names: tuple[str, str], tokens: int, paged: 
     np.testing.assert_allclose(jax.jit(run)(q), exactly(q, parts, sizes[0] ** -0.5), rtol=2e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("tokens", [2, 16])
+@pytest.mark.parametrize("tokens", [2, 16, 90])
 @pytest.mark.parametrize("paged", [False, True])
 def test_several_tokens_with_a_window_sinks_and_a_cap(tokens: int, paged: bool):
     """Stretches that all tokens see, some see and none sees; tokens that see nothing but a sink find nothing."""
@@ -195,14 +197,25 @@ def test_several_tokens_under_grad_and_vmap():
     np.testing.assert_allclose(jax.jit(jax.vmap(run))(many, views), want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens", "slots", "size"),
-    [("int2", 1, 40, 32), ("fp8", 17, 40, 32), ("fp8", 4, 4, 32), ("fp8", 9, 10, 1024)],
-)
-def test_attention_of_other_heads_and_lengths_is_plain(name: str, tokens: int, slots: int, size: int):
-    """There are kernels for codes that fill vectors, and several tokens that are 16 at most, meet more than each other,
-    and have no more than 16,384 numbers in the queries of a kv head."""
-    part, q = held((name, name), 2, slots, (size, size), paged=False, tokens=tokens), normal(2, tokens, 4, size)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("window", [None, 300])
+def test_a_prompt_that_meets_itself_and_thousands_of_slots(heads: tuple[int, int], window: int | None):
+    """Blocks of queries look at runs of stretches, of which only some hold what a window shows."""
+    (queries, kvs), slots, tokens, scale = heads, 2600, 200, 0.3
+    q, parts = normal(2, tokens, queries, 32) * 3, []
+    for first, count in ((0, slots), (slots, tokens)):
+        part = held(("float32", "int8"), kvs, count, (32, 32), paged=False, tokens=tokens, seed=first)
+        order, key = np.arange(slots, slots + tokens)[:, None], np.arange(first, first + count)
+        seen = (key <= order) & (window is None or key > order - (window or 0))
+        parts.append(replace(part, seen_BTS=jnp.broadcast_to(jnp.asarray(seen), (2, tokens, count))))
+    found = attend(q, parts, scale=scale)
+    np.testing.assert_allclose(found, exactly(q, parts, scale), rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_attention_of_codes_that_fill_no_vectors_is_plain(size: int):
+    name, tokens = ("float32", 3) if size == 24 else ("int2", 1)
+    part, q = held((name, name), 2, 40, (size, size), paged=False, tokens=tokens), normal(2, tokens, 4, size)
     assert calls(lambda q: attend(q, [part], scale=1.0), q, kernel="attention") == 0
     want = attend_plainly(q, [part], scale=1.0, softcap=None, sinks_N=None)
     np.testing.assert_array_equal(attend(q, [part], scale=1.0), want)

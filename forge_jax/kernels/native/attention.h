@@ -1,10 +1,11 @@
-// Softmax attention of a few new tokens a row over the slots that they see, for grouped heads, in float32.
+// Softmax attention of new tokens over the slots that they see, for grouped heads, in float32.
 //
-// All queries of a kv head meet its keys and values together, those of several tokens as those of a group of heads: a slot
-// that any token sees is read once, and hidden from the others by their scores.
+// Blocks of the queries of a kv head meet its keys and values together, those of several tokens as those of a group of
+// heads: a slot that any of them sees is read once, and hidden from the others by their scores. A slot that none sees
+// costs nothing.
 //
 // Slots are looked at in stretches of a fixed length, each with a maximum of its own, whose results are then brought
-// together: stretches are shared among threads, and no number depends on how.
+// together: blocks and stretches are shared among threads, and no number depends on how.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +21,11 @@
 namespace forge {
 
 constexpr int STRETCH = 128;  // slots
-constexpr int QUERIES = 4;    // of a kv head that meet an opened key together
-constexpr int FEW = 8;        // queries of a kv head; of more, each has a lane of a vector
-constexpr int MOST = 64;      // new tokens a row
+constexpr int STRETCHES = 16;  // that a block of many looks at in turn
+constexpr int VECTORS = 3;     // of queries that meet an opened key together
+constexpr int BLOCK = 2 * VECTORS * WIDTH;  // queries of a kv head
+constexpr int QUERIES = 4;     // of a kv head that meet a key together where they are few
+constexpr int FEW = 8;         // queries of a kv head; of more, each has a lane of a vector
 constexpr float HIDDEN = -1e30f;
 constexpr float LEAST = -1e29f;  // what the largest of no scores is: those that are HIDDEN weigh nothing beside it
 constexpr int64_t LITTLE = 1 << 14;  // numbers to read that are not worth a second thread
@@ -55,53 +58,47 @@ struct Attention {
   std::vector<Tokens> parts;
   int64_t batch, tokens, heads, group, size, width;  // kv heads, queries a kv head and token, features of keys and values
   float scale, softcap;                              // 0: no cap
-  std::unique_ptr<float[]> lanes;                    // of many: [B, heads, vectors, H, WIDTH]
 
   // Of a kv head.
   int64_t queries() const { return tokens * group; }
-
-  int64_t vectors() const { return (queries() + WIDTH - 1) / WIDTH; }
 
   // Which of all [B, T, N] one of them is.
   int64_t query(int64_t row, int64_t head, int64_t n) const {
     return ((row * tokens + n / group) * heads + head) * group + n % group;
   }
 
-  // What came of a stretch for a query: a maximum, a sum of weights, and weighted values.
+  // What comes of some slots for a query: a maximum, a sum of weights, and weighted values.
   int64_t found() const { return 2 + width; }
 };
 
-// The slots of a stretch that any new token of a row sees, and where they are in the slabs.
+// Some queries of a kv head of a row.
+struct Block {
+  int64_t row, head, first, count;
+};
+
+// The slots of a stretch that any token of a block sees, and where they are in the slabs. The first `whole` are seen by all.
 struct Sight {
-  int count = 0;
-  uint64_t partly = 0;  // a bit for each token: whether some of those are hidden from it
+  int count = 0, whole = 0;
   int64_t slots[STRETCH], places[STRETCH];
 };
 
-inline void list(const Attention& a, const Tokens& t, int64_t row, int64_t head, int64_t from, Sight& sight) {
-  const int64_t end = std::min<int64_t>(from + STRETCH, t.slots), entries = t.slots / t.page;
-  const bool* const seen = t.seen + row * a.tokens * t.slots;
-  for (int64_t entry = from / t.page; entry * t.page < end; ++entry) {
-    const int64_t page = t.table ? std::clamp<int64_t>(t.table[row * entries + entry], 0, t.pages - 1) : row;
-    const int64_t first = entry * t.page, place = (page * a.heads + head) * t.page - first;
-    const int64_t stop = std::min(end, first + t.page);
-    for (int64_t s = std::max(from, first); s < stop; s += 8) {
-      const int64_t some = std::min<int64_t>(8, stop - s);
-      uint64_t any = 0;  // eight at a time, since most are hidden or seen in long runs
-      for (int64_t token = 0; token < a.tokens; ++token) {
-        uint64_t one = 0;
-        some == 8 ? std::memcpy(&one, seen + token * t.slots + s, 8) : std::memcpy(&one, seen + token * t.slots + s, some);
-        any |= one;
-      }
-      const auto* const shown = reinterpret_cast<const uint8_t*>(&any);
-      for (int64_t i = 0; any && i < some; ++i)
-        if (shown[i]) sight.slots[sight.count] = s + i, sight.places[sight.count++] = place + s + i;
-    }
+inline void list(const Attention& a, const Tokens& t, const Block& b, int64_t from, Sight& sight) {
+  const int64_t end = std::min<int64_t>(from + STRETCH, t.slots), entries = t.slots / t.page, count = end - from;
+  const int64_t token = b.first / a.group, tokens = (b.first + b.count - 1) / a.group - token + 1;
+  alignas(64) uint8_t any[STRETCH] = {}, every[STRETCH];
+  std::fill(every, every + STRETCH, 1);
+  for (int64_t i = 0; i < tokens; ++i) {
+    const bool* const seen = t.seen + (b.row * a.tokens + token + i) * t.slots + from;
+    for (int64_t s = 0; s < count; ++s) any[s] |= seen[s], every[s] &= seen[s];
   }
-  for (int64_t token = 0; a.tokens > 1 && token < a.tokens; ++token) {
-    int count = 0;
-    for (int64_t s = from; s < end; ++s) count += seen[token * t.slots + s];
-    if (count != sight.count) sight.partly |= uint64_t{1} << token;
+  for (int64_t entry = from / t.page; entry * t.page < end; ++entry) {
+    const int64_t page = t.table ? std::clamp<int64_t>(t.table[b.row * entries + entry], 0, t.pages - 1) : b.row;
+    const int64_t first = entry * t.page, place = (page * a.heads + b.head) * t.page - first;
+    for (int64_t s = std::max(from, first); s < std::min(end, first + t.page); ++s)
+      if (any[s - from]) {
+        sight.whole += every[s - from] && sight.whole == sight.count;
+        sight.slots[sight.count] = s, sight.places[sight.count++] = place + s;
+      }
   }
 }
 
@@ -142,10 +139,9 @@ void scores(const Attention& a, const Slab& k, const Slab& v, const float* const
 // Hides from `queries` from `first` on what their tokens do not see: scores z[n * across + i * along].
 inline void hide(const Attention& a, const Tokens& t, const Sight& sight, int64_t row, int64_t first, int64_t queries,
                  int64_t across, int64_t along, float* z) {
-  for (int64_t n = 0; n < queries && sight.partly; ++n) {
-    const int64_t token = (first + n) / a.group;
-    const bool* const seen = t.seen + (row * a.tokens + token) * t.slots;
-    for (int i = 0; i < sight.count && (sight.partly >> token & 1); ++i)
+  for (int64_t n = 0; n < queries && sight.whole < sight.count; ++n) {
+    const bool* const seen = t.seen + (row * a.tokens + (first + n) / a.group) * t.slots;
+    for (int i = sight.whole; i < sight.count; ++i)
       if (!seen[sight.slots[i]]) z[n * across + i * along] = HIDDEN;
   }
 }
@@ -179,11 +175,12 @@ void weigh(const Attention& a, const Slab& v, int64_t h, const int64_t* places, 
     for (int f = 0; f < FEATURES; ++f) store(y + n * a.found() + h + f * WIDTH, sums[n][f]);
 }
 
-// The same for all features.
-template <Kind kind, int N, int ACROSS, int ALONG>
-void weigh(const Attention& a, const Slab& v, const int64_t* places, int count, const float* z, float* y) {
+// The same for all features, FEATURES vectors at a time.
+template <Kind kind, int N, int FEATURES, int ACROSS, int ALONG>
+void weigh_all(const Attention& a, const Slab& v, const int64_t* places, int count, const float* z, float* y) {
   int64_t h = 0;
-  for (; h + 4 * WIDTH <= a.width; h += 4 * WIDTH) weigh<kind, N, 4, ACROSS, ALONG>(a, v, h, places, count, z, y);
+  for (; h + FEATURES * WIDTH <= a.width; h += FEATURES * WIDTH)
+    weigh<kind, N, FEATURES, ACROSS, ALONG>(a, v, h, places, count, z, y);
   for (; h < a.width; h += WIDTH) weigh<kind, N, 1, ACROSS, ALONG>(a, v, h, places, count, z, y);
 }
 
@@ -207,7 +204,7 @@ void look(const Attention& a, const Tokens& t, const Sight& sight, int64_t row, 
   of_kind(t.k.kind, [&](auto kind) { scores<kind(), N>(a, t.k, t.v, q, sight.places, sight.count, z); });
   hide(a, t, sight, row, first, N, STRETCH, 1, z);
   weights(a, N, sight.count, z, found);
-  of_kind(t.v.kind, [&](auto kind) { weigh<kind(), N, STRETCH, 1>(a, t.v, sight.places, sight.count, z, found + 2); });
+  of_kind(t.v.kind, [&](auto kind) { weigh_all<kind(), N, 4, STRETCH, 1>(a, t.v, sight.places, sight.count, z, found + 2); });
 }
 
 // What is opened of a stretch: float32, by places.
@@ -269,104 +266,143 @@ void weights(const Attention& a, int64_t queries, int count, float* z, float* fo
   }
 }
 
-// What up to M * WIDTH queries from `first` on find among opened keys and values.
+// What up to M * WIDTH queries from `first` on find among opened keys and values. q: [M, H, WIDTH].
 template <int M>
-void look(const Attention& a, const Tokens& t, const Sight& sight, int64_t row, int64_t head, int64_t first, const Opened& k,
+void look(const Attention& a, const Tokens& t, const Sight& sight, const Block& b, const float* q, const Opened& k,
           const Opened& v, float* found) {
-  const int64_t queries = std::min<int64_t>(M * WIDTH, a.queries() - first);
-  float z[STRETCH * M * WIDTH];
-  scores<M>(a, a.lanes.get() + ((row * a.heads + head) * a.vectors() * WIDTH + first) * a.size, k, sight.count, z);
-  hide(a, t, sight, row, first, queries, 1, M * WIDTH, z);
-  weights<M>(a, queries, sight.count, z, found);
-  for (int64_t n = 0; n < queries; n += QUERIES)
-    of_few(queries - n, [&](auto some) {
-      weigh<Kind::F32, some(), 1, M * WIDTH>(a, v.slab, v.places, sight.count, z + n, found + n * a.found() + 2);
-    });
+  constexpr int TOGETHER = WIDTH == 16 ? 12 : 6;  // queries: sums stay in registers
+  alignas(64) float z[STRETCH * M * WIDTH];
+  scores<M>(a, q, k, sight.count, z);
+  hide(a, t, sight, b.row, b.first, b.count, 1, M * WIDTH, z);
+  weights<M>(a, b.count, sight.count, z, found);
+  int64_t n = 0;
+  auto some = [&](auto count) {
+    weigh_all<Kind::F32, count(), 2, 1, M * WIDTH>(a, v.slab, v.places, sight.count, z + n, found + n * a.found() + 2);
+    n += count();
+  };
+  while (n + TOGETHER <= b.count) some(std::integral_constant<int, TOGETHER>());
+  while (n < b.count) of_few(b.count - n, some);
 }
 
-// What the queries of one kv head find in a stretch: [queries, found].
-inline void look(const Attention& a, const Tokens& t, int64_t row, int64_t head, int64_t from, float* found) {
-  Sight sight;
-  list(a, t, row, head, from, sight);
-  const int64_t queries = a.queries();
-  if (sight.count == 0) {
-    std::fill(found, found + queries * a.found(), 0.0f);
-    for (int64_t n = 0; n < queries; ++n) found[n * a.found()] = LEAST;
-  } else if (queries <= FEW) {
-    for (int64_t n = 0; n < queries; n += QUERIES)
-      of_few(queries - n, [&](auto some) { look<some()>(a, t, sight, row, head, n, found + n * a.found()); });
-  } else {
-    static thread_local std::vector<float> room;
-    room.resize(STRETCH * (a.size + a.width));
-    const Opened k = open(t.k, sight, room.data()), v = open(t.v, sight, room.data() + STRETCH * a.size);
-    for (int64_t n = 0; n < queries; n += 2 * WIDTH, found += 2 * WIDTH * a.found())
-      queries - n > WIDTH ? look<2>(a, t, sight, row, head, n, k, v, found)
-                          : look<1>(a, t, sight, row, head, n, k, v, found);
-  }
+// What a thread needs for a block: [BLOCK / WIDTH, H, WIDTH], [STRETCH, *] and [STRETCH, *], [BLOCK, found].
+struct Room {
+  float *q, *k, *v, *found;
+};
+
+inline Room room(const Attention& a) {
+  static thread_local std::vector<float> space;
+  const int64_t own = BLOCK * a.size, keys = STRETCH * a.size, values = STRETCH * a.width;
+  const size_t size = own + keys + values + BLOCK * a.found() + 16;
+  if (space.size() < size) space.resize(size);
+  float* const q = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(space.data()) + 63) / 64 * 64);
+  return {q, q + own, q + own + keys, q + own + keys + values};
 }
 
-// Brings what query n found in all stretches [count, queries, found] together: values over the sum of all weights, and of
-// the sink's.
-inline void join(const Attention& a, int64_t row, int64_t head, int64_t n, const float* found, int64_t count) {
-  const int64_t step = a.queries() * a.found();
-  const float* const sink = a.sinks ? a.sinks + head * a.group + n % a.group : nullptr;
-  float top = sink ? std::max(*sink, LEAST) : LEAST;
-  for (int64_t i = 0; i < count; ++i) top = std::max(top, found[i * step]);
-  float sum = sink ? std::exp(*sink - top) : 0;
-  float* const y = a.y + a.query(row, head, n) * a.width;
-  std::fill(y, y + a.width, 0.0f);
-  for (int64_t i = 0; i < count; ++i) {
-    const float* const from = found + i * step;
-    if (from[1] == 0) continue;  // nothing was seen
-    const float part = std::exp(from[0] - top);
-    sum += part * from[1];
-    for (int64_t h = 0; h < a.width; ++h) y[h] += part * from[2 + h];
-  }
-  for (int64_t h = 0; h < a.width && sum > 0; ++h) y[h] /= sum;  // 0 where nothing is seen
-}
-
-// Queries that are many, each in a lane.
-inline std::unique_ptr<float[]> in_lanes(const Attention& a) {
-  const int64_t pairs = a.batch * a.heads, each = a.vectors() * WIDTH;
-  std::unique_ptr<float[]> lanes(new float[pairs * each * a.size]());
-  for (int64_t pair = 0; pair < pairs; ++pair)
-    for (int64_t n = 0; n < a.queries(); ++n) {
-      const float* const q = a.q + a.query(pair / a.heads, pair % a.heads, n) * a.size;
-      float* const to = lanes.get() + (pair * each + n / WIDTH * WIDTH) * a.size + n % WIDTH;
-      for (int64_t h = 0; h < a.size; ++h) to[h * WIDTH] = q[h];
+// The queries of a block, each in a lane: [vectors, H, WIDTH].
+inline void in_lanes(const Attention& a, const Block& b, float* to) {
+  for (int64_t n = 0; n < b.count; n += WIDTH)
+    for (int64_t h = 0; h < a.size; h += WIDTH, to += WIDTH * WIDTH) {
+      Floats some[WIDTH] = {};
+      for (int64_t i = 0; i < std::min<int64_t>(WIDTH, b.count - n); ++i)
+        some[i] = load(a.q + a.query(b.row, b.head, b.first + n + i) * a.size + h);
+      transpose(some);
+      for (int i = 0; i < WIDTH; ++i) store(to + i * WIDTH, some[i]);
     }
-  return lanes;
+}
+
+// What a block finds in a stretch: [count, found].
+inline void look(const Attention& a, const Tokens& t, const Block& b, const Sight& sight, const Room& room, float* found) {
+  if (b.count <= FEW) {
+    for (int64_t n = 0; n < b.count; n += QUERIES)
+      of_few(b.count - n, [&](auto some) { look<some()>(a, t, sight, b.row, b.head, b.first + n, found + n * a.found()); });
+    return;
+  }
+  const Opened k = open(t.k, sight, room.k), v = open(t.v, sight, room.v);
+  for (int64_t n = 0; n < b.count; n += VECTORS * WIDTH) {
+    const Block own{b.row, b.head, b.first + n, std::min<int64_t>(VECTORS * WIDTH, b.count - n)};
+    of_few((own.count + WIDTH - 1) / WIDTH, [&](auto vectors) {
+      if constexpr (vectors() <= VECTORS)
+        look<vectors()>(a, t, sight, own, room.q + n * a.size, k, v, found + n * a.found());
+    });
+  }
+}
+
+// Adds what a query found elsewhere.
+inline void add(const Attention& a, float* found, const float* other) {
+  if (other[1] == 0) return;  // nothing was seen
+  const float top = std::max(found[0], other[0]);
+  const float own = exponential(all(found[0] - top))[0], part = exponential(all(other[0] - top))[0];
+  found[0] = top, found[1] = own * found[1] + part * other[1];
+  for (int64_t h = 2; h < a.found(); h += WIDTH)
+    store(found + h, load(found + h) * all(own) + load(other + h) * all(part));
+}
+
+struct Stretch {
+  const Tokens* tokens;
+  int64_t from;
+};
+
+// What a block finds in all of some stretches: [queries, found].
+inline void look(const Attention& a, const Block& b, const Stretch* stretches, int64_t count, float* found) {
+  const Room own = room(a);
+  bool any = false;
+  for (int64_t i = 0; i < count; ++i) {
+    Sight sight;
+    list(a, *stretches[i].tokens, b, stretches[i].from, sight);
+    if (sight.count == 0) continue;
+    if (!any && b.count > FEW) in_lanes(a, b, own.q);
+    look(a, *stretches[i].tokens, b, sight, own, any ? own.found : found);
+    for (int64_t n = 0; any && n < b.count; ++n) add(a, found + n * a.found(), own.found + n * a.found());
+    any = true;
+  }
+  if (any) return;
+  std::fill(found, found + b.count * a.found(), 0.0f);
+  for (int64_t n = 0; n < b.count; ++n) found[n * a.found()] = LEAST;
+}
+
+// Brings what query n found in all runs [count, queries, found] together: values over the sum of all weights, and of the
+// sink's.
+inline void join(const Attention& a, int64_t row, int64_t head, int64_t n, float* found, int64_t count) {
+  for (int64_t i = 1; i < count; ++i) add(a, found, found + i * a.queries() * a.found());
+  float top = found[0], sum = found[1], part = 1;
+  if (a.sinks) {
+    const float sink = a.sinks[head * a.group + n % a.group];
+    top = std::max(top, sink);
+    part = std::exp(found[0] - top);
+    sum = part * sum + std::exp(sink - top);
+  }
+  float* const y = a.y + a.query(row, head, n) * a.width;
+  for (int64_t h = 0; h < a.width; ++h) y[h] = sum > 0 ? part * found[2 + h] / sum : 0;  // 0 where nothing is seen
 }
 
 inline void attend(Attention& a) {
-  struct Stretch {
-    const Tokens* tokens;
-    int64_t from;
-  };
   std::vector<Stretch> stretches;
   int64_t slots = 0;
   for (const Tokens& t : a.parts) {
     for (int64_t from = 0; from < t.slots; from += STRETCH) stretches.push_back({&t, from});
     slots += t.slots;
   }
-  const int64_t count = stretches.size(), pairs = a.batch * a.heads, queries = a.queries(), size = queries * a.found();
-  if (queries > FEW) a.lanes = in_lanes(a);
-  std::unique_ptr<float[]> found(new float[pairs * count * size]);
+  const int64_t count = stretches.size(), pairs = a.batch * a.heads, queries = a.queries();
+  const int64_t blocks = (queries + BLOCK - 1) / BLOCK, each = blocks > 1 ? STRETCHES : 1, runs = (count + each - 1) / each;
+  const int64_t size = queries * a.found(), all = pairs * runs * blocks;
+  std::unique_ptr<float[]> found(new float[pairs * runs * size]);
   auto some = [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
-      const Stretch& s = stretches[i % count];
-      look(a, *s.tokens, i / count / a.heads, i / count % a.heads, s.from, &found[i * size]);
+      const int64_t pair = i / (runs * blocks), run = i / blocks % runs, first = i % blocks * BLOCK;
+      const Block block{pair / a.heads, pair % a.heads, first, std::min<int64_t>(BLOCK, queries - first)};
+      look(a, block, &stretches[run * each], std::min(each, count - run * each),
+           &found[(pair * runs + run) * size + first * a.found()]);
     }
   };
-  const bool little = slots * pairs * (a.size + a.width) < LITTLE;
-  parallel(pairs * count, little ? 1 : 64 * threads(), some);
+  const bool little = slots * pairs * blocks * (a.size + a.width) < LITTLE;
+  parallel(all, little ? 1 : 64 * threads(), some);
   auto joined = [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       const int64_t pair = i / queries, n = i % queries;
-      join(a, pair / a.heads, pair % a.heads, n, &found[pair * count * size + n * a.found()], count);
+      join(a, pair / a.heads, pair % a.heads, n, &found[pair * runs * size + n * a.found()], runs);
     }
   };
-  parallel(pairs * queries, pairs * count * size < LITTLE ? 1 : threads(), joined);
+  parallel(pairs * queries, pairs * runs * size < LITTLE ? 1 : threads(), joined);
 }
 
 }  // namespace forge

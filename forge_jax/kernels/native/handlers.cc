@@ -230,7 +230,7 @@ ffi::Error answer(Queries q, Vector sinks, ffi::RemainingArgs args, ffi::ResultB
     if (part.has_error()) return part.error();
     a.parts.push_back(*part);
   }
-  if (a.parts.empty() || a.heads == 0 || qs[2] % a.heads || a.tokens > MOST)
+  if (a.parts.empty() || a.heads == 0 || qs[2] % a.heads)
     return ffi::Error::InvalidArgument("queries, keys and values do not fit each other");
   a.group = qs[2] / a.heads;
   attend(a);
