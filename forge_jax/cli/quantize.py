@@ -7,6 +7,7 @@ importance matrix, says what matters; GPTQ and AWQ round by a text.
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from forge_jax.loading import Model
+    from forge_jax.params import Tree
     from forge_jax.quantization.grid import Grid
 
 METHODS = ("gptq", "awq")
@@ -247,7 +249,17 @@ def write_directory(
             fallback=args.fallback,
             requantize=args.requantize,
         )
+        packed = replace(packed, params=decoded(packed.params, model.params))
     export_packed(packed, args.target, method=args.to or "auto", dtype=args.dtype or "stored", overwrite=args.overwrite)
+
+
+def decoded(params: "Tree", before: "Tree") -> "Tree":
+    """The parameters, of which those that stayed as they were are plain: a directory holds no packed tables."""
+    from forge_jax.params import flatten, unflatten
+    from forge_jax.tensor import dense
+
+    old = dict(flatten(before))
+    return unflatten({path: dense(leaf) if leaf is old[path] else leaf for path, leaf in flatten(params)})
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

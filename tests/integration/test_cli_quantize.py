@@ -49,6 +49,20 @@ def test_a_directory(llama: Path, tmp_path: Path, scheme: str) -> None:
         assert isinstance(leaf, QTensor) == (path in packed)
 
 
+def test_a_directory_of_a_packed_file(llama: Path, tmp_path: Path) -> None:
+    """What a scheme does not take is plain, since a directory holds no packed tables."""
+    file, target = tmp_path / "file.gguf", tmp_path / "packed"
+    assert main(["quantize", str(llama), str(file), "--scheme", "Q8_0"]) == 0
+    words = ["--scheme", "int4-g16-asym", "--to", "awq", "--requantize", "--policy", "layers.*.mlp.down=none"]
+    assert main(["quantize", str(file), str(target), *words]) == 0
+    found, source = dict(flatten(load(target, progress=False).params)), dict(flatten(load(file, progress=False).params))
+    assert isinstance(source["embed"], QTensor)
+    packed = {path.split(".")[-1] for path, leaf in found.items() if isinstance(leaf, QTensor)}
+    assert packed == {*"qkvo", "gate", "up"}
+    for path in ("embed", "head"):
+        np.testing.assert_array_equal(dense(found[path]), dense(source[path]))
+
+
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
 WINDOWS = ["--samples", "4", "--length", "48"]
 

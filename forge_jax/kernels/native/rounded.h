@@ -13,6 +13,7 @@
 namespace forge {
 
 constexpr int EACH = 8;  // rows of x that are multiplied at once, at most
+constexpr int64_t NEAR = 1 << 10;  // bytes of codes that several rows of x are multiplied by while memory delivers more
 constexpr int64_t SHARED = 1 << 12;  // numbers to round that are worth more than one thread
 
 // Rows of x, rounded: eight at a time, [blocks, runs, EACH, 32], so that what is multiplied by a weight lies together.
@@ -74,7 +75,11 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
   const float *step = &x.step[first], *share = &x.share[first];
   const int32_t* start = &x.start[first / EACH * PIECES * EACH + first % EACH];
   Sixteen sums[ROWS] = {};
+  constexpr int64_t UNITS = Format::bytes[Format::codes] * RUN / Format::block * TOGETHER;
   auto one = [&](int64_t run) __attribute__((always_inline)) {
+    // between two loads of codes there are more instructions than the processor looks ahead
+    for (int64_t i = 0; i < UNITS && ROWS >= 4; i += 64)
+      __builtin_prefetch(rows.part[Format::codes] + run * UNITS + NEAR + i);
 #pragma GCC unroll 2
     for (int piece = 0; piece < PIECES; ++piece) {
       Sums whole[ROWS];
