@@ -212,6 +212,14 @@ def test_a_prompt_that_meets_itself_and_thousands_of_slots(heads: tuple[int, int
     np.testing.assert_allclose(found, exactly(q, parts, scale), rtol=2e-5, atol=5e-6)
 
 
+def test_no_scores_are_kept():
+    """What a program allocates for a prompt does not grow with new tokens times slots."""
+    tokens, slots = 128, 2048
+    part, q = held(("int8", "int8"), 2, slots, (32, 32), paged=False, tokens=tokens), normal(2, tokens, 4, 32)
+    compiled = jax.jit(lambda q: attend(q, [part], scale=1.0)).lower(q).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < tokens * slots * 4
+
+
 @pytest.mark.parametrize("size", [24, 32])
 def test_attention_of_codes_that_fill_no_vectors_is_plain(size: int):
     name, tokens = ("float32", 3) if size == 24 else ("int2", 1)
