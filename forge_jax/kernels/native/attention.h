@@ -20,28 +20,15 @@
 
 namespace forge {
 
-constexpr int STRETCH = 128;  // slots
-constexpr int STRETCHES = 16;  // that a block of many looks at in turn
-constexpr int VECTORS = 3;     // of queries that meet an opened key together
-constexpr int BLOCK = 2 * VECTORS * WIDTH;  // queries of a kv head
-constexpr int QUERIES = 4;     // of a kv head that meet a key together where they are few
-constexpr int FEW = 8;         // queries of a kv head; of more, each has a lane of a vector
+constexpr int STRETCH = 128;   // slots
+constexpr int STRETCHES = 16;  // that a block looks at in turn where there are several blocks
+constexpr int VECTORS = 3;     // of queries that meet opened keys together
+constexpr int BLOCK = 2 * VECTORS * WIDTH;  // queries of a kv head, at most
+constexpr int QUERIES = 4;  // that meet a key together where there are few
+constexpr int FEW = 8;      // queries of a block; of more, each has a lane of a vector
 constexpr float HIDDEN = -1e30f;
 constexpr float LEAST = -1e29f;  // what the largest of no scores is: those that are HIDDEN weigh nothing beside it
 constexpr int64_t LITTLE = 1 << 14;  // numbers to read that are not worth a second thread
-
-// e^x for x <= 0; below -87 it is 0. Cephes' polynomial, within 2 units in the last place.
-inline Floats exponential(Floats x) {
-  const Ints few = x < all(-87.0f);
-  x = x < all(-87.0f) ? all(-87.0f) : x;
-  const Ints n = __builtin_convertvector(x * all(1.44269504f) - all(0.5f), Ints);
-  const Floats m = floats(n), r = (x - m * all(0.693359375f)) + m * all(2.12194440e-4f);
-  Floats p = all(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    p = p * r + all(c);
-  p = p * r * r + r + all(1.0f);
-  return bits(reinterpret_cast<Ints>(p * bits((n + 127) << 23)) & ~few);
-}
 
 // Tokens to look at: keys and values [P, K, page, *], what each new token sees of the slots of its row [B, T, S],
 // and for pages that are shared the table [B, entries] of those of each row, which are `pages` in all.
@@ -108,6 +95,12 @@ inline void ask(const Slab& s, int64_t place) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(s.numbers + place * bytes + at);
 }
 
+// Products of queries and keys as scores.
+inline Floats scored(const Attention& a, Floats product) {
+  const Floats z = product * all(a.scale);
+  return a.softcap == 0 ? z : all(a.softcap) * tangent(z / all(a.softcap));
+}
+
 // The scores [N, STRETCH] of N queries at `count` places, WIDTH keys at a time; those of no key are HIDDEN. Values of the
 // same tokens are asked for meanwhile.
 template <Kind kind, int N>
@@ -129,8 +122,7 @@ void scores(const Attention& a, const Slab& k, const Slab& v, const float* const
     for (int n = 0; n < N; ++n) {
       for (int j = some; j < WIDTH; ++j) apart[n][j] = Floats{};
       float* const to = z + n * STRETCH + i;
-      store(to, totals(apart[n]) * all(a.scale));
-      for (int j = 0; j < some && a.softcap != 0; ++j) to[j] = a.softcap * std::tanh(to[j] / a.softcap);
+      store(to, scored(a, totals(apart[n])));
       std::fill(to + some, to + WIDTH, HIDDEN);
     }
   }
@@ -242,9 +234,8 @@ void scores(const Attention& a, const float* q, const Opened& k, int count, floa
       for (int j = 0; j < TOGETHER; ++j)
         for (int m = 0; m < M; ++m) sums[j][m] += load(q + (m * a.size + h) * WIDTH) * all(keys[j][h]);
     for (int j = 0; j < TOGETHER; ++j)
-      for (int m = 0; m < M; ++m) store(z + ((i + j) * M + m) * WIDTH, sums[j][m] * all(a.scale));
+      for (int m = 0; m < M; ++m) store(z + ((i + j) * M + m) * WIDTH, scored(a, sums[j][m]));
   }
-  for (int64_t i = 0; i < count * M * WIDTH && a.softcap != 0; ++i) z[i] = a.softcap * std::tanh(z[i] / a.softcap);
 }
 
 // Scores [STRETCH, M * WIDTH] become weights; the largest and the sum of each query's go to `found`.
@@ -337,6 +328,7 @@ inline void add(const Attention& a, float* found, const float* other) {
     store(found + h, load(found + h) * all(own) + load(other + h) * all(part));
 }
 
+// Slots from `from` on, at most STRETCH of them.
 struct Stretch {
   const Tokens* tokens;
   int64_t from;

@@ -61,6 +61,29 @@ inline Floats floats(Ints v) { return __builtin_convertvector(v, Floats); }
 // The same bits.
 inline Floats bits(Ints v) { return reinterpret_cast<Floats>(v); }
 
+// e^x for x <= 0; below -87 it is 0. Cephes' polynomial, within 2 units in the last place.
+inline Floats exponential(Floats x) {
+  const Ints few = x < all(-87.0f);
+  x = x < all(-87.0f) ? all(-87.0f) : x;
+  const Ints n = __builtin_convertvector(x * all(1.44269504f) - all(0.5f), Ints);
+  const Floats m = floats(n), r = (x - m * all(0.693359375f)) + m * all(2.12194440e-4f);
+  Floats p = all(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + all(c);
+  p = p * r * r + r + all(1.0f);
+  return bits(reinterpret_cast<Ints>(p * bits((n + 127) << 23)) & ~few);
+}
+
+// The hyperbolic tangent of x: near 0 Cephes' polynomial, where a difference to 1 would lose digits.
+inline Floats tangent(Floats x) {
+  const Ints sign = reinterpret_cast<Ints>(x) & INT32_MIN;
+  const Floats size = bits(reinterpret_cast<Ints>(x) ^ sign), part = exponential(size * all(-2.0f)), square = x * x;
+  Floats p = all(-5.70498872745e-3f);
+  for (float c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f}) p = p * square + all(c);
+  const Floats large = bits(reinterpret_cast<Ints>((all(1.0f) - part) / (all(1.0f) + part)) | sign);
+  return size < all(0.625f) ? p * square * x + x : large;
+}
+
 // The sum of all lanes.
 inline float total(Floats v) {
 #if defined(FORGE_AVX512)
