@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sysconfig
 import tempfile
@@ -109,16 +110,27 @@ def run(command: list[str], made: Path) -> None:
     Raises:
         Unbuilt: the compiler did not manage; with its first words.
     """
-    try:
-        done = subprocess.run(
-            [*command, *map(str, sources()), "-o", str(made)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unbuilt(f"{command[0]} took more than {SECONDS} s to compile the kernels; set CXX to another") from None
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+    compiling = [*command, *map(str, sources()), "-o", str(made)]
+    with subprocess.Popen(
+        compiling, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            said = process.communicate(timeout=SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            slow = f"{command[0]} took more than {SECONDS} s to compile the kernels; set CXX to another"
+            raise Unbuilt(slow) from None
+        finally:
+            stop(process)
+    if process.returncode:
+        said = next((line for line in said.splitlines() if "error" in line), said[:200])
         raise Unbuilt(f"{command[0]} could not compile the kernels: {said}; GCC 11 or Clang 14 and newer can")
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    """End a process if it runs, and those that it has started: a driver leaves the compiler proper behind."""
+    if process.poll() is not None:
+        return
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -312,6 +313,21 @@ def test_a_compiler_that_fails_is_an_error_with_its_words(monkeypatch: pytest.Mo
     with pytest.raises(building.Unbuilt, match=r"could not compile the kernels: oops: error: no"):
         building.build()
     assert os.listdir(tmp_path / "kernels") == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="groups of processes")
+def test_a_compiler_that_takes_too_long_is_stopped_with_what_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    slow, child = tmp_path / "c++", tmp_path / "child"
+    slow.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\nsleep 100 &\necho $! > {child}\nwait\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.setenv("FORGE_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(building, "SECONDS", 2)
+    with pytest.raises(building.Unbuilt, match="took more than 2 s"):
+        building.build()
+    started = Path("/proc", child.read_text().strip(), "status")
+    gone = lambda: not started.exists() or "zombie" in started.read_text()  # noqa: E731
+    assert any(gone() or time.sleep(0.1) for _ in range(50))
 
 
 def test_compiling_is_announced_and_done_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
