@@ -112,7 +112,7 @@ def run(command: list[str], made: Path) -> None:
     """
     compiling = [*command, *map(str, sources()), "-o", str(made)]
     with subprocess.Popen(
-        compiling, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        compiling, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
     ) as process:
         try:
             said = process.communicate(timeout=SECONDS)[1]
