@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -225,16 +226,16 @@ inline void neighbours(const uint8_t* from, Ints* codes) {
 #endif
 }
 
-// float16 as float32: its bits moved to their places are the number times 2^-112, but for infinities, which are none.
+// float16 as float32. The smallest are whole numbers times 2^-24, by arithmetic, since XLA's threads take subnormal floats
+// for 0.
 inline float half(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
 #else
-  const uint32_t magnitude = (h & 0x7fffu) << 13, sign = (h & 0x8000u) << 16;
-  float value;
-  std::memcpy(&value, &magnitude, 4);
-  value *= 0x1p112f;
-  return sign ? -value : value;
+  const uint32_t size = h & 0x7fffu, wide = (size << 13) + ((size < 0x7c00 ? 112u : 224u) << 23);
+  float value = static_cast<float>(size) * 0x1p-24f;
+  if (size >= 0x400) std::memcpy(&value, &wide, 4);
+  return h & 0x8000u ? -value : value;
 #endif
 }
 
