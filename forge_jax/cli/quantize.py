@@ -249,7 +249,7 @@ def write_directory(
             fallback=args.fallback,
             requantize=args.requantize,
         )
-        packed = replace(packed, params=decoded(packed.params, model.params))
+    packed = replace(packed, params=decoded(packed.params, model.params))
     export_packed(packed, args.target, method=args.to or "auto", dtype=args.dtype or "stored", overwrite=args.overwrite)
 
 

@@ -2,7 +2,7 @@
 
 Why not when the package is installed: the sources are compiled for this very processor, and against the headers of the
 jaxlib that will call them. A wheel is built in isolation, with another jaxlib or none, for any processor. Compiling
-takes some seconds, once for each version of the sources, of jaxlib and of the compiler, and each kind of processor.
+takes most of a minute, once for each version of the sources, of jaxlib and of the compiler, and each kind of processor.
 """
 
 import functools
@@ -76,7 +76,7 @@ def place(target: str) -> tuple[list[str], Path]:
 
 
 def waits() -> bool:
-    """Whether `build` would compile now, which takes some seconds."""
+    """Whether `build` would compile now, which takes most of a minute."""
     try:
         return not place("native")[1].exists()
     except (Unbuilt, OSError):
