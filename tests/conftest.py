@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -45,9 +46,17 @@ def few_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def quick_compiles() -> Iterator[None]:
     """Programs that make a few tokens need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    from jax._src import compiler  # there is no other way to give options to whatever is compiled
+    from quick import QUICK
+
+    usual = compiler.get_compile_options
+
+    def quickly(*args: Any, env_options_overrides: dict[str, Any] | None = None, **options: Any) -> Any:
+        return usual(*args, env_options_overrides=QUICK | (env_options_overrides or {}), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", quickly)
+        yield
 
 
 @pytest.fixture

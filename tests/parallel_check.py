@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from quick import QUICK
 
 from forge_jax import cache as caches
 from forge_jax import parallel
@@ -17,9 +18,6 @@ from forge_jax.params import Tree
 from forge_jax.spec import ModelSpec
 
 FIRST = 6  # tokens of the first of two pieces
-
-# these programs run once: half the time to compile them
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def two_pieces(

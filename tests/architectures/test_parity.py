@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from helpers import GOLDENS, TOKENS, VOCABULARY, Golden, read_golden
 from liveness import IDLE, Reader, changed, changes
+from quick import QUICK
 
 from converters.architectures import find
 from converters.take import Take
@@ -148,8 +149,7 @@ def length_of(golden: Golden) -> int:
     return 16 if any(op.rope is not None and op.rope.varies for op in attentions(golden.spec)) else 24
 
 
-# compiled as quickly as can be, which is sooner than op by op: these programs run a few times only
-QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# compiled as quickly as can be, which is sooner than op by op
 loop = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
 scan = jax.jit(functools.partial(forward, driver="scan"), static_argnums=0, compiler_options=QUICK)
 

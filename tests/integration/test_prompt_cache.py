@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import same
-from parallel_check import QUICK
+from quick import QUICK
 
 from converters.safetensors_file import Entry, open_safetensors, write_safetensors
 from forge_jax import SamplingParams, prompt_cache, stack

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from parallel_check import QUICK
+from quick import QUICK
 
 from forge_jax import cache as caches
 from forge_jax import stacking

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parallel_check import QUICK, assert_sharded_equals_plain, distance
+from parallel_check import assert_sharded_equals_plain, distance
+from quick import QUICK
 
 from forge_jax.decoder import forward, inputs
 from forge_jax.generation import generate

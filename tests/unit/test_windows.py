@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parallel_check import QUICK
+from quick import QUICK
 
 from forge_jax import cache as caches
 from forge_jax.decoder import forward, inputs
