@@ -2,10 +2,12 @@
 
     python benchmarks/gpu.py [--sizes 1b,8b] [--schemes bfloat16,int8,int4-g128,Q4_K] [--context 1024] [--json out.json]
     python benchmarks/gpu.py --pallas off,on --schemes int8,int4-g128 --cache bfloat16,int8,int4
+    python benchmarks/gpu.py --cudnn off,on --schemes bfloat16 --context 2048
 
 `bandwidth`: GB/s of a copy, bytes read and written, measured in this run. `of it`: the bytes of the weights that a
 token reads, over the time of a token, as a part of that. Every scheme runs the same spec, prompt and functions.
 `--pallas off,on`: every row without and with the kernels in Pallas, which FORGE_JAX_PALLAS switches on.
+`--cudnn off,on`: the same with attention of prompts by cuDNN, which FORGE_JAX_CUDNN switches on.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import numpy as np
 from table import machine, seconds, show
 
 import forge_jax as forge
-from forge_jax.kernels import pallas
+from forge_jax.kernels import cudnn, pallas
 from forge_jax.limits import copy_rate
 from forge_jax.params import Param, abstract, flatten, unflatten
 from forge_jax.quantization import packer
@@ -82,10 +84,11 @@ def parameters(spec: forge.ModelSpec, scheme: str) -> Any:
 
 
 def measure(
-    size: str, scheme: str, cache: str, kernels: str, context: int, batch: int, rounds: int, limit: float
+    size: str, scheme: str, cache: str, kernels: str, flash: str, context: int, batch: int, rounds: int, limit: float
 ) -> dict[str, Any]:
-    """One row. kernels: "on" or "off", those in Pallas, which is settled while programs are traced."""
-    os.environ[pallas.SWITCH] = {"on": "1", "off": "0"}[kernels]
+    """One row. kernels, flash: "on" or "off", those in Pallas and of cuDNN; settled while programs are traced."""
+    for switch, state in ((pallas.SWITCH, kernels), (cudnn.SWITCH, flash)):
+        os.environ[switch] = {"on": "1", "off": "0"}[state]
     jax.clear_caches()
     config = forge.ForgeConfig.from_dict({"vocab_size": VOCABULARY, "max_seq_len": 8192} | SIZES[size])
     spec = replace(config.to_spec(), tied=False)
@@ -109,6 +112,7 @@ def measure(
         "weights": scheme,
         "cache": cache or "as it comes",
         "pallas": kernels,
+        "cudnn": flash,
         "GB": read / 1e9,
         "batch": batch,
         "ms a token": token * 1e3,
@@ -126,6 +130,7 @@ def main() -> None:
     parser.add_argument("--schemes", default="bfloat16,int8,Q8_0,int4-g128,Q4_K,nf4,mxfp4")
     parser.add_argument("--cache", default="", help="how keys and values are kept, such as bfloat16,int8,int4")
     parser.add_argument("--pallas", default="off", help="off, on, or off,on")
+    parser.add_argument("--cudnn", default="off", help="off, on, or off,on")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
     limit, rows = copy_rate(), []
     about = machine() | {"bandwidth": f"{limit / 1e9:.0f} GB/s"}
-    asked = (args.sizes, args.schemes, args.cache, args.pallas)
+    asked = (args.sizes, args.schemes, args.cache, args.pallas, args.cudnn)
     for each in itertools.product(*(names.split(",") for names in asked)):
         rows.append(measure(*each, args.context, args.batch, args.rounds, limit))
         print(json.dumps(rows[-1]), flush=True)

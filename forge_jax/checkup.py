@@ -17,7 +17,7 @@ from huggingface_hub import constants
 import forge_jax
 from forge_jax import kernels, limits, machine
 from forge_jax.compilation import keep_programs
-from forge_jax.kernels import pallas
+from forge_jax.kernels import cudnn, pallas
 from forge_jax.user_cache import cache_directory
 
 NEEDED = "jax jaxlib flax numpy ml_dtypes safetensors tokenizers huggingface_hub jinja2 tqdm".split()
@@ -40,6 +40,7 @@ SETTINGS = (
     "FORGE_JAX_CACHE",
     "FORGE_JAX_KERNELS",
     "FORGE_JAX_PALLAS",
+    "FORGE_JAX_CUDNN",
     "CXX",
     "HF_HOME",
     "HF_HUB_OFFLINE",
@@ -62,6 +63,7 @@ def checkup(*, measure: bool = True) -> dict[str, Any]:
         "devices": [device(each) for each in jax.devices()],
         "kernels": str(kernels.status()),
         "pallas": pallas.told(),
+        "cudnn": cudnn.told(),
         "versions": {"forge-jax": forge_jax.__version__, "python": platform.python_version()}
         | {name: version(name) for name in NEEDED},
         "optional": [
@@ -119,7 +121,7 @@ def report(facts: dict[str, Any]) -> str:
         memory = "" if each["memory"] is None else f", {gigabytes(each['memory'])}, {gigabytes(each['used'])} used"
         lines.append(f"device      {each['device']}: {each['kind']}{memory}")
     lines.append(f"kernels     {facts['kernels']}")
-    lines.append(f"            {facts['pallas']}")
+    lines += [f"            {facts[kind]}" for kind in ("pallas", "cudnn")]
     lines.append("versions    " + ", ".join(f"{name} {found or 'missing'}" for name, found in versions.items()))
     for each in facts["optional"]:
         state = each["version"] or f"not installed: {each['install']}"

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from forge_jax.cache import Places, Slots, Stored, keep, place_key, put, view
+from forge_jax.kernels import cudnn
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
@@ -89,15 +90,15 @@ def triangle(
 
     `beside`: what all of them see besides.
     """
-    length = q_BTNH.shape[1]
+    length, size = q_BTNH.shape[1], cudnn.SPAN if cudnn.asked() else BLOCK
 
     def block(start: int) -> Array:
-        end = min(start + BLOCK, length)
+        end = min(start + size, length)
         near = slice(earliest(start, window, chunk), end)
         rows = slice(start, end)
         return look(q_BTNH[:, rows], [keys.cut(rows, near), *(part.cut(rows, slice(None)) for part in beside)])
 
-    return jnp.concatenate([block(start) for start in range(0, length, BLOCK)], axis=1)
+    return jnp.concatenate([block(start) for start in range(0, length, size)], axis=1)
 
 
 def kept(state: Tree | None, name: str, x_BTKH: Array) -> Stored:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from forge_jax import kernels
-from forge_jax.kernels import pallas
+from forge_jax.kernels import cudnn, pallas
 from forge_jax.ops.packed import HIDDEN, Held, Plain, for_cpus, look_packed, packed
 
 
@@ -74,6 +74,8 @@ def attend(
         if pallas.looks(q_BTNH, pairs):
             held = list(zip(plain, pairs, strict=True))
             return attend_by(look_packed, q_BTNH, plain, held, sinks_N, scale, softcap)
+        if cudnn.looks(q_BTNH, plain, sinks_N, softcap):
+            return attend_by(cudnn.look, q_BTNH, plain, plain, sinks_N, scale, softcap)
         slabs = [for_cpus(known, part.held) for known, part in zip(plain, parts, strict=True)]
         if kernels.looks(q_BTNH, slabs):
             return attend_by(kernels.look, q_BTNH, plain, slabs, sinks_N, scale, softcap)
@@ -96,7 +98,7 @@ def attend_by(
     scale: float,
     softcap: float | None,
 ) -> Array:
-    """`attend` for few queries and nothing added to scores, by a kernel, which reads what is `held`.
+    """`attend` where nothing is added to scores, by a kernel, which reads what is `held`.
 
     The same tokens stand in `plain`, which costs nothing where nobody reads them, and whose derivative is its own.
     """
