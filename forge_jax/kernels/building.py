@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -71,7 +72,9 @@ def place(target: str) -> tuple[list[str], Path]:
     Raises:
         Unbuilt: there is no compiler.
     """
-    command = [*compiler(), *FLAGS, f"-march={target}", "-isystem", jax.ffi.include_dir()]
+    # for Arm, -march names a family of processors, and not every compiler finds out which one this is of
+    option = "-mcpu" if platform.machine() in ("aarch64", "arm64") else "-march"
+    command = [*compiler(), *FLAGS, f"{option}={target}", "-isystem", jax.ffi.include_dir()]
     return command, cache_directory() / "kernels" / f"{key(*command)}.so"
 
 

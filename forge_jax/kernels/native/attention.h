@@ -376,7 +376,7 @@ inline void attend(Attention& a) {
   }
   const int64_t count = stretches.size(), pairs = a.batch * a.heads, queries = a.queries();
   const int64_t blocks = (queries + BLOCK - 1) / BLOCK, each = blocks > 1 ? STRETCHES : 1, runs = (count + each - 1) / each;
-  const int64_t size = queries * a.found(), all = pairs * runs * blocks;
+  const int64_t size = queries * a.found(), jobs = pairs * runs * blocks;
   std::unique_ptr<float[]> found(new float[pairs * runs * size]);
   auto some = [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
@@ -387,7 +387,7 @@ inline void attend(Attention& a) {
     }
   };
   const bool little = slots * pairs * blocks * (a.size + a.width) < LITTLE;
-  parallel(all, little ? 1 : 64 * threads(), some);
+  parallel(jobs, little ? 1 : 64 * threads(), some);
   auto joined = [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       const int64_t pair = i / queries, n = i % queries;

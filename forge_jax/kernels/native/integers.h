@@ -61,23 +61,19 @@ struct I8_ZERO {
   static constexpr int block = 32, parts = 3, bytes[] = {0, 0, 32}, codes = 2;
 };
 
-// The numbers of 16 rows for the group of a run.
-inline Sixteen of_group(const Rows& rows, int i, int64_t run) {
-  Sixteen v;
-  std::memcpy(&v, rows.as<float>(i, rows.group(run) * TOGETHER), sizeof v);
-  return v;
-}
+// The numbers of all rows for the group of a run.
+inline Floats of_group(const Rows& rows, int i, int64_t run) { return load(rows.of<float>(i, rows.group(run))); }
 
 struct GroupScaled {
   static constexpr int PIECES = 1;
 
-  static Sixteen scale(const Rows& rows, int64_t run) { return of_group(rows, 0, run); }
+  static Floats scale(const Rows& rows, int64_t run) { return of_group(rows, 0, run); }
 };
 
 struct GroupShifted : GroupScaled {
   static constexpr int ZERO = 0;
 
-  static Sixteen shift(const Rows& rows, int64_t run) { return -of_group(rows, 0, run) * of_group(rows, 1, run); }
+  static Floats shift(const Rows& rows, int64_t run) { return -of_group(rows, 0, run) * of_group(rows, 1, run); }
 };
 
 template <>

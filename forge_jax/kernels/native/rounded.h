@@ -69,36 +69,49 @@ template <class Format, int ROWS>
 void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t row) {
   using Tile = Tiled<Format>;
   constexpr int PIECES = Tile::PIECES, AT_ONCE = Format::block / RUN;
-  const Rows rows = p.weights(output);
+  constexpr bool EIGHTH = Tile::ZERO == 128 || Format::bytes[Format::codes] == Format::block;
+  constexpr int STRIPS = TOGETHER / WIDTH;  // vectors that have a lane for each of the 16
+  Rows rows[STRIPS];
+  for (int s = 0; s < STRIPS; ++s) rows[s] = {p.weights(output), s * WIDTH};
   const int64_t first = x.at(p.first + row, 0);
   const int8_t* numbers = &x.numbers[first * RUN];
   const float *step = &x.step[first], *share = &x.share[first];
   const int32_t* start = &x.start[first / EACH * PIECES * EACH + first % EACH];
-  Sixteen sums[ROWS] = {};
+  Floats sums[STRIPS][ROWS] = {};
   constexpr int64_t UNITS = Format::bytes[Format::codes] * RUN / Format::block * TOGETHER;
   auto one = [&](int64_t run) __attribute__((always_inline)) {
     // between two loads of codes there are more instructions than the processor looks ahead
     for (int64_t i = 0; i < UNITS && ROWS >= 4; i += 64)
-      __builtin_prefetch(rows.part[Format::codes] + run * UNITS + NEAR + i);
+      __builtin_prefetch(rows[0].part[Format::codes] + run * UNITS + NEAR + i);
 #pragma GCC unroll 2
     for (int piece = 0; piece < PIECES; ++piece) {
-      Sums whole[ROWS];
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) whole[r] = Tile::ZERO ? start[piece * EACH + r] - Sums{} : Sums{};
+      Ints whole[STRIPS][ROWS];
+#pragma GCC unroll 32
+      for (int i = 0; i < STRIPS * ROWS; ++i)
+        whole[i / ROWS][i % ROWS] = Tile::ZERO ? all(start[piece * EACH + i % ROWS]) : Ints{};
 #pragma GCC unroll 8
       for (int j = piece * 8 / PIECES; j < (piece + 1) * 8 / PIECES; ++j) {
-        const Bytes codes = Tile::coded(rows, run, j);
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; ++s) {
+          const Bytes codes = Tile::coded(rows[s], run, j);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) whole[r] = dot_four(whole[r], codes, numbers + r * RUN + j * FOUR);
+          for (int r = 0; r < ROWS; ++r) whole[s][r] = dot_four<EIGHTH>(whole[s][r], codes, numbers + r * RUN + j * FOUR);
+        }
       }
-      const Sixteen d = Tile::scale(rows, run * PIECES + piece);
+#pragma GCC unroll 4
+      for (int s = 0; s < STRIPS; ++s) {
+        const Floats d = Tile::scale(rows[s], run * PIECES + piece);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) sums[r] += sixteen(whole[r]) * (d * step[r]);
+        for (int r = 0; r < ROWS; ++r) sums[s][r] += floats(whole[s][r]) * (d * all(step[r]));
+      }
     }
     if constexpr (Tile::ZERO == 0) {
-      const Sixteen m = Tile::shift(rows, run);
+#pragma GCC unroll 4
+      for (int s = 0; s < STRIPS; ++s) {
+        const Floats m = Tile::shift(rows[s], run);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) sums[r] += m * share[r];
+        for (int r = 0; r < ROWS; ++r) sums[s][r] += m * all(share[r]);
+      }
     }
     numbers += EACH * RUN, step += EACH, share += EACH, start += EACH * PIECES;
   };
@@ -106,7 +119,8 @@ void rounded_tile(const Operands& p, const Rounded& x, int64_t output, int64_t r
 #pragma GCC unroll 8
     for (int i = 0; i < AT_ONCE; ++i) one(run + i);
   }
-  for (int r = 0; r < ROWS; ++r) std::memcpy(p.y + (row + r) * p.outputs + output, &sums[r], sizeof sums[r]);
+  for (int s = 0; s < STRIPS; ++s)
+    for (int r = 0; r < ROWS; ++r) store(p.y + (row + r) * p.outputs + output + s * WIDTH, sums[s][r]);
 }
 
 constexpr int64_t SOME = 1 << 19;  // bytes of x that stay in the second cache while weights go by

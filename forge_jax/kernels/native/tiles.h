@@ -12,11 +12,20 @@ namespace forge {
 template <class Format>
 struct Tiled;
 
-// Where 16 rows lie: `part[i]` is where they begin in it.
-using Rows = Row;
+// Rows `lane` to `lane` + WIDTH of 16 that lie together: `part[i]` is where all of them begin in it.
+struct Rows : Row {
+  int lane;
 
-// The codes of unit `unit` of part `i`.
-inline Bytes unit(const Rows& rows, int i, int64_t unit) { return bytes(rows.as<uint8_t>(i, unit * 64)); }
+  // Their share of unit `unit` of part `i`.
+  template <class T>
+  const T* of(int i, int64_t unit) const {
+    return as<T>(i, unit * TOGETHER + lane);
+  }
+};
+
+// Four codes of each, or four bytes that are a number.
+inline Bytes unit(const Rows& rows, int i, int64_t unit) { return bytes(rows.of<int32_t>(i, unit)); }
+inline Ints words(const Rows& rows, int i, int64_t at) { return reinterpret_cast<Ints>(unit(rows, i, at)); }
 
 // Codes of 4 bits: the first half of a run in the low halves of bytes, the second in the high ones.
 inline Bytes half_bytes(const Rows& rows, int i, int64_t run, int j) {
@@ -29,14 +38,14 @@ template <int at>
 struct HalfScaled {
   static constexpr int PIECES = 1;
 
-  static Sixteen scale(const Rows& rows, int64_t run) { return sixteen_halves(rows.as<uint16_t>(at, run * TOGETHER)); }
+  static Floats scale(const Rows& rows, int64_t run) { return halves(rows.of<uint16_t>(at, run)); }
 };
 
 template <int at>
 struct HalfShifted : HalfScaled<0> {
   static constexpr int ZERO = 0;
 
-  static Sixteen shift(const Rows& rows, int64_t run) { return sixteen_halves(rows.as<uint16_t>(at, run * TOGETHER)); }
+  static Floats shift(const Rows& rows, int64_t run) { return halves(rows.of<uint16_t>(at, run)); }
 };
 
 template <>
@@ -58,11 +67,9 @@ struct Tiled<Q4_1> : HalfShifted<1> {
   static Bytes coded(const Rows& rows, int64_t run, int j) { return half_bytes(rows, 2, run, j); }
 };
 
-// The fifth bits of 64 codes, which lie together.
+// The fifth bits of codes, of which all of a unit lie together.
 inline Bytes fifth(const Rows& rows, int i, int64_t run, int j) {
-  uint64_t bits;
-  std::memcpy(&bits, rows.as<uint8_t>(i, (run * 8 + j) * 8), sizeof bits);
-  return sixteens(bits);
+  return sixteens(rows.as<uint8_t>(i, (run * 8 + j) * 8 + rows.lane / 2));
 }
 
 template <>
@@ -95,26 +102,25 @@ struct Tiled<MXFP4> {
   static Bytes coded(const Rows& rows, int64_t run, int j) { return chosen(E2M1_BYTES, half_bytes(rows, 1, run, j)); }
 
   // as `power`, for 16
-  static Sixteen scale(const Rows& rows, int64_t run) {
-    const Sums e = sixteen_bytes(rows.as<int8_t>(0, run * TOGETHER)) & 255;
-    const Sums tiny = (1 << 21) << (e & 1);
-    return reinterpret_cast<Sixteen>(e < 2 ? tiny : (e - 1) << 23);
+  static Floats scale(const Rows& rows, int64_t run) {
+    const Ints e = widen(rows.of<uint8_t>(0, run));
+    const Ints tiny = (1 << 21) << (e & 1);
+    return reinterpret_cast<Floats>(e < 2 ? tiny : (e - 1) << 23);
   }
 };
 
 // The scale and the minimum of run `sub` of a block of Q4_K and Q5_K, as `Pair` takes them apart, for 16 rows.
 struct Pairs {
-  Sums scale, minimum;
+  Ints scale, minimum;
 
   Pairs(const Rows& rows, int i, int64_t block, int sub) {
-    Sums words[3];
-    std::memcpy(words, rows.as<uint8_t>(i, block * 3 * 64), sizeof words);
+    const Ints word[] = {words(rows, i, block * 3), words(rows, i, block * 3 + 1), words(rows, i, block * 3 + 2)};
     const int at = 8 * (sub % 4);
     if (sub < 4) {
-      scale = words[0] >> at & 63, minimum = words[1] >> at & 63;
+      scale = word[0] >> at & 63, minimum = word[1] >> at & 63;
     } else {
-      scale = (words[2] >> at & 15) | (words[0] >> (at + 6) & 3) << 4;
-      minimum = (words[2] >> (at + 4) & 15) | (words[1] >> (at + 6) & 3) << 4;
+      scale = (word[2] >> at & 15) | (word[0] >> (at + 6) & 3) << 4;
+      minimum = (word[2] >> (at + 4) & 15) | (word[1] >> (at + 6) & 3) << 4;
     }
   }
 };
@@ -124,14 +130,14 @@ template <int at>
 struct PairScaled {
   static constexpr int ZERO = 0, PIECES = 1;
 
-  static Sixteen scale(const Rows& rows, int64_t run) {
+  static Floats scale(const Rows& rows, int64_t run) {
     const Pairs pairs(rows, 2, run / EIGHT, run % EIGHT);
-    return sixteen(pairs.scale) * sixteen_halves(rows.as<uint16_t>(0, run / EIGHT * TOGETHER));
+    return floats(pairs.scale) * halves(rows.of<uint16_t>(0, run / EIGHT));
   }
 
-  static Sixteen shift(const Rows& rows, int64_t run) {
+  static Floats shift(const Rows& rows, int64_t run) {
     const Pairs pairs(rows, 2, run / EIGHT, run % EIGHT);
-    return -sixteen(pairs.minimum) * sixteen_halves(rows.as<uint16_t>(1, run / EIGHT * TOGETHER));
+    return -floats(pairs.minimum) * halves(rows.of<uint16_t>(1, run / EIGHT));
   }
 
   static Bytes low(const Rows& rows, int64_t run, int j) {
@@ -157,9 +163,9 @@ template <>
 struct Tiled<Q6_K> {
   static constexpr int ZERO = 32, PIECES = 2;
 
-  static Sixteen scale(const Rows& rows, int64_t piece) {
-    const Sums scale = sixteen_bytes(rows.as<int8_t>(2, piece * TOGETHER));
-    return sixteen(scale) * sixteen_halves(rows.as<uint16_t>(3, piece / (2 * EIGHT) * TOGETHER));
+  static Floats scale(const Rows& rows, int64_t piece) {
+    const Ints scale = widen(rows.of<int8_t>(2, piece));
+    return floats(scale) * halves(rows.of<uint16_t>(3, piece / (2 * EIGHT)));
   }
 
   static Bytes coded(const Rows& rows, int64_t run, int j) {
@@ -174,16 +180,12 @@ template <>
 struct Tiled<IQ4_XS> {
   static constexpr int ZERO = 128, PIECES = 1;
 
-  static Sixteen scale(const Rows& rows, int64_t run) {
+  static Floats scale(const Rows& rows, int64_t run) {
     const int64_t block = run / EIGHT;
     const int sub = run % EIGHT;
-    typedef uint16_t Shorts __attribute__((vector_size(32)));
-    Shorts high;
-    Sums low;
-    std::memcpy(&high, rows.as<uint16_t>(1, block * TOGETHER), sizeof high);
-    std::memcpy(&low, rows.as<uint8_t>(2, block * 64), sizeof low);
-    const Sums scale = (low >> (4 * sub) & 15) | (__builtin_convertvector(high, Sums) >> (2 * sub) & 3) << 4;
-    return sixteen(scale - 32) * sixteen_halves(rows.as<uint16_t>(0, block * TOGETHER));
+    const Ints high = widen(rows.of<uint16_t>(1, block)), low = words(rows, 2, block);
+    const Ints scale = (low >> (4 * sub) & 15) | (high >> (2 * sub) & 3) << 4;
+    return floats(scale - 32) * halves(rows.of<uint16_t>(0, block));
   }
 
   static Bytes coded(const Rows& rows, int64_t run, int j) { return chosen(IQ4_BYTES, half_bytes(rows, 3, run, j)); }

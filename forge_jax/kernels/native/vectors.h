@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace forge {
@@ -27,8 +29,15 @@ constexpr int WIDTH = 8;
 constexpr const char* INSTRUCTIONS = "AVX2";
 #else
 constexpr int WIDTH = 4;
-#if defined(__ARM_NEON)
+#if defined(__aarch64__)
+#define FORGE_NEON 1
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr const char* INSTRUCTIONS = "NEON with products of integers";
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr const char* INSTRUCTIONS = "NEON with dot products";
+#else
 constexpr const char* INSTRUCTIONS = "NEON";
+#endif
 #else
 constexpr const char* INSTRUCTIONS = "portable";
 #endif
@@ -89,6 +98,8 @@ inline Floats tangent(Floats x) {
 inline float total(Floats v) {
 #if defined(FORGE_AVX512)
   return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#elif defined(FORGE_NEON)
+  return vaddvq_f32(reinterpret_cast<float32x4_t>(v));
 #else
   float sum = 0;
   for (int i = 0; i < WIDTH; ++i) sum += v[i];
@@ -114,6 +125,11 @@ inline Floats totals(const Floats* v) {
   };
   for (int i = 0; i < 2; ++i) half[i] = lanes(eighth[2 * i], eighth[2 * i + 1]);
   return reinterpret_cast<Floats>(lanes(half[0], half[1]));
+#elif defined(FORGE_NEON)
+  auto beside = [](Floats a, Floats b) __attribute__((always_inline)) {
+    return reinterpret_cast<Floats>(vpaddq_f32(reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+  };
+  return beside(beside(v[0], v[1]), beside(v[2], v[3]));
 #else
   Floats sums;
   for (int i = 0; i < WIDTH; ++i) sums[i] = total(v[i]);
@@ -143,6 +159,14 @@ inline void transpose(Floats* v) {
     v[i + 8] = reinterpret_cast<Floats>(_mm512_shuffle_f32x4(even, even_later, 0xdd));
     v[i + 12] = reinterpret_cast<Floats>(_mm512_shuffle_f32x4(odd, odd_later, 0xdd));
   }
+#elif defined(FORGE_NEON)
+  float64x2_t even[2], odd[2];
+  for (int i = 0; i < 2; ++i) {
+    const float32x4_t a = reinterpret_cast<float32x4_t>(v[2 * i]), b = reinterpret_cast<float32x4_t>(v[2 * i + 1]);
+    even[i] = vreinterpretq_f64_f32(vtrn1q_f32(a, b)), odd[i] = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
+  }
+  v[0] = reinterpret_cast<Floats>(vtrn1q_f64(even[0], even[1])), v[1] = reinterpret_cast<Floats>(vtrn1q_f64(odd[0], odd[1]));
+  v[2] = reinterpret_cast<Floats>(vtrn2q_f64(even[0], even[1])), v[3] = reinterpret_cast<Floats>(vtrn2q_f64(odd[0], odd[1]));
 #else
   for (int i = 0; i < WIDTH; ++i)
     for (int j = 0; j < i; ++j) {
@@ -155,6 +179,8 @@ inline void transpose(Floats* v) {
 inline int32_t total(Ints v) {
 #if defined(FORGE_AVX512)
   return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
+#elif defined(FORGE_NEON)
+  return vaddvq_s32(reinterpret_cast<int32x4_t>(v));
 #else
   int32_t sum = 0;
   for (int i = 0; i < WIDTH; ++i) sum += v[i];
@@ -166,6 +192,8 @@ inline int32_t total(Ints v) {
 inline float largest(Ints v) {
 #if defined(FORGE_AVX512)
   const int32_t most = _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(v));
+#elif defined(FORGE_NEON)
+  const int32_t most = vmaxvq_s32(reinterpret_cast<int32x4_t>(v));
 #else
   int32_t most = v[0];
   for (int i = 1; i < WIDTH; ++i) most = v[i] > most ? v[i] : most;
@@ -175,6 +203,15 @@ inline float largest(Ints v) {
   return same;
 }
 
+// WIDTH integers of a shorter kind.
+template <class Short>
+Ints widened(const Short* from) {
+  typedef Short Shorts __attribute__((vector_size(WIDTH * sizeof(Short))));
+  Shorts v;
+  std::memcpy(&v, from, sizeof v);
+  return __builtin_convertvector(v, Ints);
+}
+
 // WIDTH integers of one or two bytes.
 inline Ints widen(const uint8_t* from) {
 #if defined(FORGE_AVX512)
@@ -182,9 +219,7 @@ inline Ints widen(const uint8_t* from) {
 #elif defined(FORGE_AVX2)
   return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #else
-  Ints v;
-  for (int i = 0; i < WIDTH; ++i) v[i] = from[i];
-  return v;
+  return widened(from);
 #endif
 }
 
@@ -194,9 +229,7 @@ inline Ints widen(const int8_t* from) {
 #elif defined(FORGE_AVX2)
   return reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #else
-  Ints v;
-  for (int i = 0; i < WIDTH; ++i) v[i] = from[i];
-  return v;
+  return widened(from);
 #endif
 }
 
@@ -206,9 +239,7 @@ inline Ints widen(const uint16_t* from) {
 #elif defined(FORGE_AVX2)
   return reinterpret_cast<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
-  Ints v;
-  for (int i = 0; i < WIDTH; ++i) v[i] = from[i];
-  return v;
+  return widened(from);
 #endif
 }
 
@@ -231,6 +262,8 @@ inline void neighbours(const uint8_t* from, Ints* codes) {
 inline float half(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
+#elif defined(FORGE_NEON)
+  return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 #else
   const uint32_t size = h & 0x7fffu, wide = (size << 13) + ((size < 0x7c00 ? 112u : 224u) << 23);
   float value = static_cast<float>(size) * 0x1p-24f;
@@ -244,6 +277,8 @@ inline Floats halves(const uint16_t* from) {
   return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(FORGE_AVX2)
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(FORGE_NEON)
+  return reinterpret_cast<Floats>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))));
 #else
   Floats v;
   for (int i = 0; i < WIDTH; ++i) v[i] = half(from[i]);
