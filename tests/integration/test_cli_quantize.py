@@ -15,6 +15,8 @@ from forge_jax.params import flatten
 from forge_jax.quantizing import quantize
 from forge_jax.tensor import QTensor, dense
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:

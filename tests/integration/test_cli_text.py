@@ -18,6 +18,8 @@ from forge_jax.cli import chat, main, options
 from forge_jax.cli.conversation import Conversation
 from forge_jax.inspection import inspect
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NEW = 12  # new tokens; one number for all, so that few programs are compiled
 SETTINGS = {name: setting.default for name, setting in options.SETTINGS.items()} | {"max-new-tokens": NEW}
 

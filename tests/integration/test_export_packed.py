@@ -17,6 +17,8 @@ from forge_jax.params import flatten
 from forge_jax.quantization import quantize
 from forge_jax.tensor import QTensor, dense
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CASES = [
     "awq_g128 awq_g32 awq_skip bnb_int8 bnb_nf4 bnb_nf4_dq ct_fp8_block ct_mxfp4a16 ct_nvfp4 ct_w2a16_g32",
     "ct_w4a16_asym_g32 ct_w4a16_g32 ct_w8a8 fp8_block128 fp8_block32 fp8_block_qwen3_moe fp8_tensor_static",

@@ -23,6 +23,8 @@ from forge_jax.loading import Model
 from forge_jax.params import abstract, flatten
 from forge_jax.tensor import QTensor
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ocp = pytest.importorskip("orbax.checkpoint")
 
 

@@ -12,6 +12,8 @@ from forge_jax.ops import Call, Context, apply
 from forge_jax.params import init, op_params
 from forge_jax.spec import Attention, Block, Branch, Gate, ModelSpec
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 OP = Attention(heads=4, kv_heads=2, head_dim=6, scale=6**-0.5)
 
 

@@ -19,6 +19,8 @@ from forge_jax.generation.sizes import chunks
 from forge_jax.ops import Context
 from forge_jax.spec import Attention, Block, Branch, Mlp, ModelSpec, Norm, Rope
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NORM = Norm(1e-5)
 
 

@@ -8,6 +8,8 @@ import pytest
 from forge_jax.ops.chunks import over_chunks
 from forge_jax.ops.rg_lru import gated, recur
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 BATCH, LENGTH, HEADS, SIZE = 2, 23, 3, 4
 
 

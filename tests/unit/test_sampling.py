@@ -19,6 +19,8 @@ from forge_jax.sampling import (
 )
 from forge_jax.sampling.sampler import noise
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 V = 40
 run_sample = jax.jit(sample, static_argnums=0)
 append = jax.jit(update_history)
