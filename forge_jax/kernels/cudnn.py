@@ -35,9 +35,11 @@ def asked() -> bool:
 def told() -> str:
     """A line for people."""
     try:
-        return "of cuDNN: on, for prompts" if asked() else f"of cuDNN: off ({SWITCH} is not set)"
+        if asked():
+            return "of cuDNN: on, for prompts"
     except ValueError as error:
         return f"of cuDNN: none, {error}"
+    return "of cuDNN: off" if os.environ.get(SWITCH) else f"of cuDNN: off ({SWITCH} is not set)"
 
 
 def looks(
