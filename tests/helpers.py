@@ -45,6 +45,11 @@ def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.asarray(x * np.float32(0.3) + np.float32(middle))
 
 
+def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> jax.Array:
+    """Numbers of the normal distribution, the same for a seed."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
 def token_ids(seed: int = 0, shape: tuple[int, int] = SHAPE, vocabulary: int = 160) -> np.ndarray:
     """Token ids that look random."""
     raw = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw(prod(shape))

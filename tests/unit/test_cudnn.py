@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import normal
 
 from forge_jax.kernels import cudnn
 from forge_jax.ops.attention import triangle, visible
 from forge_jax.ops.found import Keys, attend, attend_plainly
 
 SCALE = 0.125
-
-
-def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def keys(tokens: int, slots: int, window: int | None = None, dtype: str = "float32", start: int = 0) -> Keys:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import normal
 from jax.sharding import Mesh, PartitionSpec
 
 from forge_jax import Session, kernels
@@ -31,10 +32,6 @@ SCHEMES = ("int8", "int8-g256", "int8-asym", "int4", "int4-g32", "int4-g128", "i
 def interpreted(monkeypatch: pytest.MonkeyPatch):
     kernels.available()  # asked once a process, and not while a test says that the device is another one
     monkeypatch.setenv(pallas.SWITCH, "interpret")
-
-
-def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 @functools.cache
