@@ -93,6 +93,6 @@ def sides(args: argparse.Namespace, path: str, folder: Path) -> list[Side]:
                 python, cache = str(args.torchax_python), folder / "cache"
                 out.append(Side(name, python, "torchax_side.py", str(folder / "hf"), weights, cache))
             case _:
-                python = str(args.llama_python)
-                out.append(Side(name, python, "llama_side.py", path, weights, folder / "cache"))
+                python, file = str(args.llama_python), str(args.llama_file or path)
+                out.append(Side(name, python, "llama_side.py", file, weights, folder / "cache"))
     return out

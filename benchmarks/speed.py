@@ -1,13 +1,15 @@
 """forge-jax beside other engines on the same checkpoint and prompts, in turns, each beside what the machine allows.
 
-    python benchmarks/speed.py [--rows start,prefill,decode,batch] [--engines forge-float32,forge-stored,torch-float32]
-                               [--llama-python .venv-llama/bin/python] [--torchax-python .venv-torchax/bin/python]
-                               [--rounds 5] [--json out.json]
+    python benchmarks/speed.py [--rows start,prefill,decode,batch,agree]
+                               [--engines forge-float32,forge-stored,torch-float32]
+                               [--llama-python .venv-llama/bin/python [--llama-file FILE.gguf]]
+                               [--torchax-python .venv-torchax/bin/python] [--rounds 5] [--json out.json]
 
 Engines: forge-DTYPE, forge-stored (packed as the file has it), forge-exact and forge-rounded (kernels for that),
 forge-SCHEME (any of `forge.quantize`), torch-DTYPE, torch-DTYPE+compile, torchax-DTYPE (the model of transformers as
 programs of JAX; its interpreter needs torchax), llama-stored (llama.cpp; its interpreter needs llama-cpp-python). Each
 runs in its own process.
+`agree`: at how many places of a text each holds the token for the likeliest that the first engine does.
 `limit`: the least time that the bytes to be read, or the operations, take on this machine; `of it`: the part reached.
 docs/performance.md says how to repeat a table.
 """
@@ -36,14 +38,18 @@ from forge_jax.spec import ModelSpec
 
 LENGTHS, CONTEXTS, BATCHES = (32, 512, 2048), (32, 1024, 4096), (1, 8, 32)
 AFTER = 256  # tokens that sessions have room for
-ROWS = ("start", "prefill", "decode", "batch")
+ROWS = ("start", "prefill", "decode", "batch", "agree")
+TEXT = Path(__file__).parent.parent / "README.md"
+PLACES, BEFORE = 200, 32  # of the text at which engines say what comes next, and the tokens that they know of there
 
 
 class Bench:
     """The engines that run, and what they are measured against."""
 
-    def __init__(self, running: list[Side], spec: ModelSpec, limits: Limits, args: argparse.Namespace) -> None:
-        self.running, self.spec, self.limits, self.args = running, spec, limits, args
+    def __init__(
+        self, running: list[Side], spec: ModelSpec, text: list[int], limits: Limits, args: argparse.Namespace
+    ) -> None:
+        self.running, self.spec, self.text, self.limits, self.args = running, spec, text, limits, args
 
     def prompts(self, length: int, batch: int = 1) -> list[list[int]]:
         """Random ids, the same for every engine."""
@@ -64,10 +70,11 @@ class Bench:
                 found += [] if seconds is None else [seconds]
         return {side: found for side, found in times.items() if found}
 
-    def row(self, side: Side, what: dict[str, Any], seconds: float, tokens: int, limit: float) -> dict[str, Any]:
-        """One line of a table."""
+    def row(self, side: Side, what: dict[str, Any], times: list[float], tokens: int, limit: float) -> dict[str, Any]:
+        """One line of a table, and what each round took."""
+        seconds = statistics.median(times)
         reached = {"ms": seconds * 1e3, "tok/s": tokens / seconds, "limit ms": limit * 1e3, "of it": limit / seconds}
-        return {"engine": side.name} | what | reached
+        return {"engine": side.name} | what | reached | {"rounds": times}
 
     def prefill(self) -> list[dict[str, Any]]:
         """A prompt of each length, one row."""
@@ -76,7 +83,7 @@ class Bench:
             ids = self.prompts(length)
             for side, times in self.in_turns(lambda side, ids=ids: side.ask("begin", rows=ids, room=AFTER)).items():
                 limit = self.limits.seconds(side.facts()["weights"], self.operations(length), side.computes_in)
-                rows.append(self.row(side, {"prompt": length}, statistics.median(times), length, limit))
+                rows.append(self.row(side, {"prompt": length}, times, length, limit))
         return rows
 
     def decode(self) -> list[dict[str, Any]]:
@@ -98,10 +105,24 @@ class Bench:
             read = facts["weights"] + batch * context * facts["cache"]
             limit = self.limits.seconds(read, self.operations(1) * batch, side.computes_in)
             what = {"context": context, "batch": batch}
-            row = self.row(side, what, statistics.median(times) / steps, batch, limit)
+            row = self.row(side, what, [seconds / steps for seconds in times], batch, limit)
             rows.append(row | {"peak MB": facts["peak"] / 1e6})
         self.running = before
         return rows
+
+    def agree(self) -> list[dict[str, Any]]:
+        """The share of places of a text where an engine and the first engine hold the same token for the likeliest."""
+        starts = np.linspace(0, len(self.text) - BEFORE, PLACES).astype(int)
+        told: dict[str, list[int]] = {side.name: [] for side in self.running}
+        for side in self.running:
+            for at in starts:
+                told[side.name] += side.tell("begin", rows=[self.text[at : at + BEFORE]], room=AFTER).get("given", [])
+        first = next(iter(told.values()))
+        return [
+            {"engine": name, "places": len(said), "agree": sum(a == b for a, b in zip(said, first, strict=True))}
+            for name, said in told.items()
+            if len(said) == PLACES
+        ]
 
     def start(self, again: list[Side]) -> list[dict[str, Any]]:
         """From nothing to the first token and the second, cold and warm; `again` are processes started afterwards."""
@@ -142,6 +163,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="tokens of a timed call")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--llama-python", type=Path, help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--llama-file", type=Path, help="what llama.cpp runs, if not the file of --model")
     parser.add_argument("--torchax-python", type=Path, help="an interpreter that has torchax and transformers")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -157,11 +179,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = load(args.model, dtype="float32", progress=False)
         spec, path = model.spec, str(model.path)
+        text = model.tokenizer.encode(TEXT.read_text()) if model.tokenizer else []
         if any(name.startswith("torch") for name in args.engines):
             export_huggingface(model, Path(folder) / "hf", dtype="float32")
         del model
         running = sides(args, path, Path(folder))
-        bench = Bench(running, spec, limits, args)
+        bench = Bench(running, spec, text, limits, args)
         for side in running:
             about |= side.importing.get("versions", {})
         if "start" in args.rows:
@@ -173,16 +196,16 @@ def main() -> None:
             if side.ask("load") is None:
                 print(f"{side.name}: {side.error}", file=sys.stderr)
         bench.running = [side for side in running if side.loaded]
-        for name in ("prefill", "decode", "batch"):
+        for name in ROWS[1:]:
             if name in args.rows:
-                tables[name] = {"prefill": bench.prefill, "decode": bench.decode, "batch": bench.batch}[name]()
+                tables[name] = getattr(bench, name)()
         for side in running:
             side.end()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     for name, rows in tables.items():
         print(f"\n{name}")
         if rows:
-            show(rows, {})
+            show([{key: value for key, value in row.items() if key != "rounds"} for row in rows], {})
     grown = fitted(tables)
     if grown:
         print("\ngrowth")

@@ -1,0 +1,196 @@
+"""What is claimed of speed on a CPU: what was measured beside what was asked, claim after claim.
+
+    python benchmarks/claims.py FILES --llama-python .venv-llama/bin/python --torchax-python .venv-torchax/bin/python
+                                [--only Q8_0.gguf,start] [--json claims.json]
+
+FILES holds SmolLM2 as each of `CHECKPOINTS` (`forge-jax convert smollm2 FILES/Q8_0.gguf --type Q8_0`, and
+`forge-jax quantize smollm2 FILES/int4-g64 --method gptq --bits 4 --group 64`); one that is missing ends the run. Each
+part is one run of speed.py: the same ids for every engine, in turns; a ratio is the median of those of the turns. About
+three minutes a checkpoint on two cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from table import machine, show
+
+SPEED = Path(__file__).parent / "speed.py"
+TOKENS = ["--contexts", "32,1024", "--lengths", "512", "--steps", "32"]
+GROWTH = ["--contexts", "32,1024,4096", "--lengths", "32,512,2048", "--batches", "1,8,32", "--rounds", "3"]
+PROMPT, BATCH = 1.1, 4.0  # times as fast as llama.cpp; tokens of eight rows over those of one
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A checkpoint.
+
+    tokens: how many times as fast as llama.cpp they are to be. beside: what llama.cpp runs, if not the same file.
+    whole: whether batches and numerics are part of the claim.
+    """
+
+    name: str
+    tokens: float = 1.2
+    engine: str = "forge-rounded"
+    beside: str = ""
+    whole: bool = False
+
+
+CHECKPOINTS = (
+    Kind("Q8_0.gguf", 1.8, whole=True),
+    Kind("Q4_0.gguf", 1.5, whole=True),
+    Kind("Q4_1.gguf", 2.0, whole=True),
+    Kind("F16.gguf", 1.05, engine="forge-exact", whole=True),
+    *(Kind(f"{name}.gguf") for name in ("Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "MXFP4")),
+    Kind("int4-g64", beside="Q4_0.gguf"),
+    Kind("awq64", beside="Q4_1.gguf"),  # which has zeros too
+)
+
+
+class Claims:
+    """The parts of the list, each a method that gives its lines."""
+
+    def __init__(self, files: Path, llama: Path, torchax: Path) -> None:
+        self.files = files
+        self.pythons = ["--llama-python", llama, "--torchax-python", torchax]
+        self.parts: dict[str, Callable[[], list[Line]]] = {
+            kind.name: lambda kind=kind: self.checkpoint(kind) for kind in CHECKPOINTS
+        }
+        self.parts |= {part.__name__: part for part in (self.transformers, self.peers, self.plain, self.start)}
+        self.parts["growth"] = self.growth
+
+    def speed(self, name: str, engines: str, rows: str, *flags: Any, **environment: str) -> dict[str, list[Line]]:
+        """What one run of speed.py has told."""
+        with tempfile.TemporaryDirectory() as folder:
+            told = Path(folder) / "told.json"
+            asked = ["--model", self.files / name, "--engines", engines, "--rows", rows, "--json", told]
+            command = [sys.executable, SPEED, *asked, *self.pythons, *flags]
+            done = subprocess.run([str(each) for each in command], capture_output=True, text=True,
+                                  env=os.environ | environment)  # fmt: skip
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            answer = json.loads(told.read_text())
+        if answer["errors"]:
+            raise SystemExit(f"{name}: {answer['errors']}")
+        return answer["tables"] | {"growth": answer["growth"]}
+
+    def checkpoint(self, kind: Kind) -> list[Line]:
+        """Beside llama.cpp: tokens, a prompt where it is the same file, eight rows beside one, the likeliest tokens."""
+        engines, rows = f"{kind.engine},llama-stored", "decode" if kind.beside else "decode,prefill"
+        flags = ["--llama-file", self.files / kind.beside] if kind.beside else []
+        batches = ["--batches", "1,8"] if kind.whole else []
+        tables = self.speed(kind.name, engines, rows + ",batch" * kind.whole, *TOKENS, *flags, *batches)
+        out = beside(kind.name, tables, {"decode": kind.tokens, "prefill": PROMPT})
+        if kind.whole:
+            one, eight = (row for row in tables["batch"] if row["engine"] == kind.engine)
+            ratios = [8 * a / b for a, b in zip(one["rounds"], eight["rounds"], strict=True)]
+            out.append(line(f"{kind.name}: tokens of 8 rows, of one", BATCH, ratios, eight["ms"], one["ms"]))
+            agreed = self.speed(kind.name, f"forge-float32,{engines}", "agree")["agree"]
+            ours, theirs = (row["agree"] for row in agreed[1:])
+            out.append(line(f"{kind.name}: likeliest token as in float32", theirs, [ours], ours, theirs))
+        return out
+
+    def transformers(self) -> list[Line]:
+        """In the better of its dtypes."""
+        engines = "forge-rounded,torch-float32,torch-bfloat16"
+        tables = self.speed("Q8_0.gguf", engines, "decode,prefill", *TOKENS)
+        return beside("Q8_0, transformers", tables, {"decode": 3.0, "prefill": 1.3})
+
+    def peers(self) -> list[Line]:
+        """torchax, in the better of its dtypes."""
+        engines = "forge-rounded,torchax-float32,torchax-bfloat16"
+        tables = self.speed("Q8_0.gguf", engines, "decode,prefill", *TOKENS)
+        return beside("Q8_0, torchax", tables, {"decode": 1.0, "prefill": 1.0})
+
+    def plain(self) -> list[Line]:
+        """Without kernels, in float32."""
+        engines = "forge-float32,torch-float32"
+        tables = self.speed("Q8_0.gguf", engines, "decode,prefill", *TOKENS, FORGE_JAX_KERNELS="0")
+        return beside("no kernels, transformers", tables, {"decode": 1.0, "prefill": 1.0})
+
+    def start(self) -> list[Line]:
+        """Importing beside JAX, in turns, and the first token of a process that finds its programs compiled."""
+        times: dict[str, list[float]] = {"jax": [], "forge_jax": []}
+        for _ in range(10):
+            for module, found in times.items():
+                command = [sys.executable, "-c", f"import time; t = time.perf_counter(); import {module};"
+                           "print(time.perf_counter() - t)"]  # fmt: skip
+                found.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        jax, forge = (statistics.median(found) for found in times.values())
+        ratios = [b / a for a, b in zip(times["jax"], times["forge_jax"], strict=True)]
+        out = [line("import forge_jax, at most so many import jax", 1.3, ratios, forge * 1e3, jax * 1e3, most=True)]
+        rows = [self.speed("Q8_0.gguf", "forge-rounded", "start")["start"][0] for _ in range(3)]
+        for row in rows:
+            row["least"] = jax + row["load s"]
+        ratios = [row["first token warm s"] / row["least"] for row in rows]
+        first, least = (statistics.median(row[key] for row in rows) * 1e3 for key in ("first token warm s", "least"))
+        return [*out, line("first token, at most so many import jax + load", 1.5, ratios, first, least, most=True)]
+
+    def growth(self) -> list[Line]:
+        """No claim but the figures: how cost grows with the work."""
+        tables = self.speed("Q4_0.gguf", "forge-rounded", "prefill,decode,batch", *GROWTH)
+        for name, rows in tables.items():
+            print(f"\n{name}")
+            show([{key: value for key, value in row.items() if key != "rounds"} for row in rows], {})
+        return []
+
+
+def beside(what: str, tables: dict[str, list[Line]], asked: dict[str, float]) -> list[Line]:
+    """A claim for each context and length: the first engine beside the fastest of the others."""
+    out = []
+    for table, wanted in asked.items():
+        rows = tables.get(table, [])
+        for work in dict.fromkeys((row.get("context"), row.get("prompt")) for row in rows):
+            ours, *others = (row for row in rows if (row.get("context"), row.get("prompt")) == work)
+            theirs = min(others, key=lambda row: row["ms"])
+            ratios = [b / a for a, b in zip(ours["rounds"], theirs["rounds"], strict=True)]
+            place = f"a token, {work[0]} before" if work[0] else f"a prompt of {work[1]}"
+            out.append(line(f"{what}: {place}", wanted, ratios, ours["ms"], theirs["ms"]))
+    return out
+
+
+def line(claim: str, asked: float, ratios: list[float], ours: float, theirs: float, most: bool = False) -> Line:
+    """A claim: the median of ratios, which must reach what was asked, or stay below it."""
+    found = statistics.median(ratios)
+    holds = "yes" if (found <= asked if most else found >= asked) else "no"
+    return {"claim": claim, "here": ours, "there": theirs, "asked": asked, "measured": found, "holds": holds}
+
+
+def main() -> None:
+    """Go down the list."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path)
+    parser.add_argument("--llama-python", type=Path, required=True)
+    parser.add_argument("--torchax-python", type=Path, required=True)
+    parser.add_argument("--only", help="parts, with commas between; all without")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    claims = Claims(args.files, args.llama_python, args.torchax_python)
+    wanted = args.only.split(",") if args.only else list(claims.parts)
+    if unknown := set(wanted) - set(claims.parts):
+        parser.error(f"unknown parts {sorted(unknown)}; expected some of {', '.join(claims.parts)}")
+    lines: list[Line] = []
+    for name in wanted:
+        start = time.perf_counter()
+        found = claims.parts[name]()
+        lines += found
+        for each in found:
+            print(f"{each['claim']}: {each['measured']:.2f} of {each['asked']:.2f}", flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        if args.json:
+            args.json.write_text(json.dumps({"machine": machine(), "claims": lines}, indent=1))
+    show(lines, machine())
+
+
+if __name__ == "__main__":
+    main()
