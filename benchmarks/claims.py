@@ -22,11 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from side import Side
 from table import machine, show
 
 SPEED = Path(__file__).parent / "speed.py"
 TOKENS = ["--contexts", "32,1024", "--lengths", "512", "--steps", "32"]
 GROWTH = ["--contexts", "32,1024,4096", "--lengths", "32,512,2048", "--batches", "1,8,32", "--rounds", "3"]
+AFTER = 256  # tokens that a session has room for
 PROMPT, BATCH = 1.1, 4.0  # times as fast as llama.cpp; tokens of eight rows over those of one
 Line = dict[str, Any]
 
@@ -119,22 +122,28 @@ class Claims:
         return beside("no kernels, transformers", tables, {"decode": 1.0, "prefill": 1.0})
 
     def start(self) -> list[Line]:
-        """Importing beside JAX, in turns, and the first token of a process that finds its programs compiled."""
-        times: dict[str, list[float]] = {"jax": [], "forge_jax": []}
-        for _ in range(10):
-            for module, found in times.items():
-                command = [sys.executable, "-c", f"import time; t = time.perf_counter(); import {module};"
-                           "print(time.perf_counter() - t)"]  # fmt: skip
-                found.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-        jax, forge = (statistics.median(found) for found in times.values())
-        ratios = [b / a for a, b in zip(times["jax"], times["forge_jax"], strict=True)]
-        out = [line("import forge_jax, at most so many import jax", 1.3, ratios, forge * 1e3, jax * 1e3, most=True)]
-        rows = [self.speed("Q8_0.gguf", "forge-rounded", "start")["start"][0] for _ in range(3)]
-        for row in rows:
-            row["least"] = jax + row["load s"]
-        ratios = [row["first token warm s"] / row["least"] for row in rows]
-        first, least = (statistics.median(row[key] for row in rows) * 1e3 for key in ("first token warm s", "least"))
-        return [*out, line("first token, at most so many import jax + load", 1.5, ratios, first, least, most=True)]
+        """In turns: importing JAX, importing this package, and a process that finds its programs compiled."""
+        imports = ["jax", "forge_jax", "forge_jax; forge_jax.load, forge_jax.Session"]
+        ids = [np.random.default_rng(32).integers(10, 40_000, 32).tolist()]
+        rounds: list[list[float]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(6):
+                asked = [sys.executable, "forge_side.py", str(self.files / "Q8_0.gguf"), "rounded", Path(folder)]
+                times = [importing(modules) for modules in imports]
+                side = Side("forge-rounded", *asked)
+                told = side.first(ids, AFTER)
+                side.end()
+                rounds.append([*times, times[0] + told["load"], told["import"] + told["load"] + told["begin"]])
+        jax, lazy, whole, least, first = np.array(rounds[1:]).T  # the first finds nothing compiled
+        pairs = {
+            ("import forge_jax, at most so many import jax", 1.3): (lazy, jax),
+            ("import forge_jax and load, at most so many import jax", 1.3): (whole, jax),
+            ("first token, at most so many import jax + loading", 1.5): (first, least),
+        }
+        return [
+            line(*asked, list(a / b), float(np.median(a)) * 1e3, float(np.median(b)) * 1e3, most=True)
+            for asked, (a, b) in pairs.items()
+        ]
 
     def growth(self) -> list[Line]:
         """No claim but the figures: how cost grows with the work."""
@@ -143,6 +152,12 @@ class Claims:
             print(f"\n{name}")
             show([{key: value for key, value in row.items() if key != "rounds"} for row in rows], {})
         return []
+
+
+def importing(modules: str) -> float:
+    """Seconds that a new process takes for it."""
+    script = f"import time; start = time.perf_counter(); import {modules}; print(time.perf_counter() - start)"
+    return float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
 
 
 def beside(what: str, tables: dict[str, list[Line]], asked: dict[str, float]) -> list[Line]:
@@ -175,6 +190,7 @@ def main() -> None:
     parser.add_argument("--only", help="parts, with commas between; all without")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every start would compile the sources of this package again
     claims = Claims(args.files, args.llama_python, args.torchax_python)
     wanted = args.only.split(",") if args.only else list(claims.parts)
     if unknown := set(wanted) - set(claims.parts):

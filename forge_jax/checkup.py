@@ -61,7 +61,7 @@ def checkup(*, measure: bool = True) -> dict[str, Any]:
             "instructions": [name for name in machine.INSTRUCTIONS if name in machine.features()],
         },
         "devices": [device(each) for each in jax.devices()],
-        "kernels": str(kernels.status()),
+        "kernels": kernels.told(),
         "pallas": pallas.told(),
         "cudnn": cudnn.told(),
         "versions": {"forge-jax": forge_jax.__version__, "python": platform.python_version()}

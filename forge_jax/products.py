@@ -92,7 +92,7 @@ def decoded_products(
 
     if pallas.interpreted():
         return elsewhere(x_RI, weights)
-    return jax.lax.platform_dependent(x_RI, weights, cpu=on_cpu, default=elsewhere)
+    return kernels.by_platform(x_RI, weights, cpu=on_cpu, default=elsewhere)
 
 
 def by_pallas(
@@ -259,4 +259,4 @@ def rounded_products(
         ys = [rounded_product("RI,OI->RO", x_RI, values, factor) for values, factor in pairs]
         return [y.reshape(-1, *shape) for y, shape in zip(ys, outputs, strict=True)]
 
-    return jax.lax.platform_dependent(x_RI, codes, factors, cpu=on_cpu, default=elsewhere)
+    return kernels.by_platform(x_RI, codes, factors, cpu=on_cpu, default=elsewhere)

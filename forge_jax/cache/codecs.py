@@ -178,7 +178,7 @@ def hadamard(x: Array) -> Array:
     plain, in_one_call = (functools.partial(run, size=size) for run in (turn_in_pairs, kernels.turn))
     if not kernels.turns(x):
         return plain(x)
-    return kernels.as_plain(lambda x: jax.lax.platform_dependent(x, cpu=in_one_call, default=plain), plain)(x)
+    return kernels.as_plain(lambda x: kernels.by_platform(x, cpu=in_one_call, default=plain), plain)(x)
 
 
 def turn_in_pairs(x: Array, size: int) -> Array:

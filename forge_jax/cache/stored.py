@@ -4,6 +4,7 @@ What a call brings is kept by the same codec before it is looked at (`keep`), so
 that it comes with and by all later ones, however a text is cut into calls.
 """
 
+import functools
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -45,8 +46,14 @@ def keep(x_BKTH: Array, codec: Codec | None = None) -> Stored:
 
 def empty(codec: Codec, shape: tuple[int, ...], *, paged: bool = False) -> Stored:
     """Zeros in the parts that numbers of this shape [B, K, S, H] would have."""
+    return Stored({name: jnp.zeros(*part) for name, part in encoded(codec, shape).items()}, codec, paged)
+
+
+@functools.lru_cache
+def encoded(codec: Codec, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    """Shape and dtype of each part of numbers of this shape; found by tracing, which all layers share."""
     parts = jax.eval_shape(codec.encode, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return Stored({name: jnp.zeros(part.shape, part.dtype) for name, part in parts.items()}, codec, paged)
+    return {name: (part.shape, part.dtype) for name, part in parts.items()}
 
 
 def view(slab: Stored, dtype: DTypeLike, table_BQ: Array | None = None, *, after: Array | None = None) -> Array:
@@ -109,7 +116,7 @@ def begin(part_BKSX: Array, new_BKTX: Array) -> Array:
 
 def write_in_place(parts: Parts, new: Parts, row_BT: Array, slot_BT: Array) -> Parts:
     """`write_plainly`, on CPUs by a kernel."""
-    return jax.lax.platform_dependent(parts, new, row_BT, slot_BT, cpu=kernels.written, default=write_plainly)
+    return kernels.by_platform(parts, new, row_BT, slot_BT, cpu=kernels.written, default=write_plainly)
 
 
 def write_plainly(parts: Parts, new: Parts, row_BT: Array, slot_BT: Array) -> Parts:

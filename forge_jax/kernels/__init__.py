@@ -6,8 +6,9 @@ Knows arrays and names of formats; not what leaves of a model they came from.
 from forge_jax.kernels.attention import Seen, Slab, look, looks
 from forge_jax.kernels.derivatives import as_plain
 from forge_jax.kernels.formats import Packing, Steps
-from forge_jax.kernels.library import Status, available, status, waits
+from forge_jax.kernels.library import Status, available, status, told, waits
 from forge_jax.kernels.once import once
+from forge_jax.kernels.platforms import by_platform, everywhere
 from forge_jax.kernels.product import fits, fits_chosen, known, products, products_chosen
 from forge_jax.kernels.turning import turn, turns
 from forge_jax.kernels.writing import writes, written
@@ -20,6 +21,8 @@ __all__ = [
     "Steps",
     "as_plain",
     "available",
+    "by_platform",
+    "everywhere",
     "fits",
     "fits_chosen",
     "known",
@@ -29,6 +32,7 @@ __all__ = [
     "products",
     "products_chosen",
     "status",
+    "told",
     "turn",
     "turns",
     "waits",

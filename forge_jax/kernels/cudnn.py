@@ -3,12 +3,13 @@
 They were never run here: `FORGE_JAX_CUDNN=1` asks for them, and the plain path beside them stays.
 """
 
-import os
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from forge_jax.kernels import switch
 
 SWITCH = "FORGE_JAX_CUDNN"
 SPAN = 2048  # queries of a prompt in one call, whose mask has a number for each key
@@ -21,25 +22,16 @@ def asked() -> bool:
     Raises:
         ValueError: the switch says something else, or the default device is no GPU.
     """
-    match os.environ.get(SWITCH, ""):
-        case "" | "0":
-            return False
-        case "1":
-            if (platform := jax.default_backend()) != "gpu":
-                raise ValueError(f"{SWITCH} is 1, but the default device is {platform} and no GPU; unset it")
-            return True
-        case other:
-            raise ValueError(f"{SWITCH} is {other!r}; expected 1 or 0")
+    if switch.switched(SWITCH) == "0":
+        return False
+    if (platform := jax.default_backend()) != "gpu":
+        raise ValueError(f"{SWITCH} is 1, but the default device is {platform} and no GPU; unset it")
+    return True
 
 
 def told() -> str:
     """A line for people."""
-    try:
-        if asked():
-            return "of cuDNN: on, for prompts"
-    except ValueError as error:
-        return f"of cuDNN: none, {error}"
-    return "of cuDNN: off" if os.environ.get(SWITCH) else f"of cuDNN: off ({SWITCH} is not set)"
+    return switch.told(SWITCH, "of cuDNN", lambda: "on, for prompts" if asked() else "")
 
 
 def looks(

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import jax
 from forge_jax.kernels import building
 from forge_jax.kernels.building import Unbuilt, build
 from forge_jax.kernels.formats import FORMATS, ROUNDED
+from forge_jax.kernels.switch import switched
 
 SWITCH = "FORGE_JAX_KERNELS"
 
@@ -40,8 +40,11 @@ def status() -> Status:
     """Load the kernels, compiling them the first time on a machine, and say what came of it.
 
     FORGE_JAX_KERNELS=0 in the environment leaves them out.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
     """
-    if os.environ.get(SWITCH) == "0":
+    if switched(SWITCH, default="1") == "0":
         return Status(False, f"{SWITCH} is 0")
     try:
         path = build()
@@ -54,6 +57,14 @@ def status() -> Status:
         jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     library.forge_instructions.restype = ctypes.c_char_p
     return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)
+
+
+def told() -> str:
+    """The status as a line for people, whatever the switch says."""
+    try:
+        return str(status())
+    except ValueError as error:
+        return f"for CPUs: none, {error}"
 
 
 def target(name: str) -> str:
@@ -69,4 +80,4 @@ def available() -> bool:
 
 def waits() -> bool:
     """Whether `available` would compile first, as it does once on a machine."""
-    return jax.default_backend() == "cpu" and os.environ.get(SWITCH) != "0" and building.waits()
+    return jax.default_backend() == "cpu" and switched(SWITCH, default="1") == "1" and building.waits()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, export
 from jax.extend.core import ClosedJaxpr
 
+from forge_jax import kernels
 from forge_jax.cache import Cache, Places, Slab, keep, memories, place_key
 from forge_jax.decoder import Inputs, forward
 from forge_jax.params import Tree
@@ -111,6 +112,7 @@ def trace(spec: ModelSpec, params: Tree, dtype: Any) -> Program:
         return logits_BTV, tuple(values)
 
     before = tuple(state.before for state in memory)
-    jaxpr, (logits, _) = jax.make_jaxpr(run, return_shape=True)(params, *inputs.values(), before)
+    with kernels.everywhere(True):
+        jaxpr, (logits, _) = jax.make_jaxpr(run, return_shape=True)(params, *inputs.values(), before)
     ends = {state.past: state.before for state in memory} | {state.present: state.after for state in memory}
     return Program(jaxpr, memory, inputs | ends | {"logits": logits})

@@ -14,11 +14,10 @@ import numpy as np
 from jax import Array
 
 from forge_jax.cache import Places, Slots, Stored, keep, place_key, put, view
-from forge_jax.kernels import cudnn
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
-from forge_jax.ops.found import Keys, Mix, attend
+from forge_jax.ops.found import BLOCK, Keys, Mix, attend, span
 from forge_jax.ops.gate import gated, squared
 from forge_jax.ops.heads import finished, linear, over_heads, shortened, turned
 from forge_jax.ops.norm import norm
@@ -26,8 +25,6 @@ from forge_jax.ops.packed import Held
 from forge_jax.params import Tree
 from forge_jax.spec import Alibi, Attention, LogScaling, PowerScaling, QueryScaling
 from forge_jax.tensor import beside, contract, dense
-
-BLOCK = 128  # queries of a prompt that are looked at together
 
 
 def visible(
@@ -85,12 +82,13 @@ def triangle(
     window: int | None = None,
     chunk: int | None = None,
     beside: Sequence[Keys] = (),
+    size: int = BLOCK,
 ) -> Array:
-    """Attention of a prompt to itself, block by block of queries: keys that no query of a block sees cost nothing.
+    """Attention of a prompt to itself, `size` queries after the others: keys that none of them sees cost nothing.
 
     `beside`: what all of them see besides.
     """
-    length, size = q_BTNH.shape[1], cudnn.SPAN if cudnn.asked() else BLOCK
+    length = q_BTNH.shape[1]
 
     def block(start: int) -> Array:
         end = min(start + size, length)
@@ -256,9 +254,8 @@ def attended(
             parts = (Tokens(state["k"], state["v"], slots.past), *parts)
     basis = parts[-1].k.codec
     q = q if length_B is not None else basis.turn(q)
-    look = functools.partial(
-        attend, scale=op.scale, softcap=op.softcap, sinks_N=params["sinks"] if op.sinks is True else None
-    )
+    softcap, sinks_N = op.softcap, params["sinks"] if op.sinks is True else None
+    look = functools.partial(attend, scale=op.scale, softcap=softcap, sinks_N=sinks_N)
     seen, index = [keys(part) for part in parts], {}
     if op.blocks is not None:
         chosen, index = pick_blocks(op.blocks, params["index"], x_BTD, state, slots, call, ctx)
@@ -268,7 +265,11 @@ def attended(
     if far is not None:
         pairs = [anchored(op, k, part.places, basis.turn(far), call, ctx) for k, part in zip(seen, parts, strict=True)]
         seen, beside = [near for near, _ in pairs], [*beside, *(first for _, first in pairs)]
-    y = triangle(look, q, seen[0], op.window, op.chunk, beside) if ctx.fresh else look(q, [*seen, *beside])
+    if ctx.fresh:
+        size = span(q, [seen[0], *beside], softcap=softcap, sinks_N=sinks_N)
+        y = triangle(look, q, seen[0], op.window, op.chunk, beside, size)
+    else:
+        y = look(q, [*seen, *beside])
     y = parts[-1].v.codec.turn(y)
 
     if state is not None and slots is not None:

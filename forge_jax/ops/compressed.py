@@ -8,10 +8,10 @@ import numpy as np
 from jax import Array
 
 from forge_jax.cache import Places, Stored, keep, place_key, put, view
-from forge_jax.ops.attention import BLOCK, earliest, kept, remember, visible
+from forge_jax.ops.attention import earliest, kept, remember, visible
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.compression import Entries, compress
-from forge_jax.ops.found import Keys, attend
+from forge_jax.ops.found import BLOCK, Keys, attend
 from forge_jax.ops.indexer import pick
 from forge_jax.ops.norm import norm
 from forge_jax.ops.rope import rotate_last

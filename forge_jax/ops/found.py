@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from forge_jax import kernels
 from forge_jax.kernels import cudnn, pallas
 from forge_jax.ops.packed import HIDDEN, Held, Plain, for_cpus, look_packed, packed
+
+BLOCK = 128  # queries of a prompt that are looked at together
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Keys:
         """Whether kernels know all that there is to it."""
         return self.bias_BN1S is None and self.mix is None and self.q_BTNH is None and self.seen_BTS.ndim == 3
 
+    @property
+    def plain(self) -> Plain:
+        """Keys, values and what is seen."""
+        return self.k_BKSH, self.v_BKSH, self.seen_BTS
+
     def cut(self, rows: slice, near: slice) -> "Keys":
         """Those in `near`, as the queries in `rows` see them."""
         bias = None if self.bias_BN1S is None else self.bias_BN1S[..., near]
@@ -61,6 +67,12 @@ class Keys:
         return Keys(self.k_BKSH[:, :, near], self.v_BKSH[:, :, near], self.seen_BTS[..., rows, near], bias, mix, q_BTNH)
 
 
+def span(q_BTNH: Array, parts: Sequence[Keys], *, softcap: float | None, sinks_N: Array | None) -> int:
+    """How many queries of a prompt are best looked at together: keys that come after all of them cost nothing."""
+    bare = all(part.bare for part in parts)
+    return cudnn.SPAN if bare and cudnn.looks(q_BTNH, [part.plain for part in parts], sinks_N, softcap) else BLOCK
+
+
 def attend(
     q_BTNH: Array, parts: Sequence[Keys], *, scale: float, softcap: float | None = None, sinks_N: Array | None = None
 ) -> Array:
@@ -68,7 +80,7 @@ def attend(
 
     The parts (what a cache holds, what is new) are never copied into one array. Softmax is float32.
     """
-    plain = [(part.k_BKSH, part.v_BKSH, part.seen_BTS) for part in parts]
+    plain = [part.plain for part in parts]
     if all(part.bare for part in parts):
         pairs = [packed(part.held) for part in parts]
         if pallas.looks(q_BTNH, pairs):
@@ -113,7 +125,7 @@ def attend_by(
         if look is look_packed and pallas.interpreted():
             return fast(*at)
         on_cpus, elsewhere = (fast, slow) if look is kernels.look else (slow, fast)
-        return jax.lax.platform_dependent(*at, cpu=on_cpus, default=elsewhere)
+        return kernels.by_platform(*at, cpu=on_cpus, default=elsewhere)
 
     return kernels.as_plain(run, slow)(q_BTNH, plain, held, sinks_N)
 

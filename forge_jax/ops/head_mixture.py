@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from forge_jax import kernels
 from forge_jax.ops.attention import attended, new_tokens, projections, query_length
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.heads import turned
@@ -45,7 +46,7 @@ def through(x_RI: Array, w_EIO: Weight, ids_R: Array, split: str) -> Array:
     by_blocks = partial(grouped, split=split)
     if export.is_symbolic_dim(ids_R.shape[0]):
         return by_blocks(x_RI, w_EIO, ids_R)
-    return jax.lax.platform_dependent(x_RI, w_EIO, ids_R, cpu=by_blocks, default=ragged)
+    return kernels.by_platform(x_RI, w_EIO, ids_R, cpu=by_blocks, default=ragged)
 
 
 def head_mixture(op: HeadMixture, params: Tree, x_BTD: Array, state: Tree | None, call: Call, ctx: Context):

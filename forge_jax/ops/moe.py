@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from forge_jax import kernels
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.experts import dispatched
 from forge_jax.ops.mlp import activate, clamped, feed_forward
@@ -80,7 +81,7 @@ def grouped(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array,
     x_CMD = x_CMD.reshape(count, size, -1)
     alone = partial(one_by_one, op, ctx)
     if in_place(op, params, x_CMD):
-        y_CMD = jax.lax.platform_dependent(params, x_CMD, expert_C, used_C, cpu=partial(in_one_call, op), default=alone)
+        y_CMD = kernels.by_platform(params, x_CMD, expert_C, used_C, cpu=partial(in_one_call, op), default=alone)
     else:
         y_CMD = alone(params, x_CMD, expert_C, used_C)
     y_RD = y_CMD.reshape(count * size, -1).at[place_R].get(mode="fill", fill_value=0)
@@ -204,7 +205,7 @@ def best(op: Moe, params: Tree, x_ND: Array, ids_NX: Array, weight_NX: Array, ct
         few = 4 * jnp.asarray(rows) <= experts
         return jax.lax.cond(few, run(gathered), run(every_expert), params, x_ND, ids_NX, weight_NX)
     wide = gathered if 8 * rows <= experts else ragged if rows <= experts else every_expert
-    return jax.lax.platform_dependent(params, x_ND, ids_NX, weight_NX, cpu=run(grouped), default=run(wide))
+    return kernels.by_platform(params, x_ND, ids_NX, weight_NX, cpu=run(grouped), default=run(wide))
 
 
 PATHS: dict[str, Callable[..., Array]] = {

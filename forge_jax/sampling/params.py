@@ -15,6 +15,7 @@ import numpy as np
 from forge_jax.sampling import processors as chain
 from forge_jax.sampling.allowed import check_host_calls
 from forge_jax.sampling.constraint import Constraint
+from forge_jax.sampling.keys import row_keys
 from forge_jax.sampling.matching import Matcher, Vocabulary
 from forge_jax.sampling.state import PAD, SamplerPlan, SamplerValues
 
@@ -223,21 +224,6 @@ def word_arrays(words: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, n
             if len(word) > 1:
                 prefixes[b, w, 1 - len(word) :] = word[:-1]
     return prefixes, last
-
-
-def row_keys(seeds: Sequence[int | None], base_seed: int) -> jax.Array:
-    """One PRNG key a row [B]; rows without a seed get (base_seed, row number), which no given seed collides with."""
-    chosen = [(base_seed, row + 1) if seed is None else (seed, 0) for row, seed in enumerate(seeds)]
-    words = np.array([(seed & 0xFFFFFFFF, seed >> 32, stream) for seed, stream in chosen], np.uint32).reshape(-1, 3)
-    return fold_words(words)
-
-
-@jax.jit
-@jax.vmap
-def fold_words(words_3: jax.Array) -> jax.Array:
-    """The PRNG key of three words; threefry by name, as other generators are not independent in a vmapped batch."""
-    low = jax.random.key(words_3[0], impl="threefry2x32")
-    return jax.random.fold_in(jax.random.fold_in(low, words_3[1]), words_3[2])
 
 
 def floats(numbers: Any) -> jax.Array:

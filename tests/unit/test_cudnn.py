@@ -8,7 +8,7 @@ from helpers import normal
 
 from forge_jax.kernels import cudnn
 from forge_jax.ops.attention import triangle, visible
-from forge_jax.ops.found import Keys, attend, attend_plainly
+from forge_jax.ops.found import BLOCK, Keys, attend, attend_plainly, span
 
 SCALE = 0.125
 
@@ -45,16 +45,20 @@ def test_it_is_asked_for_what_the_plain_path_computes(window: int | None, on_a_g
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-def test_a_prompt_is_looked_at_in_few_calls(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+def test_a_prompt_is_looked_at_in_few_calls_where_cudnn_takes_it(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    q, whole = normal(2, 300, 9, 64, dtype="bfloat16"), keys(300, 300, dtype="bfloat16")
     spans: list[int] = []
 
     def look(q_BTNH: jax.Array, parts: list[Keys]) -> jax.Array:
         spans.append(q_BTNH.shape[1])
         return q_BTNH
 
-    triangle(look, normal(2, 300, 9, 64), keys(300, 300))
+    assert span(q, [whole], softcap=None, sinks_N=None) == cudnn.SPAN
+    assert span(q, [whole], softcap=30.0, sinks_N=None) == BLOCK
     monkeypatch.setenv(cudnn.SWITCH, "0")
-    triangle(look, normal(2, 300, 9, 64), keys(300, 300))
+    assert span(q, [whole], softcap=None, sinks_N=None) == BLOCK
+    for size in (cudnn.SPAN, BLOCK):
+        triangle(look, q, whole, size=size)
     assert spans == [300, 128, 128, 44]
 
 

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from forge_jax import kernels, loading
-from forge_jax.kernels import building
+from forge_jax.kernels import building, library
 from forge_jax.kernels.formats import FORMATS, STEPPED
 from forge_jax.params import Param
 from forge_jax.products import rounded_product, rounded_runs, tiled
@@ -293,6 +293,11 @@ def test_the_reason_is_told_where_there_are_none(monkeypatch: pytest.MonkeyPatch
         building.build()
     monkeypatch.setenv("FORGE_JAX_KERNELS", "0")
     assert str(kernels.status.__wrapped__()) == "for CPUs: none, FORGE_JAX_KERNELS is 0"
+    monkeypatch.setenv("FORGE_JAX_KERNELS", "off")
+    monkeypatch.setattr(library, "status", kernels.status.__wrapped__)
+    with pytest.raises(ValueError, match="FORGE_JAX_KERNELS is 'off'; expected 1 or 0"):
+        kernels.available.__wrapped__()
+    assert kernels.told() == "for CPUs: none, FORGE_JAX_KERNELS is 'off'; expected 1 or 0"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="rights of other users")

@@ -1,11 +1,12 @@
 """Whether programs that are traced now take the kernels in Pallas. They do not, unless the environment says so."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
+
+from forge_jax.kernels import switch
 
 SWITCH = "FORGE_JAX_PALLAS"
 
@@ -25,15 +26,13 @@ def target() -> Target | None:
     Raises:
         ValueError: it is something else, or there is no device for kernels.
     """
-    match os.environ.get(SWITCH, ""):
-        case "" | "0":
+    match switch.switched(SWITCH, "interpret"):
+        case "0":
             return None
         case "interpret":
             return Target("gpu", interpret=True)
-        case "1":
+        case _:
             return on(jax.default_backend())
-        case other:
-            raise ValueError(f"{SWITCH} is {other!r}; expected 1, 0 or interpret")
 
 
 def on(platform: str) -> Target:
@@ -65,10 +64,10 @@ def interpreted() -> bool:
 
 def told() -> str:
     """A line for people."""
-    try:
-        chosen = target()
-    except ValueError as error:
-        return f"in Pallas: none, {error}"
-    if chosen is None:
-        return f"in Pallas: off ({SWITCH} is not set)" if not os.environ.get(SWITCH) else "in Pallas: off"
-    return "in Pallas: interpreted, for tests" if chosen.interpret else f"in Pallas: on, for this {chosen.kind.upper()}"
+
+    def line() -> str:
+        if (chosen := target()) is None:
+            return ""
+        return "interpreted, for tests" if chosen.interpret else f"on, for this {chosen.kind.upper()}"
+
+    return switch.told(SWITCH, "in Pallas", line)
