@@ -24,15 +24,18 @@ def _byte_alphabet() -> dict[int, str]:
 
 BYTE_TO_CHAR = _byte_alphabet()
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+_AS_LATIN = dict.fromkeys(range(0x100), "\u0100") | {ord(char): byte for char, byte in CHAR_TO_BYTE.items()}
+"""For str.translate: characters of the alphabet become those of Latin-1, all others are none of them."""
 UTF8_BYTES = frozenset([*range(0xC0), *range(0xC2, 0xF5)])
 """The bytes that occur in UTF-8: a vocabulary needs no token for the others."""
 
 
 def byte_level_piece(token: str) -> bytes:
     """The bytes of a token that is written in GPT-2's alphabet; any other text stands for itself."""
-    if all(char in CHAR_TO_BYTE for char in token):
-        return bytes(CHAR_TO_BYTE[char] for char in token)
-    return token.encode("utf-8")
+    try:
+        return token.translate(_AS_LATIN).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode("utf-8")
 
 
 def parse_merges(merges: Sequence[str]) -> list[tuple[str, str]]:
