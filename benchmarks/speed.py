@@ -40,7 +40,7 @@ LENGTHS, CONTEXTS, BATCHES = (32, 512, 2048), (32, 1024, 4096), (1, 8, 32)
 AFTER = 256  # tokens that sessions have room for
 ROWS = ("start", "prefill", "decode", "batch", "agree")
 TEXT = Path(__file__).parent.parent / "README.md"
-PLACES, BEFORE = 500, 32  # of the text at which engines say what comes next, and the tokens that they know of there
+PLACES, BEFORE = 200, 32  # of the text at which engines say what comes next, and the tokens that they know of there
 
 
 class Bench:
