@@ -3,10 +3,14 @@
     python benchmarks/claims.py FILES --llama-python .venv-llama/bin/python --torchax-python .venv-torchax/bin/python
                                 [--only Q8_0.gguf,start] [--json claims.json]
 
-FILES holds SmolLM2 as each of `CHECKPOINTS` (`forge-jax convert smollm2 FILES/Q8_0.gguf --type Q8_0`, and
-`forge-jax quantize smollm2 FILES/int4-g64 --method gptq --bits 4 --group 64`); one that is missing ends the run. Each
-part is one run of speed.py: the same ids for every engine, in turns; a ratio is the median of those of the turns. About
-three minutes a checkpoint on two cores.
+FILES holds SmolLM2 as each of `CHECKPOINTS`; one that is missing ends the run:
+
+    forge-jax convert smollm2 FILES/Q8_0.gguf --type Q8_0    (and so on)
+    forge-jax quantize smollm2 FILES/int4-g64 --scheme int4-g64 --to gptq --requantize --dtype float16
+    forge-jax quantize smollm2 FILES/awq64 --scheme int4-g64-asym --to awq --requantize --dtype float16
+
+Each part is one run of speed.py, or several: the same ids for every engine, in turns; a ratio is the median of those of
+the turns. Two to seven minutes a checkpoint on two cores.
 """
 
 import argparse
@@ -19,17 +23,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from side import Side
+from speed import AFTER
 from table import machine, show
 
 SPEED = Path(__file__).parent / "speed.py"
 TOKENS = ["--contexts", "32,1024", "--lengths", "512", "--steps", "32"]
 GROWTH = ["--contexts", "32,1024,4096", "--lengths", "32,512,2048", "--batches", "1,8,32", "--rounds", "3"]
-AFTER = 256  # tokens that a session has room for
 PROMPT, BATCH = 1.1, 4.0  # times as fast as llama.cpp; tokens of eight rows over those of one
 Line = dict[str, Any]
 
@@ -67,19 +72,18 @@ class Claims:
         self.files = files
         self.pythons = ["--llama-python", llama, "--torchax-python", torchax]
         self.parts: dict[str, Callable[[], list[Line]]] = {
-            kind.name: lambda kind=kind: self.checkpoint(kind) for kind in CHECKPOINTS
+            kind.name: partial(self.checkpoint, kind) for kind in CHECKPOINTS
         }
-        self.parts |= {part.__name__: part for part in (self.transformers, self.peers, self.plain, self.start)}
-        self.parts["growth"] = self.growth
+        others = self.transformers, self.peers, self.plain, self.start, self.growth
+        self.parts |= {part.__name__: part for part in others}
 
     def speed(self, name: str, engines: str, rows: str, *flags: Any, **environment: str) -> dict[str, list[Line]]:
         """What one run of speed.py has told."""
         with tempfile.TemporaryDirectory() as folder:
             told = Path(folder) / "told.json"
             asked = ["--model", self.files / name, "--engines", engines, "--rows", rows, "--json", told]
-            command = [sys.executable, SPEED, *asked, *self.pythons, *flags]
-            done = subprocess.run([str(each) for each in command], capture_output=True, text=True,
-                                  env=os.environ | environment)  # fmt: skip
+            command = [str(each) for each in (sys.executable, SPEED, *asked, *self.pythons, *flags)]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
             if done.returncode:
                 raise SystemExit(done.stderr)
             answer = json.loads(told.read_text())
@@ -150,7 +154,7 @@ class Claims:
         tables = self.speed("Q4_0.gguf", "forge-rounded", "prefill,decode,batch", *GROWTH)
         for name, rows in tables.items():
             print(f"\n{name}")
-            show([{key: value for key, value in row.items() if key != "rounds"} for row in rows], {})
+            show(rows, {})
         return []
 
 

@@ -205,7 +205,7 @@ def main() -> None:
     for name, rows in tables.items():
         print(f"\n{name}")
         if rows:
-            show([{key: value for key, value in row.items() if key != "rounds"} for row in rows], {})
+            show(rows, {})
     grown = fitted(tables)
     if grown:
         print("\ngrowth")

@@ -49,8 +49,9 @@ def machine() -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Print where it was measured, and a table, a row a measurement."""
+    """Print where it was measured, and a table, a row a measurement, without what is told of each of its rounds."""
     print(", ".join(f"{key} {value}" for key, value in about.items()))
+    rows = [{key: value for key, value in row.items() if key != "rounds"} for row in rows]
     names = list(rows[0])
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]

@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from forge_jax import kernels
 from forge_jax.kernels import platforms
+from forge_jax.kernels.once import chosen
 
 
 @pytest.fixture
@@ -51,3 +53,10 @@ def test_cpus_that_come_before_others_are_not_alone(asked: str, alone: bool, mon
     assert platforms.only_cpus() == alone
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not platforms.only_cpus()
+
+
+@pytest.mark.parametrize("numbers", [[1.0, -2.0, 0.5], [jnp.nan, 1.0, jnp.inf], [jnp.nan] * 3, []])
+def test_the_wall_without_kernels_changes_nothing(numbers: list[float]):
+    x = jnp.asarray([numbers, numbers])
+    np.testing.assert_array_equal(jax.jit(chosen)(x), x)
+    np.testing.assert_array_equal(jax.vmap(chosen)(x), x)
