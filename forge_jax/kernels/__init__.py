@@ -7,6 +7,7 @@ from forge_jax.kernels.attention import Seen, Slab, look, looks
 from forge_jax.kernels.derivatives import as_plain
 from forge_jax.kernels.formats import Packing, Steps
 from forge_jax.kernels.library import Status, available, status, told, waits
+from forge_jax.kernels.normalising import normalised, normalises
 from forge_jax.kernels.once import once
 from forge_jax.kernels.platforms import by_platform, everywhere
 from forge_jax.kernels.product import fits, fits_chosen, known, products, products_chosen
@@ -28,6 +29,8 @@ __all__ = [
     "known",
     "look",
     "looks",
+    "normalised",
+    "normalises",
     "once",
     "products",
     "products_chosen",

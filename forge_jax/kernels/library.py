@@ -53,7 +53,7 @@ def status() -> Status:
         return Status(False, str(error))
     exact = [f"{what}_{name}" for name in FORMATS for what in ("product", "product_chosen")]
     rounded = [f"{what}_{name}" for name in ROUNDED for what in ("rounded", "rounded_chosen")]
-    for name in ("attention", "write_slots", "hadamard", "once", *exact, *rounded):
+    for name in ("attention", "write_slots", "hadamard", "norm", "once", *exact, *rounded):
         jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     library.forge_instructions.restype = ctypes.c_char_p
     return Status(True, "", library.forge_instructions().decode(), library.forge_threads(), path)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from forge_jax import kernels
 from forge_jax.ops.call import Context
 from forge_jax.params import Tree
 from forge_jax.spec import Norm
@@ -30,6 +31,36 @@ def norm(
     the devices. `real` is 0 for padding, which stays out of them. The weights have the shape of the axes normalised,
     or of any trailing ones.
     """
+    whole = features == 1 and not total and real is None
+    if whole and (spec.kind, spec.scale, spec.bias) == ("rms", True, False) and kernels.normalises(x, params["scale"]):
+        y = in_one_call(spec, x, params["scale"])
+    else:
+        y = normalise(spec, params, x, features, total, real, ctx)
+    return y if spec.gate is None else y * gate(params, y)
+
+
+def in_one_call(spec: Norm, x: Array, scale: Array) -> Array:
+    """By the kernel, on a CPU."""
+
+    def fast(x: Array, scale: Array) -> Array:
+        return kernels.normalised(x, scale, spec.eps, spec.offset)
+
+    def plain(x: Array, scale: Array) -> Array:
+        return normalise(spec, {"scale": scale}, x)
+
+    return kernels.as_plain(lambda *at: kernels.by_platform(*at, cpu=fast, default=plain), plain)(x, scale)
+
+
+def normalise(
+    spec: Norm,
+    params: Tree,
+    x: Array,
+    features: int = 1,
+    total: int = 0,
+    real: Array | None = None,
+    ctx: Context = WHOLE,
+) -> Array:
+    """What a norm is but for its gate; arguments as those of `norm`."""
     axes = tuple(range(x.ndim - features, x.ndim))
     size = total or math.prod(x.shape[axis] for axis in axes)
 
@@ -49,8 +80,7 @@ def norm(
         y = y * (spec.offset + beside(params["scale"], x.ndim, jnp.float32))
     if spec.bias:
         y = y + beside(params["bias"], x.ndim, jnp.float32)
-    y = y.astype(x.dtype)
-    return y if spec.gate is None else y * gate(params, y)
+    return y.astype(x.dtype)
 
 
 def gate(params: Tree, x: Array) -> Array:

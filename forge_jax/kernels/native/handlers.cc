@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "norm.h"
 #include "rounded.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -291,6 +292,22 @@ ffi::Error turn(ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y, int64_t 
   return ffi::Error::Success();
 }
 
+// x [*lead, R, D] and scales [*lead, 1, D] to y [*lead, R, D]; a leading axis of what is read may be 1 instead.
+ffi::Error norm(Matrices x, Matrices scale, ffi::Result<Matrices> y, float eps, float offset) {
+  const Shape xs = x.dimensions(), scales = scale.dimensions(), lead = y->dimensions();
+  const size_t rank = lead.size();
+  if (rank < 2 || xs.size() != rank || scales.size() != rank || xs[rank - 2] != lead[rank - 2] ||
+      scales[rank - 2] != 1 || xs[rank - 1] != lead[rank - 1] || scales[rank - 1] != lead[rank - 1])
+    return ffi::Error::InvalidArgument("rows and a scale for each of their numbers were expected");
+  const int64_t rows = lead[rank - 2], size = lead[rank - 1];
+  for (int64_t batch = 0; batch < volume(lead, rank - 2); ++batch) {
+    const float* const from = x.typed_data() + matrix(xs, lead, batch) * rows * size;
+    const float* const own = scale.typed_data() + matrix(scales, lead, batch) * size;
+    normalise(from, own, y->typed_data() + batch * rows * size, rows, size, eps, offset);
+  }
+  return ffi::Error::Success();
+}
+
 // y is x.
 ffi::Error same(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
   if (x.size_bytes() != y->size_bytes()) return ffi::Error::InvalidArgument("as many bytes were expected");
@@ -354,6 +371,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(hadamard, forge::turn,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("size")
                                   .Attr<float>("scale"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(norm, forge::norm,
+                              ffi::Ffi::Bind()
+                                  .Arg<forge::Matrices>()
+                                  .Arg<forge::Matrices>()
+                                  .Ret<forge::Matrices>()
+                                  .Attr<float>("eps")
+                                  .Attr<float>("offset"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(once, forge::same, ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 
