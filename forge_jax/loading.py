@@ -30,6 +30,7 @@ from forge_jax.generation.programs import LOCAL, Programs
 from forge_jax.generation.speculation import MtpHead
 from forge_jax.hub import resolve
 from forge_jax.kernels import available, status, waits
+from forge_jax.large_pages import LargePages
 from forge_jax.params import Tree, abstract, count, flatten
 from forge_jax.progress import Progress
 from forge_jax.quantization.swift import Kernels, swift
@@ -140,7 +141,7 @@ def load(
     checkpoint = open_checkpoint(path, allow=allow)
     cast = caster(dtype, checkpoint.half)
     try:
-        put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_put
+        put = parallel.placer(checkpoint.spec, mesh) if mesh is not None else device_putter()
         described = dict(flatten(abstract(checkpoint.spec)))
 
         def placed(path: str, values: Any) -> Any:
@@ -230,9 +231,15 @@ def with_context(spec: ModelSpec, max_seq_len: int) -> ModelSpec:
     return replace(spec, max_seq_len=max_seq_len)
 
 
-def device_put(path: str, values: Any) -> Any:
-    """Put a leaf of host arrays on the default device."""
-    return jax.device_put(values)
+def device_putter() -> Callable[[str, Any], Any]:
+    """The function that puts a leaf of host arrays on the default device."""
+    pages = LargePages() if jax.default_backend() == "cpu" else None
+
+    def put(path: str, leaf: Any) -> Any:
+        # other leaves may be trained, and what they are trained to takes their place only where JAX owns it
+        return jax.device_put(leaf) if pages is None or not isinstance(leaf, QTensor) else pages.put(leaf)
+
+    return put
 
 
 def caster(dtype: DTypeLike | str, half: str = "bfloat16") -> Callable[[str, Any], Any]:
