@@ -7,9 +7,10 @@
 Names are imported when they are first used, so that `forge_jax.spec` and the converters need not load the front.
 """
 
-import gc
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from forge_jax.garbage import uncollected
 
 __version__ = "0.1.0"
 
@@ -95,13 +96,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
     if name not in HOME:
         raise AttributeError(f"module 'forge_jax' has no attribute {name!r}")
-    collects = gc.isenabled()
-    gc.disable()  # modules are no garbage, and looking for some would be a sixth of the time
-    try:
-        return getattr(importlib.import_module(f"forge_jax.{HOME[name]}"), name)
-    finally:
-        if collects:
-            gc.enable()
+    with uncollected():
+        found = getattr(importlib.import_module(f"forge_jax.{HOME[name]}"), name)
+    globals()[name] = found  # it is asked for once
+    return found
 
 
 def __dir__() -> list[str]:

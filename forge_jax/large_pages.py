@@ -1,5 +1,6 @@
-"""Packed weights on a CPU in pages of 2 MB, where Linux has them: for pages of 4 KB a processor looks up 500 times as many
-addresses, and a token reads all weights.
+"""Packed weights on a CPU in pages of 2 MB, where Linux has them.
+
+Every token reads all weights, and for pages of 4 KB a processor looks up 500 times as many addresses.
 """
 
 from typing import Any

@@ -13,6 +13,7 @@ from forge_jax.cache.dense import (
     Cache,
     Paging,
     Places,
+    Planned,
     Slots,
     assign,
     copy_pages,
@@ -27,7 +28,7 @@ from forge_jax.cache.moved import moved
 from forge_jax.cache.pages import Pages, Rows
 from forge_jax.cache.policy import Policy, codecs, policy, slabs
 from forge_jax.cache.sizes import bytes_per_token, slot_bytes, state_bytes
-from forge_jax.cache.stored import Stored, keep, put, view
+from forge_jax.cache.stored import Stored, keep, put, put_all, view
 
 __all__ = [
     "Cache",
@@ -35,6 +36,7 @@ __all__ = [
     "Pages",
     "Paging",
     "Places",
+    "Planned",
     "Policy",
     "Rows",
     "Slab",
@@ -54,6 +56,7 @@ __all__ = [
     "place_key",
     "policy",
     "put",
+    "put_all",
     "recurrent",
     "repeat",
     "rewind",

@@ -7,6 +7,8 @@ is on. Tables are data: who owns which page is decided on the host (`forge_jax.c
 Knows positions and slabs; what the slabs mean is the op's business.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -90,12 +92,13 @@ def init(
     slack: int = 0,
     dtype: DTypeLike | Policy = jnp.float32,
     paging: Paging | None = None,
+    new: Callable[..., Stored] = empty,
 ) -> Cache:
     """An empty cache for `batch` sequences of up to `length` tokens.
 
     Layers with a window get window + slack slots, the others `length`. `slack` is how many tokens may be rewound.
     `dtype`: of what is kept a token, or the policy that says how each slab is kept. `paging`: the slabs are pools of
-    pages, and all entries of the tables page 0.
+    pages, and all entries of the tables page 0. new: makes a slab from its codec and shape.
 
     Raises:
         ValueError: the policy does not fit the model.
@@ -120,8 +123,24 @@ def init(
                 table = None if paging is None else jnp.zeros((batch, slots // paging.page), jnp.int32)
                 places[key] = Places(nowhere, jnp.zeros_like(nowhere), table, anchors(op))
             shape = (rows, *slab.shape[:-1], count, slab.shape[-1])
-            layers[i][branch][name] = empty(kept[i, branch, name], shape, paged=pool)
+            layers[i][branch][name] = new(kept[i, branch, name], shape, paged=pool)
     return Cache(places, layers)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Planned:
+    """An empty cache that is still to be made, by the program that first writes into it: what `init` is told."""
+
+    batch: int = field(metadata={"static": True})
+    length: int = field(metadata={"static": True})
+    slack: int = field(metadata={"static": True})
+    dtype: Policy = field(metadata={"static": True})
+
+    def made(self, spec: ModelSpec) -> Cache:
+        """The cache; slabs that are alike are traced once, since within a program they may be the same one."""
+        alike = functools.cache(empty)
+        return init(spec, self.batch, self.length, slack=self.slack, dtype=self.dtype, new=alike)
 
 
 def slots_of(op: Op, length: int, slack: int, paging: Paging | None) -> int:

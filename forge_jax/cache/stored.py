@@ -15,6 +15,8 @@ from jax.typing import DTypeLike
 from forge_jax import kernels
 from forge_jax.cache.codecs import Codec, Float, Parts
 
+Named = dict[tuple[str, str], Array]  # parts of several slabs
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -96,30 +98,45 @@ def put(slab: Stored, slot_BT: Array, new: Stored, *, fresh: bool = False, table
 
     `fresh`: the slab is empty and token t of every row has order t (or is padding at the end).
     """
+    return put_all({"": slab}, slot_BT, {"": new}, fresh=fresh, table_BQ=table_BQ)[""]
+
+
+def put_all(
+    slabs: dict[str, Stored],
+    slot_BT: Array,
+    new: dict[str, Stored],
+    *,
+    fresh: bool = False,
+    table_BQ: Array | None = None,
+) -> dict[str, Stored]:
+    """`put` for slabs whose slots are the same ones; on CPUs by one kernel."""
     batch, tokens = slot_BT.shape
+    slab = next(iter(slabs.values()))
+    old = {(name, part): values for name, slab in slabs.items() for part, values in slab.parts.items()}
+    row_BT = jnp.broadcast_to(jnp.arange(batch)[:, None], slot_BT.shape)
+    write = kernels.as_plain(write_in_place, write_plainly) if kernels.writes(old) else write_plainly
     if slab.paged and table_BQ is not None:
         page, count = slab.shape[2], table_BQ.shape[1]
         row_BT = jnp.take_along_axis(table_BQ, jnp.minimum(slot_BT // page, count - 1), axis=1)
         slot_BT = jnp.where(slot_BT < page * count, slot_BT % page, page)
     elif fresh and tokens <= slab.shape[2]:
-        return replace(slab, parts={name: begin(part, new.parts[name]) for name, part in slab.parts.items()})
-    else:
-        row_BT = jnp.broadcast_to(jnp.arange(batch)[:, None], slot_BT.shape)
-    write = kernels.as_plain(write_in_place, write_plainly) if kernels.writes(slab.parts) else write_plainly
-    return replace(slab, parts=write(slab.parts, new.parts, row_BT.astype(jnp.int32), slot_BT.astype(jnp.int32)))
+        write = begin
+    fed = {(name, part): new[name].parts[part] for name, part in old}
+    done = write(old, fed, row_BT.astype(jnp.int32), slot_BT.astype(jnp.int32))
+    return {name: replace(slab, parts={part: done[name, part] for part in slab.parts}) for name, slab in slabs.items()}
 
 
-def begin(part_BKSX: Array, new_BKTX: Array) -> Array:
-    """Write tokens into the first slots of their rows."""
-    return jax.lax.dynamic_update_slice(part_BKSX, new_BKTX, (0, 0, 0, 0))
-
-
-def write_in_place(parts: Parts, new: Parts, row_BT: Array, slot_BT: Array) -> Parts:
+def write_in_place(parts: Named, new: Named, row_BT: Array, slot_BT: Array) -> Named:
     """`write_plainly`, on CPUs by a kernel."""
     return kernels.by_platform(parts, new, row_BT, slot_BT, cpu=kernels.written, default=write_plainly)
 
 
-def write_plainly(parts: Parts, new: Parts, row_BT: Array, slot_BT: Array) -> Parts:
+def begin(parts: Named, new: Named, row_BT: Array, slot_BT: Array) -> Named:
+    """`write_plainly` into the first slots of every row."""
+    return {name: jax.lax.dynamic_update_slice(part, new[name], (0, 0, 0, 0)) for name, part in parts.items()}
+
+
+def write_plainly(parts: Named, new: Named, row_BT: Array, slot_BT: Array) -> Named:
     """Parts [P, K, S, *] with tokens [B, K, T, *] in the slots and rows that are named [B, T]; a slot out of range is
     dropped.
     """

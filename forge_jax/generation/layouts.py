@@ -13,7 +13,8 @@ import numpy as np
 
 from forge_jax import cache as caches
 from forge_jax import stacking
-from forge_jax.cache import Cache, Pages, Paging, Rows, slots_of
+from forge_jax.cache import Cache, Pages, Paging, Planned, Rows, slots_of
+from forge_jax.generation.programs import Programs
 from forge_jax.generation.sizes import BURST, bucket
 from forge_jax.lora.leaves import NONE
 from forge_jax.params import Tree
@@ -36,15 +37,21 @@ def moved(spec: ModelSpec, cache: Cache, empty: Cache) -> Cache:
 class Dense:
     """A row of slots for each text, of one length for all."""
 
-    def __init__(self, spec: ModelSpec, new_cache: Callable[..., Cache], options: dict[str, Any]) -> None:
-        """`options` are those of `new_cache` that stay as they are."""
-        self.spec, self.new_cache, self.options = spec, new_cache, options
+    def __init__(
+        self, spec: ModelSpec, new_cache: Callable[..., Cache], options: dict[str, Any], *, plans: bool = False
+    ) -> None:
+        """`options` are those of `new_cache` that stay as they are. plans: as of `Programs`."""
+        self.spec, self.new_cache, self.options, self.plans = spec, new_cache, options, plans
 
     def empty(self, rows: int, size: int) -> Cache:
         """A cache for `rows` texts of up to `size` tokens."""
         return self.new_cache(self.spec, rows, size, **self.options)
 
-    def admit(self, cache: Cache, texts: Sequence[Sequence[int]], marks: Sequence[int]) -> Cache:
+    def planned(self, rows: int, size: int) -> Cache | Planned:
+        """The same; where it can be, what reads the first tokens makes it, which is a program less to begin with."""
+        return Planned(rows, size, **self.options) if self.plans else self.empty(rows, size)
+
+    def admit(self, cache: Any, texts: Sequence[Sequence[int]], marks: Sequence[int]) -> Any:
         """Prepare an empty cache for the texts that are read first; equal texts of unequal marks are told apart."""
         return cache
 
@@ -183,9 +190,7 @@ class Paged(Dense):
         return moved(self.spec, held, self.admit(self.empty(len(texts), size), texts, [NONE] * len(texts)))
 
 
-def laid_out(
-    layout: Layout, spec: ModelSpec, params: Tree, new_cache: Callable[..., Cache], options: dict[str, Any]
-) -> Dense:
+def laid_out(layout: Layout, spec: ModelSpec, params: Tree, programs: Programs, options: dict[str, Any]) -> Dense:
     """The layout of this name, of caches that are stacked if the parameters are.
 
     Raises:
@@ -194,11 +199,11 @@ def laid_out(
     if not stacking.stacked(params):
         match layout:
             case "dense":
-                return Dense(spec, new_cache, options)
+                return Dense(spec, programs.new_cache, options, plans=programs.plans)
             case "paged":
-                return Paged(spec, new_cache, options)
+                return Paged(spec, programs.new_cache, options)
     elif layout == "dense":
-        return Stacked(spec, new_cache, options)
+        return Stacked(spec, programs.new_cache, options)
     raise ValueError(
         f"generation: layout {layout!r}; expected 'dense', or 'paged' where the parameters are not stacked"
     )

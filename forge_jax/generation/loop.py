@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from forge_jax.cache import Cache
+from forge_jax.cache import Cache, Planned
 from forge_jax.decoder import Inputs, hidden, readout
 from forge_jax.ops import Context
 from forge_jax.params import Tree
@@ -73,13 +73,19 @@ class State:
 
 
 def read(
-    spec: ModelSpec, params: Tree, inputs: Inputs, cache: Cache, ctx: Context = Context(), taps: tuple[int, ...] = ()
+    spec: ModelSpec,
+    params: Tree,
+    inputs: Inputs,
+    cache: Cache | Planned,
+    ctx: Context = Context(),
+    taps: tuple[int, ...] = (),
 ) -> tuple[Array, Cache]:
     """`decoder.hidden` with a cache: the stream after the last layer (and before the taps), and the advanced cache.
 
     Raises:
         ValueError: there is no cache.
     """
+    cache = cache.made(spec) if isinstance(cache, Planned) else cache
     x_BTD, new = hidden(spec, params, inputs, cache, ctx, taps=taps)
     if new is None:
         raise ValueError("generation needs a cache")
@@ -87,7 +93,13 @@ def read(
 
 
 def prefill(
-    spec: ModelSpec, params: Tree, cache: Cache, tokens_BT: Array, order_BT: Array, logits_BV: Array, ctx: Context
+    spec: ModelSpec,
+    params: Tree,
+    cache: Cache | Planned,
+    tokens_BT: Array,
+    order_BT: Array,
+    logits_BV: Array,
+    ctx: Context,
 ) -> tuple[Array, Cache]:
     """Read one piece of the prompts into the cache.
 

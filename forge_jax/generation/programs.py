@@ -18,7 +18,8 @@ class Programs:
     """The compiled functions that run a model. `LOCAL` is for one device; forge_jax.parallel makes others.
 
     forward: (spec, params, inputs, cache) to (logits, cache), the cache donated. learn, speculate: what prefill and
-    advance are with a drafter (`generation.speculation.rounds`).
+    advance are with a drafter (`generation.speculation.rounds`). plans: whether those that read make the cache
+    themselves if they are given the plan of one.
     """
 
     forward: Callable[..., tuple[Array, caches.Cache | None]]
@@ -28,6 +29,7 @@ class Programs:
     new_cache: Callable[..., caches.Cache]
     learn: Callable[..., tuple[Array, caches.Cache, Drafting]]
     speculate: Callable[..., State]
+    plans: bool = False
 
 
 def local_programs(options: dict[str, str] | None = None) -> Programs:
@@ -57,6 +59,7 @@ def local_programs(options: dict[str, str] | None = None) -> Programs:
             donate_argnames=("state",),
             compiler_options=options,
         ),
+        plans=True,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, device_put
 
 from forge_jax import cache as caches
+from forge_jax.garbage import uncollected
 from forge_jax.generation.asked import check_held, check_invariant, check_prompts, check_room, wanted
 from forge_jax.generation.held import Held, begun, left
 from forge_jax.generation.interrupts import uninterrupted
@@ -47,6 +48,7 @@ class Session:
     >>> session.outputs()[0].ids                                          # doctest: +SKIP
     """
 
+    @uncollected()
     def __init__(
         self,
         spec: ModelSpec,
@@ -113,11 +115,11 @@ class Session:
         slack = BURST + (draft.tokens if draft else 0)
         check_invariant(invariant, layout, draft, adapters, held)
         self.invariant, self.ctx = invariant, Context(apart=invariant is not None)
-        self.layout = laid_out(layout, spec, params, self.programs.new_cache, {"slack": slack, "dtype": kept})
+        self.layout = laid_out(layout, spec, params, self.programs, {"slack": slack, "dtype": kept})
         size, new_tokens = self.room([row for row in rows for _ in range(n)], max_new_tokens)
         drafting = self.no_drafts(len(rows), size)
         if held is None:
-            cache, starts = self.layout.empty(len(rows), size), [0] * len(rows)
+            cache, starts = self.layout.planned(len(rows), size), [0] * len(rows)
         else:
             check_held(self.adapters)
             cache, size, starts = begun(spec, held, self.layout, rows, size)
@@ -171,7 +173,7 @@ class Session:
     # -------------------------------------------------------------------------------------------- reading
     def read(
         self,
-        cache: caches.Cache,
+        cache: Any,
         drafting: Drafting | None,
         size: int,
         rows: list[list[int]],
@@ -391,7 +393,7 @@ class Session:
             starts = np.zeros_like(lengths) if self.stale else lengths - 1
             cache, drafting = self.state.cache, self.state.drafting
             if self.stale:
-                cache = self.layout.empty(self.batch, size)
+                cache = self.layout.planned(self.batch, size)
                 drafting = drafting and rounds.forget(drafting, self.no_drafts(self.batch, size))
             pending = [text[start:] for text, start in zip(whole, starts, strict=True)]
             logits, cache, drafting = self.read(cache, drafting, size, pending, starts.tolist(), fresh=self.stale)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation in C++: one call, where XLA makes three loops and reads each of them again at a start."""
+"""Root-mean-square normalisation in C++: one call, where XLA makes three loops that every start reads again."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def normalises(x: Array, scale: Array) -> bool:
 
 
 def normalised(x: Array, scale: Array, eps: float, offset: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) * (offset + scale) over the last axis; only where it `normalises`, and only on a CPU."""
+    """x / sqrt(mean(x^2) + eps) * (offset + scale) over the last axis; only where it `normalises`, on a CPU."""
     # in the shape that x has: XLA would copy what is given another one before and after a call
     x, scale = varying(x, scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale.shape))
     call = jax.ffi.ffi_call(target("norm"), jax.typeof(x), vmap_method="expand_dims")

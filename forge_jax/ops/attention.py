@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from forge_jax.cache import Places, Slots, Stored, keep, place_key, put, view
+from forge_jax.cache import Places, Slots, Stored, keep, place_key, put_all, view
 from forge_jax.ops.blocks import pick_blocks
 from forge_jax.ops.call import Call, Context
 from forge_jax.ops.conv import smoothed
@@ -112,7 +112,7 @@ def remember(state: Tree, slots: Slots, new: dict[str, Stored], done_BT: Array, 
     """
     slot_BT = slots.slot_BT + (done_BT.astype(jnp.float32) > jnp.inf).astype(jnp.int32)
     table_BQ = slots.past.table_BQ
-    return {name: put(state[name], slot_BT, x, fresh=ctx.fresh, table_BQ=table_BQ) for name, x in new.items()}
+    return put_all({name: state[name] for name in new}, slot_BT, new, fresh=ctx.fresh, table_BQ=table_BQ)
 
 
 def projections(op: Attention, params: Tree, names: str, x: Array) -> dict[str, Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forge_jax.cache import codec, keep, put, view
+from forge_jax.cache import codec, keep, put, put_all, view
 from forge_jax.cache.codecs import hadamard, turn_in_pairs
 from forge_jax.cache.stored import Stored, write_plainly
 from forge_jax.ops.found import Keys, attend, attend_plainly
@@ -274,6 +274,23 @@ def test_written_in_place_it_is_what_is_written_plainly(name: str, batch: int, t
     want = write_plainly(slab.parts, new.parts, row_BT, slot_BT)
     for part, expected in ((found.parts[name], want[name]) for name in slab.parts):
         np.testing.assert_array_equal(np.asarray(part).view(np.uint8), np.asarray(expected).view(np.uint8))
+
+
+def test_several_slabs_are_written_in_one_call():
+    names = {"k": "bfloat16", "v": "int4"}
+    slabs = {name: keep(normal(2, 3, 24, 32, seed=i), codec(how)) for i, (name, how) in enumerate(names.items())}
+    new = {name: keep(normal(2, 3, 5, 32, seed=i + 2), slabs[name].codec) for i, name in enumerate(names)}
+    slot_BT = jnp.asarray([[0, 1, 2, 3, 4], [0, 1, 2, 24, 24]], jnp.int32)
+
+    def run(slabs: dict[str, Stored]) -> dict[str, Stored]:
+        return put_all(slabs, slot_BT, new)
+
+    assert calls(run, slabs, kernel="write_slots") == 1
+    found = jax.jit(run)(slabs)
+    for name, slab in slabs.items():
+        alone = write_plainly(slab.parts, new[name].parts, jnp.asarray([[0] * 5, [1] * 5]), slot_BT)
+        for part, want in alone.items():
+            np.testing.assert_array_equal(np.asarray(found[name].parts[part]), np.asarray(want))
 
 
 def test_what_is_donated_is_not_copied():

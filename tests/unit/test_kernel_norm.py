@@ -58,7 +58,12 @@ def test_derivatives_are_those_of_the_plain_path():
 
 @pytest.mark.parametrize(
     ("spec", "dtype"),
-    [(Norm(kind="layer"), "float32"), (Norm(kind="unit"), "float32"), (Norm(bias=True), "float32"), (Norm(), "bfloat16")],
+    [
+        (Norm(kind="layer"), "float32"),
+        (Norm(kind="unit"), "float32"),
+        (Norm(bias=True), "float32"),
+        (Norm(), "bfloat16"),
+    ],
 )
 def test_what_the_kernel_has_not_takes_the_plain_path(spec, dtype):
     x, params = normal(3, 32).astype(dtype), {"scale": normal(32, seed=1), "bias": normal(32, seed=2)}

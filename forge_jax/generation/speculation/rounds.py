@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from forge_jax import cache as caches
-from forge_jax.cache import Cache
+from forge_jax.cache import Cache, Planned
 from forge_jax.decoder import Inputs, readout
 from forge_jax.generation import loop
 from forge_jax.generation.loop import Drafting, State, choose, pending, read
@@ -51,7 +51,7 @@ def prefill(
     params: Tree,
     drafter: Drafter,
     drafting: Drafting,
-    cache: Cache,
+    cache: Cache | Planned,
     tokens_BT: Array,
     order_BT: Array,
     logits_BV: Array,
@@ -65,7 +65,7 @@ def prefill(
     return logits_BV, new, replace(drafting, memory=memory)
 
 
-def through(target: Target, drafter: Drafter, inputs: Inputs, cache: Cache) -> tuple[Array, Array, Cache]:
+def through(target: Target, drafter: Drafter, inputs: Inputs, cache: Cache | Planned) -> tuple[Array, Array, Cache]:
     """A pass of the target: the stream after the last layer, what the drafter taps, and the advanced cache."""
     x_BTE, new = read(target.spec, target.params, inputs, cache, target.ctx, drafter.taps)
     dim = target.spec.dim

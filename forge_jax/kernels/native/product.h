@@ -70,11 +70,12 @@ void tile(const Operands& p, int64_t output, int64_t row) {
     }
 }
 
-constexpr int64_t PIECE = 1 << 15;  // bytes of weights that are worth a piece of work
+constexpr int64_t APART = 1 << 15;  // bytes of weights that are worth more than one thread
+constexpr int64_t PIECE = 1 << 17;  // that are worth a piece of work: memory delivers long runs faster
 
 // How many pieces so many bytes are worth: as many for each thread, or one.
 inline int64_t worth(int64_t bytes) {
-  return bytes < PIECE ? 1 : threads() * std::clamp<int64_t>(bytes / PIECE / threads(), 1, 8);
+  return bytes < APART ? 1 : threads() * std::clamp<int64_t>(bytes / PIECE / threads(), 1, 8);
 }
 
 // Calls some(p, from, to) for ranges of outputs of several products, on all threads; a range begins at a multiple of
