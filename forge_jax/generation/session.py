@@ -26,14 +26,7 @@ from forge_jax.generation.speculation import Drafter, Report, rounds
 from forge_jax.generation.speculation.pace import Pace
 from forge_jax.ops import Context
 from forge_jax.params import Tree
-from forge_jax.sampling import (
-    SamplingParams,
-    Vocabulary,
-    VocabularyLimit,
-    build,
-    matchers_of,
-    start_history,
-)
+from forge_jax.sampling import SamplingParams, Vocabulary, VocabularyLimit, build, matchers_of, start_history
 from forge_jax.spec import ModelSpec
 from forge_jax.tensor import has_packed
 

@@ -31,9 +31,10 @@ def norm(
     the devices. `real` is 0 for padding, which stays out of them. The weights have the shape of the axes normalised,
     or of any trailing ones.
     """
-    whole = features == 1 and not total and real is None
-    if whole and (spec.kind, spec.scale, spec.bias) == ("rms", True, False) and kernels.normalises(x, params["scale"]):
-        y = in_one_call(spec, x, params["scale"])
+    whole, scale = features == 1 and not total and real is None, params.get("scale")
+    alike = whole and (spec.kind, spec.bias) == ("rms", False) and isinstance(scale, Array)  # not one for each row
+    if alike and spec.scale and kernels.normalises(x, scale):
+        y = in_one_call(spec, x, scale)
     else:
         y = normalise(spec, params, x, features, total, real, ctx)
     return y if spec.gate is None else y * gate(params, y)

@@ -36,6 +36,7 @@ FRONT = {
     "limits",
     "checkup",
     "warming",
+    "large_pages",
 }
 # who may import whom inside the core: a room may import itself and what stands before it
 ORDER = [
@@ -45,6 +46,7 @@ ORDER = [
     "params",
     "machine",
     "user_cache",
+    "garbage",
     "kernels",
     "products",
     "tensor",
