@@ -32,8 +32,9 @@ def norm(
     or of any trailing ones.
     """
     whole, scale = features == 1 and not total and real is None, params.get("scale")
-    alike = whole and (spec.kind, spec.bias) == ("rms", False) and isinstance(scale, Array)  # not one for each row
-    if alike and spec.scale and kernels.normalises(x, scale):
+    usual = whole and (spec.kind, spec.scale, spec.bias) == ("rms", True, False)
+    # a weight that differs from row to row is no array
+    if usual and isinstance(scale, Array) and kernels.normalises(x, scale):
         y = in_one_call(spec, x, scale)
     else:
         y = normalise(spec, params, x, features, total, real, ctx)
