@@ -62,7 +62,8 @@ class Pool {
       void* const what = what_;
       if (piece >= parts) return any;
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
-      work(what, count * piece / parts, count * (piece + 1) / parts);
+      // rounded up: who did a smaller piece is free first, and takes a larger one
+      work(what, (count * piece + parts - 1) / parts, (count * (piece + 1) + parts - 1) / parts);
       any = true;
       ++done_;
     }

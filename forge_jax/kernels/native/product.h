@@ -62,12 +62,18 @@ void tile(const Operands& p, int64_t output, int64_t row) {
         for (int o = 0; o < OUT; ++o) sums[o][r][i % CHAINS] += w[o][i] * here;
       }
   }
-  for (int o = 0; o < OUT; ++o)
-    for (int r = 0; r < ROWS; ++r) {
-      Floats sum{};
-      for (int c = 0; c < CHAINS; ++c) sum += sums[o][r][c];
-      p.y[(row + r) * p.outputs + output + o] = total(sum);
-    }
+  Floats apart[ROWS * OUT];
+  float found[ROWS * OUT];
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS * OUT; ++i) {
+    apart[i] = sums[i % OUT][i / OUT][0];
+    for (int c = 1; c < CHAINS; ++c) apart[i] += sums[i % OUT][i / OUT][c];
+  }
+  if constexpr (ROWS * OUT % WIDTH == 0)
+    for (int i = 0; i < ROWS * OUT; i += WIDTH) store(found + i, totals(apart + i));
+  else
+    for (int i = 0; i < ROWS * OUT; ++i) found[i] = total(apart[i]);
+  for (int i = 0; i < ROWS * OUT; ++i) p.y[(row + i / OUT) * p.outputs + output + i % OUT] = found[i];
 }
 
 constexpr int64_t APART = 1 << 15;  // bytes of weights that are worth more than one thread
@@ -99,8 +105,9 @@ void shared(std::span<const Operands> tasks, int64_t group, int64_t most, Some s
 }
 
 constexpr int64_t SPAN = 2 * WIDTH;  // outputs of a panel
-constexpr int64_t DEPTH = 256;  // inputs of a panel, and numbers that are added up before sums are added
-constexpr int64_t PANELS = 8;  // that are multiplied by the same rows of x while these are in the first cache: 256 KB
+constexpr int64_t DEPTH = 320;  // inputs of a panel at most, and numbers that are added up before sums are added
+constexpr int64_t PITCH = DEPTH + WIDTH;  // between copied rows of x: a power of two apart they drive each other out
+constexpr int64_t PANELS = 8;  // that are multiplied by the same rows of x while these are in the first cache: 320 KB
 constexpr int64_t REPEATED = 16;  // rows for which it is faster to decode a weight again for every eight of them
 
 // SPAN rows of weights as floats from input `from` to `to`, [inputs, SPAN]; rows past the last output are zero.
@@ -121,25 +128,33 @@ void open(const Operands& p, int64_t output, int64_t from, int64_t to, float* pa
   }
 }
 
-// ROWS rows of x times a panel, added to what is there of y unless it is the first panel.
+// ROWS rows of x, which lie `PITCH` apart, times a panel, added to what is there of y unless it is the first panel.
 template <int ROWS>
-void panel_tile(const Operands& p, const float* panel, int64_t output, int64_t row, int64_t from, int64_t to) {
-  Floats sums[ROWS][2] = {};
-  const float* x = p.x + row * p.inputs + from;
+void panel_tile(const Operands& p, const float* x, const float* panel, int64_t output, int64_t row, int64_t from,
+                int64_t to) {
+  Floats sums[ROWS][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = Floats{};
   for (int64_t i = 0; i < to - from; ++i, panel += SPAN) {
     const Floats low = load(panel), high = load(panel + WIDTH);
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r) {
-      const Floats here = all(x[r * p.inputs + i]);
+      const Floats here = all(x[r * PITCH + i]);
       sums[r][0] += low * here, sums[r][1] += high * here;
     }
   }
+  const int64_t count = std::min(SPAN, p.outputs - output);
+#pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
     float* y = p.y + (row + r) * p.outputs + output;
-    float sum[SPAN];
-    store(sum, sums[r][0]), store(sum + WIDTH, sums[r][1]);
-    const int64_t count = std::min(SPAN, p.outputs - output);
-    for (int64_t o = 0; o < count; ++o) y[o] = from ? y[o] + sum[o] : sum[o];
+    if (count == SPAN) {
+      store(y, from ? load(y) + sums[r][0] : sums[r][0]);
+      store(y + WIDTH, from ? load(y + WIDTH) + sums[r][1] : sums[r][1]);
+    } else {
+      float sum[SPAN];
+      store(sum, sums[r][0]), store(sum + WIDTH, sums[r][1]);
+      for (int64_t o = 0; o < count; ++o) y[o] = from ? y[o] + sum[o] : sum[o];
+    }
   }
 }
 
@@ -147,16 +162,20 @@ void panel_tile(const Operands& p, const float* panel, int64_t output, int64_t r
 template <class Format>
 void panels(const Operands& p, int64_t first, int64_t end) {
   constexpr int MOST = WIDTH == 16 ? 12 : 6;  // rows whose sums are kept in registers
-  static thread_local std::vector<float> space(PANELS * SPAN * DEPTH + 16);
+  static thread_local std::vector<float> space(PANELS * SPAN * DEPTH + MOST * PITCH + 16);
   float* const panel = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(space.data()) + 63) / 64 * 64);
+  float* const x = panel + PANELS * SPAN * DEPTH;
+  const int64_t passes = (p.inputs + DEPTH - 1) / DEPTH, depth = (p.inputs / RUN + passes - 1) / passes * RUN;
   for (int64_t start = first; start < end; start += PANELS * SPAN)
-    for (int64_t from = 0; from < p.inputs; from += DEPTH) {
-      const int64_t to = std::min(from + DEPTH, p.inputs), stop = std::min(start + PANELS * SPAN, end);
+    for (int64_t from = 0; from < p.inputs; from += depth) {
+      const int64_t to = std::min(from + depth, p.inputs), stop = std::min(start + PANELS * SPAN, end);
       for (int64_t output = start; output < stop; output += SPAN)
-        open<Format>(p, output, from, to, panel + (output - start) * DEPTH);
+        open<Format>(p, output, from, to, panel + (output - start) * depth);
       auto tiles = [&](auto rows, int64_t row) {
+        for (int r = 0; r < rows; ++r)
+          std::memcpy(x + r * PITCH, p.x + (row + r) * p.inputs + from, (to - from) * sizeof(float));
         for (int64_t output = start; output < stop; output += SPAN)
-          panel_tile<rows>(p, panel + (output - start) * DEPTH, output, row, from, to);
+          panel_tile<rows>(p, x, panel + (output - start) * depth, output, row, from, to);
       };
       int64_t row = 0;
       for (; row + MOST <= p.rows; row += MOST) tiles(std::integral_constant<int, MOST>(), row);
