@@ -3,9 +3,10 @@
     python benchmarks/claims.py FILES --llama-python .venv-llama/bin/python --torchax-python .venv-torchax/bin/python
                                 [--only Q8_0.gguf,start] [--json claims.json]
 
-FILES holds SmolLM2 as each of `CHECKPOINTS`; one that is missing ends the run:
+FILES holds SmolLM2 as each of `CHECKPOINTS`; without one of those asked for nothing is run:
 
-    forge-jax convert smollm2 FILES/Q8_0.gguf --type Q8_0    (and so on)
+    forge-jax convert smollm2 FILES/Q8_0.gguf --type Q8_0    (and all other .gguf but MXFP4, which no mix has:
+    `forge.quantize(forge.load(F16).model, "MXFP4", outside="Q8_0")`, then `exporting.export_gguf` as "stored")
     forge-jax quantize smollm2 FILES/int4-g64 --scheme int4-g64 --to gptq --requantize --dtype float16
     forge-jax quantize smollm2 FILES/awq64 --scheme int4-g64-asym --to awq --requantize --dtype float16
 
@@ -199,6 +200,11 @@ def main() -> None:
     wanted = args.only.split(",") if args.only else list(claims.parts)
     if unknown := set(wanted) - set(claims.parts):
         parser.error(f"unknown parts {sorted(unknown)}; expected some of {', '.join(claims.parts)}")
+    chosen = [kind for kind in CHECKPOINTS if kind.name in wanted]
+    files = {each for kind in chosen for each in (kind.name, kind.beside) if each}
+    files |= {"Q8_0.gguf", "Q4_0.gguf"} if len(chosen) < len(wanted) else set()  # which the other parts take
+    if missing := sorted(each for each in files if not (args.files / each).exists()):
+        parser.error(f"{args.files} has no {', '.join(missing)}; the commands at the top of this list make them")
     lines: list[Line] = []
     for name in wanted:
         start = time.perf_counter()
