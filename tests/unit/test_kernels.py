@@ -56,9 +56,9 @@ def exact(eq: str, x: jax.Array, w: QTensor) -> np.ndarray:
     return np.einsum(eq, np.asarray(x, np.float64), np.asarray(w.dense(), np.float64))
 
 
-def close(y: jax.Array, want: np.ndarray) -> None:
-    # float32 sums of K products in some order: K ulps at the very most, and in practice a few
-    np.testing.assert_allclose(np.asarray(y), want, rtol=0, atol=4e-7 * np.abs(want).max() * K**0.5)
+def close(y: jax.Array, want: np.ndarray, inputs: int = K) -> None:
+    # float32 sums of so many products in some order: as many ulps at the very most, and in practice a few
+    np.testing.assert_allclose(np.asarray(y), want, rtol=0, atol=4e-7 * np.abs(want).max() * inputs**0.5)
 
 
 def calls(run, *args, kernel: str = "") -> int:
@@ -79,6 +79,15 @@ def test_a_prompt_times_more_outputs_than_are_opened_at_once():
     q, x = leaf("Q5_K", (3, 191)), normal(30, 1, K)
     assert calls(functools.partial(contract, EQ), x, q) == 1
     close(contract(EQ, x, q), exact(EQ, x, q))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1056, 70), (352, 64), (64, 5)])
+def test_a_prompt_times_panels_that_are_not_all_of_one_depth(inputs: int, outputs: int):
+    values = normal(outputs, inputs, seed=2).astype("float16")
+    q, x = QTensor({"values": values}, Halves("float16"), trailing=1), normal(1, 45, inputs)
+    run = functools.partial(contract, "BTD,DF->BTF")
+    assert calls(run, x, q) == 1
+    close(run(x, q), np.asarray(x, np.float64) @ np.asarray(values, np.float64).T, inputs)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
